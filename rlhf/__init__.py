@@ -1,0 +1,1 @@
+"""The RLHF pipeline: reward model, PPO, evaluation, report."""

@@ -1,0 +1,1 @@
+"""Preference pairs, prompts, chat format and splits."""

@@ -1,0 +1,1 @@
+"""Responses of base and tuned models on unseen prompts, and their statistics."""

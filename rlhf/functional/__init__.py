@@ -1,0 +1,1 @@
+"""Maths on tensors and nothing else: masks, KL, advantages, losses."""

@@ -1,0 +1,1 @@
+"""Sampling with one seeded stream a prompt, and batched decoding."""

@@ -1,0 +1,1 @@
+"""Loading models, LoRA on query and value projections, the actor-critic."""

@@ -1,0 +1,1 @@
+"""The reward model: training, metrics and scoring."""
