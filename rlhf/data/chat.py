@@ -1,0 +1,94 @@
+"""Conversation <-> tokens, in one way for reward training, PPO and evaluation.
+
+A sequence is always the rendered prompt's tokens followed by the response's own tokens and one EOS. Prompt
+and response are tokenised apart, because that is how a policy produces them: it continues given tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.errors import UserError
+
+Messages = list[dict[str, str]]
+
+# For models without a template of their own: the style of the HH-RLHF data.
+HH_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ '\n\nHuman: ' + message['content'] }}
+{%- elif message['role'] == 'assistant' -%}{{ '\n\nAssistant: ' + message['content'] }}
+{%- if loop.last -%}{{ eos_token }}{%- endif -%}
+{%- else -%}{{ message['content'] }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '\n\nAssistant:' }}{%- endif -%}"""
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give the tokenizer what it lacks: our chat template, a pad token (EOS), padding at the left.
+
+    For policies. EOS as pad is safe here because every mask comes from lengths. Changes and returns it.
+    """
+    if tokenizer.eos_token is None:
+        raise UserError(f"tokenizer {tokenizer.name_or_path!r}: expected an EOS token, found none")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = HH_TEMPLATE
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def give_distinct_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Make the pad token differ from EOS, for reward models; True if the vocabulary grew by one.
+
+    transformers' classification models read the score at the last token that is not the pad: with pad = EOS
+    they would miss the EOS that ends a response. The unknown token serves where it is a token of its own
+    (byte-level vocabularies never produce it); otherwise `<|pad|>` is added.
+    """
+    taken = {None, tokenizer.eos_token, tokenizer.bos_token}
+    if tokenizer.pad_token not in taken:
+        return False
+    if tokenizer.unk_token not in taken:
+        tokenizer.pad_token = tokenizer.unk_token
+        return False
+    return tokenizer.add_special_tokens({"pad_token": "<|pad|>"}) > 0
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
+    """Token ids of a prompt up to where the response starts. Text is taken as it is, messages are rendered."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:
+    """Token ids of a finished response as it stands after the prompt in the template, one EOS at its end."""
+    text = response
+    if not isinstance(prompt, str):
+        start = _render(tokenizer, prompt, add_generation_prompt=True)
+        whole = _render(tokenizer, [*prompt, {"role": "assistant", "content": response}])
+        # Templates that rewrite the history (reasoning models) have no common start: the bare text is used.
+        if whole.startswith(start) and response.strip() in whole[len(start) :]:
+            text = whole[len(start) :]
+    # What a template prints after EOS (SmolLM2: a newline) is never sampled, so it is not shown either.
+    text = text.split(tokenizer.eos_token)[0]
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Response ids -> text without special tokens and outer white space."""
+    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def prompt_text(prompt: str | Messages) -> str:
+    """A prompt as a person reads it: a single user turn is shown bare, a dialogue with its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)

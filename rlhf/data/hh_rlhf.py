@@ -1,0 +1,190 @@
+"""Preference pairs in the format of Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862).
+
+A row holds two dialogues, `chosen` and `rejected`, as "\\n\\nHuman: ...\\n\\nAssistant: ..."; the last
+assistant turn is the response, everything before it the prompt. Some published rows break that form. Each row
+is counted once: as kept, or under the first rule below that drops it, so that rows = kept + the drops.
+
+1. no_final_assistant: a side has no turn, or does not end in an assistant turn;
+2. text_before_first_turn: a side has text before its first turn;
+3. starts_with_assistant: a side opens with an assistant turn;
+4. empty_response: a side's response is empty after stripping;
+5. prompts_differ: the turns before the response are not the same on both sides;
+6. prompt_ends_with_assistant: the response follows another assistant turn, so it answers nobody;
+7. empty_turn: a turn of the prompt is empty after stripping;
+8. identical_responses: both responses are the same, so there is nothing to prefer.
+
+`merged_turns` counts, among the kept, prompts in which two turns in a row by one speaker were joined by a
+newline.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf.data.sources import fetch, is_hub_id, kind, read_rows, text_field
+from rlhf.data.splits import require_sizes, split_by_group, text_key
+from rlhf.errors import UserError
+
+HUB_ID = "Anthropic/hh-rlhf"
+SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+
+_RED_TEAM = "red-team-attempts"  # in the same repository, but single transcripts: no pairs
+_PATTERNS = ("*.jsonl", "*.jsonl.gz")
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+Turn = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with the better and the worse response, all text stripped."""
+
+    prompt: list[Turn]  # {"role": "user" | "assistant", "content": str}, alternating, from user to user
+    chosen: str
+    rejected: str
+    source: str  # "folder/file:line"
+
+    @property
+    def opening(self) -> str:
+        """The first user turn's text: pairs that share it belong in the same split."""
+        return self.prompt[0]["content"]
+
+    def as_trl(self) -> dict[str, list[Turn]]:
+        """Return TRL's conversational preference row: prompt, chosen, rejected, each a list of turns."""
+        return {
+            "prompt": [dict(turn) for turn in self.prompt],
+            "chosen": [{"role": "assistant", "content": self.chosen}],
+            "rejected": [{"role": "assistant", "content": self.rejected}],
+        }
+
+
+class _Dialogue(NamedTuple):
+    before: str  # text in front of the first turn
+    turns: list[Turn]
+
+    @property
+    def prompt(self) -> list[Turn]:
+        return self.turns[:-1]
+
+    @property
+    def response(self) -> str:
+        return self.turns[-1]["content"]
+
+
+def _either(test: Callable[[_Dialogue], bool]) -> Callable[[_Dialogue, _Dialogue], bool]:
+    return lambda chosen, rejected: test(chosen) or test(rejected)
+
+
+# In this order: each rule may count on those before it, as the later ones do on a prompt that is there and
+# shared.
+_DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
+    "no_final_assistant": _either(lambda side: not side.turns or side.turns[-1]["role"] != "assistant"),
+    "text_before_first_turn": _either(lambda side: bool(side.before)),
+    "starts_with_assistant": _either(lambda side: side.turns[0]["role"] == "assistant"),
+    "empty_response": _either(lambda side: not side.response),
+    "prompts_differ": lambda chosen, rejected: chosen.prompt != rejected.prompt,
+    "prompt_ends_with_assistant": lambda chosen, _: chosen.prompt[-1]["role"] == "assistant",
+    "empty_turn": lambda chosen, _: not all(turn["content"] for turn in chosen.prompt),
+    "identical_responses": lambda chosen, rejected: chosen.response == rejected.response,
+}
+
+
+def load_pairs(
+    source: str, data_dir: str | None = None, revision: str | None = None
+) -> tuple[list[Pair], dict[str, int]]:
+    """Return the pairs of source, in file order, and counts: rows, this module's rules, kept, merged_turns.
+
+    source: the hub id Anthropic/hh-rlhf (or another of that format), or a .jsonl / .jsonl.gz file, or a
+    folder of them. data_dir: a folder inside source; without it, all of SUBSETS from the hub, every file of a
+    local folder; the red-team transcripts of that repository are left out unless named. revision: a branch,
+    tag or commit on the hub. Raises UserError for a missing source and, naming file, line and field, for a
+    malformed row.
+    """
+    counts = dict.fromkeys(["rows", *_DROPS, "kept", "merged_turns"], 0)
+    pairs: list[Pair] = []
+    for path in _files(source, data_dir, revision):
+        # The parent tells train.jsonl.gz of one subset from that of another; more of the path would name the
+        # machine.
+        shown = f"{path.absolute().parent.name}/{path.name}"
+        for number, row in read_rows(path):
+            counts["rows"] += 1
+            chosen, rejected = _sides(row, f"{path}:{number}")
+            reason = next((name for name, holds in _DROPS.items() if holds(chosen, rejected)), None)
+            counts[reason or "kept"] += 1
+            if reason is None:
+                prompt = _merged(chosen.prompt)
+                counts["merged_turns"] += len(prompt) < len(chosen.prompt)
+                pairs.append(Pair(prompt, chosen.response, rejected.response, f"{shown}:{number}"))
+    return pairs, counts
+
+
+def split_pairs(
+    pairs: Sequence[Pair], seed: int, n_train: int, n_validation: int, n_test: int
+) -> dict[str, list[Pair]]:
+    """Return {"train", "validation", "test"}, no two sharing an opening (white space and case aside).
+
+    Test and validation are filled first, see `split_by_group`; train may come out shorter than asked.
+    Deterministic by seed, whatever the order of pairs. Raises UserError if test or validation cannot be
+    filled or train is empty.
+    """
+    sizes = {"test": n_test, "validation": n_validation, "train": n_train}
+    splits = split_by_group(pairs, lambda pair: text_key(pair.opening), seed, sizes)
+    require_sizes(splits, sizes, "preference pairs")
+    return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
+    """Return (text before the first turn, turns with stripped content) of a dialogue in the format above.
+
+    A speaker's mark counts at the start of the text or after an empty line only; elsewhere it is part of a
+    turn.
+    """
+    before, *rest = _TURN.split(text)
+    turns = [
+        {"role": _ROLES[who], "content": said.strip()}
+        for who, said in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    return before.strip(), turns
+
+
+def _files(source: str, data_dir: str | None, revision: str | None) -> list[Path]:
+    if is_hub_id(source):
+        if data_dir is not None:
+            folders: Sequence[str] = (data_dir.strip("/"),)
+        else:
+            folders = SUBSETS if source == HUB_ID else ()
+        patterns = [f"{folder}/{pattern}" for folder in folders for pattern in _PATTERNS] or _PATTERNS
+        return fetch(source, patterns, revision)
+    root = Path(source).expanduser()
+    if data_dir is not None:
+        if not (root / data_dir).is_dir():
+            raise UserError(f"{source}: expected a folder '{data_dir}' in it (data_dir), found none")
+        return fetch(str(root / data_dir), _PATTERNS)
+    files = fetch(source, _PATTERNS)
+    pairs = [path for path in files if _RED_TEAM not in path.parts[len(root.parts) :]]
+    if not pairs:
+        raise UserError(f"{source}: expected files of preference pairs, found only {_RED_TEAM}")
+    return pairs
+
+
+def _sides(row: Any, where: str) -> tuple[_Dialogue, _Dialogue]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with fields 'chosen' and 'rejected', found {kind(row)}")
+    chosen, rejected = (
+        _Dialogue(*parse_dialogue(text_field(row, side, where))) for side in ("chosen", "rejected")
+    )
+    return chosen, rejected
+
+
+def _merged(prompt: list[Turn]) -> list[Turn]:
+    """Return prompt with turns in a row by one speaker joined: chat templates want alternating roles."""
+    merged: list[Turn] = []
+    for turn in prompt:
+        if merged and merged[-1]["role"] == turn["role"]:
+            merged[-1] = {**turn, "content": f"{merged[-1]['content']}\n{turn['content']}"}
+        else:
+            merged.append(turn)
+    return merged

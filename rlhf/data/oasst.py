@@ -1,0 +1,197 @@
+"""Prompts from OpenAssistant conversations (Köpf et al. 2023, arXiv:2304.07327), each a single turn.
+
+Three forms of row are told apart by their shape, so they may stand in one file: a message (flat rows, as on
+the hub), a conversation tree (OpenAssistant's export), and plain text, which is one prompt. Every prompter's
+message is a prompt, at any depth. Each message is counted once: as kept, or under the first rule below that
+drops it, so that messages = kept + the drops.
+
+1. assistant: its role is not prompter;
+2. deleted: it is marked as deleted;
+3. other_language: its language is not the one asked for (a row that names none, like plain text, is kept);
+4. empty: nothing is left after stripping;
+5. duplicate: its text (white space and case aside) or its id has been seen in this or an earlier source.
+"""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.sources import (
+    DATA_SUFFIXES,
+    checked_text,
+    fetch,
+    is_hub_id,
+    kind,
+    one_line,
+    read_rows,
+    text_field,
+)
+from rlhf.data.splits import require_sizes, split_by_group, text_key
+from rlhf.errors import UserError
+
+HUB_ID = "OpenAssistant/oasst1"
+
+_DROPS = ("assistant", "deleted", "other_language", "empty", "duplicate")
+_ROLES = ("prompter", "assistant")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompter's message, stripped."""
+
+    prompt_id: str  # the message's id; of plain text the first 16 hex digits of its SHA-1
+    tree_id: str  # the conversation's id; of plain text the prompt_id
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Prompts for PPO, for the evaluation and for the human rating; no two share a conversation tree."""
+
+    train: list[Prompt]
+    evaluation: list[Prompt]
+    rating: list[Prompt]
+
+
+@dataclass(frozen=True)
+class _Message:
+    prompt: Prompt
+    role: str
+    lang: str | None  # None: not known
+    deleted: bool
+
+
+def load_prompts(
+    sources: Sequence[str], lang: str | None = "en", revision: str | None = None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """Return the prompts of all sources, in file order, and counts: messages, this module's rules, kept.
+
+    sources: each the hub id OpenAssistant/oasst1 (or another data set of such rows), a file (.jsonl, .json,
+    .txt, each also .gz, or .parquet) or a folder of them. lang: an ISO 639-1 code, None for all languages.
+    revision: a branch, tag or commit of the hub data sets. Raises UserError for a missing source and, naming
+    file, line and field, for a row of another shape.
+    """
+    counts = dict.fromkeys(["messages", *_DROPS, "kept"], 0)
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for message in _messages(sources, revision):
+        prompt = message.prompt
+        # An id cannot pass for a text: it is marked by a character that no folded text contains.
+        marks = {text_key(prompt.text), f"\n{prompt.prompt_id}"}
+        reason = _drop_reason(message, lang, bool(marks & seen))
+        counts["messages"] += 1
+        counts[reason or "kept"] += 1
+        if reason is None:
+            seen |= marks
+            prompts.append(prompt)
+    return prompts, counts
+
+
+def drop_long(
+    prompts: Iterable[Prompt], length: Callable[[str], int], limit: int
+) -> tuple[list[Prompt], int]:
+    """Return the prompts whose text is at most limit long by length (tokens, say), and the number dropped."""
+    everything = list(prompts)
+    kept = [prompt for prompt in everything if length(prompt.text) <= limit]
+    return kept, len(everything) - len(kept)
+
+
+def split_prompts(
+    prompts: Sequence[Prompt], seed: int, n_train: int, n_eval: int, n_rating: int
+) -> PromptSplit:
+    """Split by conversation tree. Deterministic by seed, whatever the order of prompts.
+
+    Rating and evaluation are filled first, with one prompt a tree, drawn at random, so that they range over
+    as many conversations as possible. Train gets up to n_train of the other trees' prompts and may come out
+    shorter. Raises UserError if rating or evaluation cannot be filled or train is empty.
+    """
+    trees: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in sorted(prompts, key=lambda prompt: (prompt.tree_id, prompt.prompt_id)):
+        trees[prompt.tree_id].append(prompt)
+    random_ = random.Random(seed)
+    singles = [random_.choice(tree) for tree in trees.values()]
+    sizes = {"rating": n_rating, "evaluation": n_eval}
+    held_out = split_by_group(singles, lambda prompt: prompt.tree_id, seed, sizes)
+    used = {prompt.tree_id for split in held_out.values() for prompt in split}
+    rest = [prompt for prompt in prompts if prompt.tree_id not in used]
+    train = split_by_group(rest, lambda prompt: prompt.tree_id, seed, {"train": n_train})
+    require_sizes({**held_out, **train}, {**sizes, "train": n_train}, f"prompts ({len(trees)} trees)")
+    return PromptSplit(train["train"], held_out["evaluation"], held_out["rating"])
+
+
+def _drop_reason(message: _Message, lang: str | None, seen: bool) -> str | None:
+    holds = {
+        "assistant": message.role != "prompter",
+        "deleted": message.deleted,
+        "other_language": lang is not None and message.lang not in (None, lang),
+        "empty": not message.prompt.text,
+        "duplicate": seen,
+    }
+    return next((reason for reason in _DROPS if holds[reason]), None)
+
+
+def _messages(sources: Sequence[str], revision: str | None) -> Iterator[_Message]:
+    for source in sources:
+        for path in _files(source, revision):
+            for number, row in read_rows(path):
+                yield from _row_messages(row, f"{path}:{number}")
+
+
+def _files(source: str, revision: str | None) -> list[Path]:
+    in_hub_layout = is_hub_id(source) and source.startswith("OpenAssistant/")
+    in_hub_layout |= any(Path(source).expanduser().glob("data/*.parquet"))
+    # The hub's repository holds the same messages a second time, as trees of all states: the parquet files
+    # are enough.
+    if in_hub_layout:
+        return fetch(source, ["data/*.parquet"], revision)
+    return fetch(source, [f"*{suffix}" for suffix in DATA_SUFFIXES], revision)
+
+
+def _row_messages(row: Any, where: str) -> Iterator[_Message]:
+    if isinstance(row, str):
+        text = checked_text(row, where).strip()
+        text_id = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+        yield _Message(Prompt(text_id, text_id, text), "prompter", None, False)
+    elif isinstance(row, dict) and isinstance(row.get("prompt"), dict):
+        yield from _tree_messages(row["prompt"], text_field(row, "message_tree_id", where), where)
+    elif isinstance(row, dict) and "role" in row:
+        yield _message(row, text_field(row, "message_tree_id", where), where)
+    else:
+        fields = one_line(", ".join(map(repr, row)), 100) or "(none)" if isinstance(row, dict) else ""
+        found = f"an object with fields {fields}" if fields else kind(row)
+        raise UserError(
+            f"{where}: expected a message (message_id, message_tree_id, role, text), a tree "
+            f"(message_tree_id, and in field 'prompt' an object) or one text, found {found}"
+        )
+
+
+def _tree_messages(root: dict[str, Any], tree_id: str, where: str) -> Iterator[_Message]:
+    """Yield a tree's messages, parents before their replies, with a stack of its own: trees may be deep."""
+    stack: list[Any] = [root]
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, dict):
+            raise UserError(f"{where}: field 'replies': expected a list of objects, found {kind(node)} in it")
+        yield _message(node, tree_id, where)
+        replies = node.get("replies")
+        if not isinstance(replies, list | None):
+            raise UserError(f"{where}: field 'replies': expected a list, found {kind(replies)}")
+        stack += reversed(replies or [])
+
+
+def _message(row: dict[str, Any], tree_id: str, where: str) -> _Message:
+    role = text_field(row, "role", where)
+    if role not in _ROLES:
+        raise UserError(
+            f"{where}: field 'role': expected 'prompter' or 'assistant', found '{one_line(role)}'"
+        )
+    deleted = row.get("deleted")
+    if not isinstance(deleted, bool | None):
+        raise UserError(f"{where}: field 'deleted': expected true or false, found {kind(deleted)}")
+    lang = None if row.get("lang") is None else text_field(row, "lang", where)
+    prompt = Prompt(text_field(row, "message_id", where), tree_id, text_field(row, "text", where).strip())
+    return _Message(prompt, role, lang, bool(deleted))

@@ -1,0 +1,200 @@
+"""Where data comes from: a file, a folder or a data set on the hub; and its rows, each with its line number.
+
+Every mistake in a file is answered by a `UserError` that starts with "FILE:LINE: ".
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_SOLID = re.compile(r"[^ \t\r\n,]")  # the first character of an array's next element
+_KINDS = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether source is read as a hub data set: "owner/name", no data file's ending, no such local path."""
+    looks_like_id = _HUB_ID.fullmatch(source) is not None and not source.endswith(DATA_SUFFIXES)
+    return looks_like_id and not Path(source).exists()
+
+
+def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> list[Path]:
+    """Return the local files of source, sorted by their path in it.
+
+    A file is taken as it is. Of a folder, the files at any depth whose path in it matches one of patterns
+    ("*" also matches "/"), hidden ones left out. Of a hub data set, the same after a download of the matching
+    files (a commit, branch or tag may be named by revision, which local sources ignore); HF_ENDPOINT,
+    HF_HUB_OFFLINE and HF_HOME hold. Raises UserError if there is no such source or no matching file.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _matching(path, patterns, source)
+    if is_hub_id(source):
+        return _matching(_download(source, patterns, revision), patterns, source)
+    raise UserError(
+        f"{source}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path"
+    )
+
+
+def _matching(folder: Path, patterns: Sequence[str], source: str) -> list[Path]:
+    files: dict[str, Path] = {}
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        wanted = any(fnmatch(relative.as_posix(), pattern) for pattern in patterns)
+        if wanted and not hidden and path.is_file():
+            files[relative.as_posix()] = path
+    if not files:
+        raise UserError(f"{source}: expected files matching {' or '.join(patterns)}, found none")
+    return [files[name] for name in sorted(files)]
+
+
+def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Path:
+    # Imported here: HF_* variables are read at its import, and local files do not need it.
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+        )
+    # The client raises from several unrelated families (its own, the HTTP library's, the disk's). Whatever it
+    # is, the user's way out is the same, and the cause stays chained for whoever debugs.
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(str(error), 160)}"
+        at = f" at revision '{revision}'" if revision else ""
+        raise UserError(
+            f"{repo_id}: expected a local path or a hub data set{at} that can be downloaded or is cached, "
+            f"found neither ({what}); check the name, or run scripts/prepare.py on a machine with network"
+        ) from error
+    return Path(found)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt (also .gz) or .parquet file.
+
+    .jsonl: one JSON value a line. .json: the same, or one array, whose elements carry the line on which they
+    start. .txt: each line is one str. .parquet: dicts, numbered by row. Blank lines are skipped; a UTF-8 byte
+    order mark and CRLF line ends are dropped. Raises UserError, naming file and line, for anything malformed.
+    """
+    name = path.name.lower()
+    if not name.endswith(DATA_SUFFIXES):
+        raise UserError(f"{path}: expected a file ending in {', '.join(DATA_SUFFIXES)}, found '{path.name}'")
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    elif name.endswith((".txt", ".txt.gz")):
+        yield from _lines(path)
+    elif name.endswith((".json", ".json.gz")):
+        yield from _json_file_rows(path)
+    else:
+        yield from ((number, _parse(line, path, number)) for number, line in _lines(path))
+
+
+def text_field(row: dict[str, Any], name: str, where: str) -> str:
+    """Return row[name], which must be text; where ("file:line") starts the message of the UserError."""
+    if name not in row:
+        raise UserError(f"{where}: field '{name}': expected text, found nothing")
+    value = row[name]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field '{name}': expected text, found {kind(value)}")
+    return checked_text(value, f"{where}: field '{name}'")
+
+
+def checked_text(text: str, where: str) -> str:
+    """Return text. Raises UserError for half a surrogate pair: JSON can spell it, no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise UserError(f"{where}: expected Unicode text, found the lone surrogate {code}") from None
+    return text
+
+
+def kind(value: Any) -> str:
+    """Return the name of a JSON value's type, for "expected ..., found ...": "text", "int", "null"."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def one_line(text: str, limit: int = 40) -> str:
+    """Return text on one line, cut to limit characters with a mark."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the non-blank lines, decoded one at a time so that a bad byte is blamed on its own line."""
+    number = 0
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        bad = error.object[error.start]
+        raise UserError(
+            f"{path}:{number}: expected UTF-8 text, found byte 0x{bad:02x} at {error.start}"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        # The number is of the last line that came out whole.
+        raise UserError(f"{path}:{number + 1}: expected gzip data, found a broken file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, found: {error.strerror or error}") from None
+
+
+def _parse(text: str, path: Path, number: int) -> Any:
+    """Parse text, which starts on line number of path."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = text.split("\n")[error.lineno - 1]
+        found = f"'{one_line(line)}' ({error.msg} at column {error.colno})"
+        raise UserError(f"{path}:{number + error.lineno - 1}: expected a JSON value, found {found}") from None
+    except (RecursionError, ValueError) as error:  # hundreds of levels deep; an int of thousands of digits
+        raise UserError(f"{path}:{number}: expected a JSON value, found one too large ({error})") from None
+
+
+def _json_file_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    numbered = dict(_lines(path))
+    if not next(iter(numbered.values()), "").lstrip().startswith("["):
+        yield from ((number, _parse(line, path, number)) for number, line in numbered.items())
+        return
+    # Blank lines are put back, so that a line number in the text is one in the file.
+    text = "\n".join(numbered.get(number, "") for number in range(1, max(numbered) + 1))
+    decoder, at, line = json.JSONDecoder(), text.index("[") + 1, 1
+    line += text.count("\n", 0, at)
+    # Parsed twice: once whole, for its errors, and once by element, for the lines they start on.
+    for value in _parse(text, path, 1):
+        start = next(_SOLID.finditer(text, at)).start()
+        line += text.count("\n", at, start)
+        yield line, value
+        at = decoder.raw_decode(text, start)[1]
+        line += text.count("\n", start, at)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Imported here: it is slow to load, and most data is text.
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}:{number + 1}: expected parquet, found: {one_line(str(error), 160)}"
+        ) from None

@@ -1,0 +1,29 @@
+"""Ragged rows of token ids as rectangles; the mask, never the pad's id, says what is real."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the right. For prompts to be continued."""
+    return _pad(rows, pad_id, device, left=True)
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the left. For finished texts."""
+    return _pad(rows, pad_id, device, left=False)
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str, left: bool
+) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row, dtype=torch.long)
+        mask[i, columns] = True
+    return ids.to(device), mask.to(device)

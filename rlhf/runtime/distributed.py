@@ -1,0 +1,48 @@
+"""Everything that crosses processes; no other file names a collective."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+
+def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """float [K] -> float [K], summed over ranks, in double precision: one collective."""
+    return accelerator.reduce(values.double(), reduction="sum")
+
+
+def all_rows(rows: Sequence[Any]) -> list[Any]:
+    """The ranks' lists joined in rank order, on every rank; the elements are picklable."""
+    return gather_object(list(rows))
+
+
+def share(items: Sequence[Any], state: PartialState | Accelerator) -> list[Any]:
+    """This rank's part, every world-size-th item: the parts differ in length by one at most."""
+    return list(items[state.process_index :: state.num_processes])
+
+
+def equal_share(items: Sequence[Any], state: PartialState | Accelerator) -> tuple[list[Any], Tensor]:
+    """This rank's part, filled up to the same length on all ranks, and bool [B], False on what is filler.
+
+    Lock-step needs equal lengths: under a sharded engine every forward pass is a collective.
+    """
+    per_rank = -(-len(items) // state.num_processes)
+    part = share(items, state)
+    real = torch.arange(per_rank) < len(part)
+    return part + [items[0]] * (per_rank - len(part)), real
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Rank 0 of each machine runs the block before the others: what it fetches, they find in the cache."""
+    with PartialState().local_main_process_first():
+        yield
+
+
+def wait_for_everyone() -> None:
+    """A barrier over all processes."""
+    PartialState().wait_for_everyone()

@@ -1,0 +1,124 @@
+"""The folder where stages meet: each stage's `run.json`, and files that are whole or absent."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import PartialState
+
+from rlhf.errors import UserError
+
+PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torch", "transformers", "trl")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write aside and rename, so that a reader never sees half a file. Values must be finite or None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines, written aside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """One more JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_run(stage_folder: Path) -> dict[str, Any]:
+    """A stage's run.json, or {} when the stage never started."""
+    path = stage_folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, found: {error}") from error
+
+
+def is_done(stage_folder: Path) -> bool:
+    """Whether the stage ran to its end."""
+    return read_run(stage_folder).get("status") == "done"
+
+
+class Stage:
+    """One stage of a run as a context: run.json says running, then done or failed. Written by rank 0 only."""
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
+        self.folder = folder
+        state = PartialState()
+        self.is_main = state.is_main_process
+        self.facts: dict[str, Any] = {
+            "stage": name,
+            "status": "running",
+            "started": _now(),
+            "ended": None,
+            "seconds": None,
+            "seed": seed,
+            "world_size": state.num_processes,
+            "device": _device_name(state),
+            "command": " ".join(sys.argv),
+            "versions": {p: metadata.version(p) for p in PACKAGES},
+            "git_commit": _git_commit(),
+            "config": config,
+        }
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to run.json at once."""
+        self.facts.update(facts)
+        if self.is_main:
+            write_json(self.folder / "run.json", self.facts)
+
+    def __enter__(self) -> "Stage":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
+        self._clock = time.monotonic()
+        self.record()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        status = "done" if error is None else "failed"
+        self.record(status=status, ended=_now(), seconds=round(time.monotonic() - self._clock, 1))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device_name(state: PartialState) -> str:
+    import torch  # heavy, and of use to no other function here
+
+    if state.device.type == "cuda":
+        return torch.cuda.get_device_name(state.device)
+    return f"{state.device.type}, {torch.get_num_threads()} threads"
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed without its repository
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+    )
+    return result.stdout.strip() or None

@@ -1,0 +1,71 @@
+"""Train the reward model of a run: python scripts/train_reward.py --config RECIPE/reward.yaml --run NAME."""
+
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import PartialState
+from transformers import set_seed
+from trl import ModelConfig
+
+from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.data.hh_rlhf import load_pairs, split_pairs
+from rlhf.models.load import load_tokenizer, new_reward_model
+from rlhf.models.lora import trainable_share
+from rlhf.parsing import parse, required, run_script
+from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.run_folder import Stage, is_done, write_json
+
+
+def main() -> None:
+    run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig])
+    folder = run.folder() / "reward"
+    if is_done(folder):
+        print(f"reward: done already in {folder}")
+        return
+    args.output_dir = str(folder)
+    set_seed(args.seed)
+    base = required("model_name_or_path", model_args.model_name_or_path)
+    pairs, counts = load_pairs(data.dataset_name, data.dataset_dir, data.dataset_revision)
+    with main_process_first():
+        tokenizer = load_tokenizer(base)
+    fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
+    counts |= {"too_long": len(pairs) - len(fitting)}
+    splits = split_pairs(
+        fitting, data.split_seed, data.max_examples, data.validation_examples, data.test_examples
+    )
+    counts |= {f"split_{name}": len(part) for name, part in splits.items()}
+    print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+    model = new_reward_model(base, tokenizer, dtype="float32")
+    rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
+    config: dict[str, Any] = asdict(run) | asdict(data) | {"model_name_or_path": base} | args.to_dict()
+    with Stage(folder, "reward", config, args.seed) as stage:
+        trainable, total = trainable_share(model)
+        stage.record(
+            data={"preferences": counts},
+            models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
+        )
+        before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
+        trainer = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
+        after = evaluate_pairs(model, rows["test"], args)
+        trainer.save_model(str(folder))
+        report = {
+            "split": "test",
+            "loss_type": args.loss_type,
+            "before": {name: before[name] for name in ("loss", "accuracy", "mean_margin")},
+            "after": {name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")},
+            "best": best_step(trainer),
+            **after,
+        }
+        if stage.is_main:
+            write_json(folder / "evaluation.json", report)
+            low, high = report["after"]["accuracy_interval"]
+            print(
+                f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "
+                f"{report['after']['accuracy']:.1%} after [{low:.1%}, {high:.1%}], n = {report['n']}"
+            )
+
+
+if __name__ == "__main__":
+    run_script(main)
