@@ -105,6 +105,7 @@ class RewardStageConfig(RewardConfig):
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length: expected at least 2 tokens, found {self.max_length}")
         _choose_hardware(self)
+        self.remove_unused_columns = False  # the rows' `length`, for train_sampling_strategy: group_by_length
         # The checkpoint with the best validation loss is the one that is kept: saved when it is measured.
         self.save_strategy = self.eval_strategy
         self.load_best_model_at_end = True

@@ -75,6 +75,13 @@ def load_reward_model(name: str, dtype: str | torch.dtype = "float32", **options
     return model.eval()
 
 
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id at which a response ends: the tokenizer's EOS and those of the model's generation config."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
 def _load(kind: Any, name: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(resolve_model(name), **options)

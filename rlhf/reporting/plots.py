@@ -22,7 +22,7 @@ SMOOTH = 10  # PPO steps in the running mean of a noisy curve
 
 _STYLES = {"full": "-", "lora": "--"}
 _OTHER = "#009E73"  # a model that is none of the three
-_TRAINING, _VALIDATION = "#56B4E9", "#0072B2"
+_REWARD = "#B8588F"  # the reward model: no policy's colour
 _INK, _GRID = "#222222", "#dddddd"
 _DPI = 160
 
@@ -56,13 +56,13 @@ def learning_curves(rows: Sequence[Record], best_step: int | None = None) -> Fig
     """
     figure, axes = _panels(2)
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(*series(rows, key), color=_TRAINING, linewidth=1.2, label="training")
-        axis.plot(*series(rows, f"eval_{key}"), "o-", color=_VALIDATION, markersize=4, label="validation")
+        axis.plot(*series(rows, key), color=_REWARD, alpha=0.5, linewidth=1, label="training")
+        axis.plot(*series(rows, f"eval_{key}"), "o-", color=_REWARD, markersize=4, label="validation")
         if best_step is not None:
             label = f"best step ({best_step})"
-            axis.axvline(best_step, color=COLOURS["lora"], linestyle=":", linewidth=1.5, label=label)
+            axis.axvline(best_step, color=_OTHER, linestyle=":", linewidth=1.5, label=label)
         _label(axis, "optimizer step", "loss" if key == "loss" else "accuracy (share of pairs)")
-    axes[0].legend(frameon=False)
+    _legend(axes[0])
     return figure
 
 
@@ -70,7 +70,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     """Plot a confusion matrix (rows true, columns predicted): each cell's count and its share of the row."""
     figure, (axis,) = _panels(1, width=4.2, height=3.4)
     shares = [[count / (sum(row) or 1) for count in row] for row in matrix]
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
             colour = "white" if shares[i][j] > 0.55 else _INK
@@ -89,16 +89,17 @@ def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
     confidence, accuracy = series(filled, "accuracy", x="confidence")
     _, counts = series(filled, "n", x="confidence")
     largest = max(counts, default=1)
+    label = f"reward model (ECE {ece:.3f})" if ece is not None else "reward model"
     axis.plot([0, 1], [0, 1], color=COLOURS["base"], linestyle=":", label="perfectly calibrated")
-    axis.plot(confidence, accuracy, color=COLOURS["full"], linewidth=1, label="reward model")
+    axis.plot(confidence, accuracy, color=_REWARD, linewidth=1, label=label)
     if len(counts) == len(confidence):
         sizes = [20 + 130 * n / largest for n in counts]
-        axis.scatter(confidence, accuracy, s=sizes, color=COLOURS["full"], alpha=0.8, zorder=3)
+        axis.scatter(confidence, accuracy, s=sizes, color=_REWARD, alpha=0.8, zorder=3)
     low = min([0.5, *confidence]) - 0.02
     axis.set_xlim(low, 1.02)
     axis.set_ylim(min([low, *(value - 0.05 for value in accuracy)]), 1.05)
     _label(axis, "confidence (predicted probability)", "accuracy (share of pairs)")
-    axis.legend(frameon=False, loc="lower right", title=None if ece is None else f"ECE {ece:.3f}")
+    _legend(axis, columns=1)
     return figure
 
 
@@ -114,7 +115,7 @@ def kl_per_token(histories: Mapping[str, Sequence[Record]]) -> Figure:
         axis.plot(*series(rows, "objective/kl_per_token"), **_line(name))
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))  # the k1 estimate of a KL can fall below 0
     _label(axis, "PPO step", "KL (nats per response token)")
-    axis.legend(frameon=False)
+    _legend(axis)
     return figure
 
 
@@ -125,8 +126,8 @@ def scores(histories: Mapping[str, Sequence[Record]]) -> Figure:
         steps, values = series(rows, "objective/scores")
         axis.plot(steps, values, color=_colour(name), linewidth=0.8, alpha=0.4, label="_measured")
         axis.plot(steps, running_mean(values), **_line(name))
-    _label(axis, "PPO step", "score of the reward model (reward units)")
-    axis.legend(frameon=False, title=f"mean of {SMOOTH} steps")
+    _label(axis, "PPO step", "mean score (reward units)")
+    _legend(axis)
     return figure
 
 
@@ -138,9 +139,9 @@ def response_shape(histories: Mapping[str, Sequence[Record]]) -> Figure:
         axes[1].plot(*series(rows, "objective/eos_rate"), **_line(name))
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(-0.03, 1.03)
-    _label(axes[0], "PPO step", "response length (tokens)")
-    _label(axes[1], "PPO step", "EOS rate (share of responses)")
-    axes[0].legend(frameon=False)
+    _label(axes[0], "PPO step", "length (tokens)")
+    _label(axes[1], "PPO step", "EOS rate (share)")
+    _legend(axes[0])
     return figure
 
 
@@ -184,6 +185,12 @@ def _label(axis: Axes, x: str, y: str, grid: bool = True) -> None:
     if grid:
         axis.set_axisbelow(True)
         axis.grid(True, color=_GRID, linewidth=0.7)
+
+
+def _legend(axis: Axes, columns: int = 3) -> None:
+    """Put the legend of an axes above the whole figure, where no curve can hide it."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns)
 
 
 def _colour(name: str) -> str:

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page and its plots, from the files of a run folder alone.
 
-`read_run` reads and checks, `draw` plots, `render` makes the page; `build_report` puts them on disk. The words
-are in report.html.j2. What a stage has not written is said to be missing, never guessed.
+`read_run` reads and checks, `draw` plots, `render` makes the page; `build_report` puts them on disk. The
+words are in report.html.j2. What a stage has not written is said to be missing, never guessed.
 """
 
 import base64
@@ -52,8 +52,8 @@ class Run:
 def build_report(run_dir: Path) -> Path:
     """Write run_dir/report/report.html and one NAME.png a plot; return the page's path.
 
-    Each file appears whole or not at all. Raises UserError for a run folder that is not there and for a file in
-    it that cannot be read as what it should be (names the file, and the line of a .jsonl).
+    Each file appears whole or not at all. Raises UserError for a run folder that is not there and for a file
+    in it that cannot be read as what it should be (names the file, and the line of a .jsonl).
     """
     run = read_run(Path(run_dir))
     images = {name: plots.to_png(figure) for name, figure in draw(run).items()}
@@ -105,9 +105,9 @@ def draw(run: Run) -> dict[str, Figure]:
 
 
 def render(run: Run, images: Mapping[str, bytes]) -> str:
-    """Return the page. images: plot name -> PNG bytes, put into the page itself; one not given is left out."""
+    """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
     environment = Environment(
-        # Every text of a model, a data set or a config is escaped; what a stage did not write shows as a dash.
+        # Every text of a model, a data set or a config is escaped; what was not written shows as a dash.
         autoescape=True,
         undefined=ChainableUndefined,
         loader=FileSystemLoader(Path(__file__).parent),
@@ -115,7 +115,8 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"num": _num, "signed": _signed, "percent": _percent, "duration": _duration}
-    environment.filters |= {"flat": lambda record: list(_flat(record))}
+    environment.filters["flat"] = lambda record: list(_flat(record))
+    environment.filters["named"] = lambda keys, names: [names[key] for key in keys]
     kl = {name: plots.series(rows, "objective/kl_per_token")[1] for name, rows in run.ppo.items()}
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -234,7 +235,7 @@ def _signed(value: Any) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if plots.is_number(value) else _num(value)
+    return f"{100 * value:.1f}%" if plots.is_number(value) else _num(value)
 
 
 def _duration(seconds: Any) -> str:

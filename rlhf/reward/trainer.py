@@ -108,8 +108,8 @@ def train_reward_model(
     trainer = PreferenceTrainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(train_rows),
-        eval_dataset=Dataset.from_list(validation_rows),
+        train_dataset=_dataset(train_rows),
+        eval_dataset=_dataset(validation_rows),
         processing_class=tokenizer,
         callbacks=[MetricsFile(metrics)],
     )
@@ -117,6 +117,11 @@ def train_reward_model(
         trainer.evaluate()  # the learning curve starts before the first step
     trainer.train(resume_from_checkpoint=str(checkpoints[-1].parent) if checkpoints else None)
     return trainer
+
+
+def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:
+    # `length` is what group_by_length sorts by; the collator leaves it out.
+    return Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows])
 
 
 def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:

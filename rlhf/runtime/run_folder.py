@@ -56,6 +56,14 @@ def is_done(stage_folder: Path) -> bool:
     return read_run(stage_folder).get("status") == "done"
 
 
+def require_stage(stage_folder: Path) -> Path:
+    """The folder of a stage that is done; anything else is a UserError that says what to run first."""
+    status = read_run(stage_folder).get("status", "not run")
+    if status != "done":
+        raise UserError(f"{stage_folder}: expected a stage that is done, found: {status}; run that stage first")
+    return stage_folder
+
+
 class Stage:
     """One stage of a run as a context: run.json says running, then done or failed. Written by rank 0 only."""
 

@@ -99,8 +99,7 @@ def test_confusion_matrix_cells_are_counts_and_row_shares() -> None:
 def test_calibration_leaves_out_empty_bins() -> None:
     bins = [{"confidence": 0.55, "accuracy": 0.5, "n": 40}, {"confidence": 0.65, "accuracy": 0.0, "n": 0}]
     figure = plots.calibration([*bins, {"confidence": 0.9, "accuracy": 0.8, "n": 10}], ece=0.08)
-    assert lines(figure)["reward model"] == ([0.55, 0.9], [0.5, 0.8])
-    assert figure.axes[0].get_legend().get_title().get_text() == "ECE 0.080"
+    assert lines(figure)["reward model (ECE 0.080)"] == ([0.55, 0.9], [0.5, 0.8])
 
 
 def test_gains_draws_the_ends_of_each_interval() -> None:

@@ -1,0 +1,35 @@
+"""The run's three prompt sets, from a recipe's settings; every stage calls this one function."""
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config import PromptConfig
+from rlhf.data.chat import encode_prompt
+from rlhf.data.oasst import Prompt, PromptSplit, drop_long, load_prompts, split_prompts
+
+
+def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptSplit, dict[str, int]]:
+    """Load, filter and split: (train, evaluation, rating), disjoint by conversation tree, and all counts."""
+    prompts, counts = load_prompts(config.prompt_dataset, config.language, config.prompt_revision)
+    fitting, too_long = drop_long(
+        prompts, lambda text: len(encode_prompt(tokenizer, as_messages(text))), config.max_prompt_length
+    )
+    split = split_prompts(
+        fitting, config.prompt_seed, config.train_prompts, config.evaluation_prompts, config.rating_prompts
+    )
+    counts |= {
+        "too_long": too_long,
+        "split_train": len(split.train),
+        "split_evaluation": len(split.evaluation),
+        "split_rating": len(split.rating),
+    }
+    return split, counts
+
+
+def as_messages(text: str) -> list[dict[str, str]]:
+    """A prompter text as a single user turn."""
+    return [{"role": "user", "content": text}]
+
+
+def as_row(prompt: Prompt) -> dict[str, object]:
+    """A row as `PPOTrainer` takes it."""
+    return {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}

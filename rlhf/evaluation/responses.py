@@ -1,0 +1,61 @@
+"""Responses of one model to the held-out prompts, and their scores; each process does its share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.config import EvaluationConfig
+from rlhf.data.chat import decode_response, encode_prompt
+from rlhf.data.oasst import Prompt
+from rlhf.data.prompts import as_messages
+from rlhf.generation.engine import generate
+from rlhf.generation.sampling import uniforms
+from rlhf.reward.scoring import score_rows
+from rlhf.runtime.distributed import all_rows, share
+
+# Of the sampling streams' (seed, step, prompt): PPO's steps count from 1, so evaluation has streams of its own.
+_STEP = 0
+
+
+def respond(
+    name: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    config: EvaluationConfig,
+    eos_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Rows (prompt_id, model, prompt, response, score, response_length, eos) in the order of `prompts`.
+
+    The prompts are spread over the processes and every process gets all rows back. Models that are asked the
+    same prompts get the same random numbers, so that their difference is not one of luck.
+    """
+    state = PartialState()
+    mine = share(prompts, state)
+    rows: list[dict[str, Any]] = []
+    starts = range(0, len(mine), config.eval_batch_size)
+    for start in tqdm(starts, desc=f"evaluate {name}", unit="batch", disable=not state.is_main_process):
+        batch = mine[start : start + config.eval_batch_size]
+        inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
+        u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
+        responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
+        texts = [i + r for i, r in zip(inputs, responses, strict=True)]
+        scores = score_rows(reward_model, texts, config.eval_batch_size).tolist()
+        for prompt, response, score in zip(batch, responses, scores, strict=True):
+            rows.append(
+                {
+                    "prompt_id": prompt.prompt_id,
+                    "model": name,
+                    "prompt": prompt.text,
+                    "response": decode_response(tokenizer, response),
+                    "score": score,
+                    "response_length": len(response),
+                    "eos": response[-1] in set(eos_ids),
+                }
+            )
+    by_id = {row["prompt_id"]: row for row in all_rows(rows)}
+    return [by_id[prompt.prompt_id] for prompt in prompts]

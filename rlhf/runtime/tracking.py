@@ -1,0 +1,72 @@
+"""Where numbers and sample texts go: metrics.jsonl, samples.jsonl, and the trackers that report_to names."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import TrainingArguments
+
+from rlhf.runtime.run_folder import append_row
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+
+
+class Recorder:
+    """Writes on rank 0; on the other ranks it does nothing."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self.accelerator = accelerator
+        self.folder = folder
+
+    def start(self, args: TrainingArguments, step: int) -> None:
+        """Begin at `step`: rows of later steps, from a run that was cut, are taken out."""
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (METRICS, SAMPLES):
+                keep_rows(self.folder / name, step)
+        # Trackers take numbers, truth values and texts; everything else is shown as text.
+        config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
+        self.accelerator.init_trackers("tensorboard", config=config)
+
+    def row(self, step: int, row: dict[str, float]) -> None:
+        """One row of metrics."""
+        if self.accelerator.is_main_process:
+            append_row(self.folder / METRICS, {"step": step, **row})
+        self.accelerator.log(row, step=step)
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Sample responses of a step: rows with prompt, response, score."""
+        if not self.accelerator.is_main_process:
+            return
+        for row in rows:
+            append_row(self.folder / SAMPLES, {"step": step, **row})
+        if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            for i, row in enumerate(rows):
+                # Indented by four blanks, Markdown shows text as it is.
+                text = f"prompt: {row['prompt']}\n\nresponse: {row['response']}\n\nscore: {row['score']:.3f}"
+                writer.add_text(f"samples/{i}", "    " + text.replace("\n", "\n    "), step)
+
+    def end(self) -> None:
+        """Flush and close the trackers; the process group stays."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after last_step, and a last line that was cut off while it was written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("step", 0) <= last_step:
+            kept.append(line)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,66 @@
+"""Evaluation stage of a run: python scripts/evaluate.py --config RECIPE/evaluation.yaml --run NAME."""
+
+import gc
+from dataclasses import asdict
+
+from accelerate import PartialState
+
+from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
+from rlhf.data.prompts import prompt_sets
+from rlhf.errors import UserError
+from rlhf.evaluation.responses import respond
+from rlhf.evaluation.statistics import summarise
+from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.parsing import parse, run_script
+from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
+
+MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
+
+
+def main() -> None:
+    run, data, config = parse([RunConfig, PromptConfig, EvaluationConfig])
+    folder = run.folder() / "evaluation"
+    if is_done(folder):
+        print(f"evaluation: done already in {folder}")
+        return
+    reward_path = config.reward_model_path or str(require_stage(run.folder() / "reward"))
+    tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
+    if not tuned:
+        raise UserError(f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
+    paths = {"base": config.base_model} | {name: str(require_stage(path)) for name, path in tuned.items()}
+    with main_process_first():
+        tokenizer = load_tokenizer(config.base_model)
+    split, counts = prompt_sets(data, tokenizer)
+    for name, path in tuned.items():
+        seen = set(read_run(path).get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
+        if seen:
+            raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
+
+    device = PartialState().device
+    rows = []
+    with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
+        stage.record(data={"prompts": counts})
+        reward_model = load_reward_model(reward_path).to(device)
+        for name, path in paths.items():
+            policy = load_causal_lm(path).to(device)
+            eos_ids = stop_ids(policy, tokenizer)
+            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids)
+            del policy
+            gc.collect()  # one policy in memory at a time
+        summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
+        for name, path in paths.items():
+            summary["models"][name]["path"] = path
+        if stage.is_main:
+            write_rows(folder / "responses.jsonl", rows)
+            write_json(folder / "evaluation.json", summary)
+            for name, gain in summary["gains"].items():
+                low, high = gain["interval"]
+                print(
+                    f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, gain {gain['gain']:+.3f} "
+                    f"[{low:+.3f}, {high:+.3f}], win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
+                )
+
+
+if __name__ == "__main__":
+    run_script(main)

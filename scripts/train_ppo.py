@@ -1,0 +1,64 @@
+"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME (or ppo_lora.yaml)."""
+
+from dataclasses import asdict
+from typing import Any
+
+from transformers import AutoTokenizer
+from trl import ModelConfig, get_peft_config
+
+from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from rlhf.data.prompts import as_row, prompt_sets
+from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from rlhf.parsing import parse, required, run_script
+from rlhf.ppo.metrics import parameter_lines
+from rlhf.ppo.roles import check_vocabularies
+from rlhf.ppo.trainer import PPOTrainer
+from rlhf.runtime.checkpoint import checkpoints
+from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.run_folder import Stage, is_done, require_stage
+
+
+def main() -> None:
+    run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig])
+    name = "ppo_lora" if model_args.use_peft else "ppo_full"
+    folder = run.folder() / name
+    if is_done(folder):
+        print(f"{name}: done already in {folder}")
+        return
+    base = required("model_name_or_path", model_args.model_name_or_path)
+    reward_path = args.reward_model_path or str(require_stage(run.folder() / "reward"))
+    args.output_dir = str(folder)
+    with main_process_first():
+        tokenizer = load_tokenizer(base)
+    check_vocabularies(tokenizer, AutoTokenizer.from_pretrained(reward_path))
+    split, counts = prompt_sets(data, tokenizer)
+    print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
+
+    dtype = model_args.dtype or "float32"
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=load_causal_lm(base, dtype),
+        ref_model=None,
+        reward_model=load_reward_model(reward_path, dtype),
+        train_dataset=[as_row(prompt) for prompt in split.train],
+        peft_config=get_peft_config(model_args),
+    )
+    config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
+    config["reward_model_path"] = reward_path
+    with Stage(folder, name, config, args.seed) as stage:
+        stage.record(
+            data={"prompts": counts}, models=trainer.models, train_tree_ids=sorted({p.tree_id for p in split.train})
+        )
+        if stage.is_main:
+            print("\n".join(parameter_lines(trainer.models)))
+            print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
+        saved = checkpoints(folder)
+        trainer.train(resume_from_checkpoint=saved[-1] if saved else None)
+        trainer.save_model(folder)
+    if stage.is_main:
+        print(f"{name}: policy in {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)
