@@ -46,12 +46,16 @@ class RunConfig:
 class PreferenceConfig:
     """Preference pairs."""
 
-    dataset_name: str = _help("hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf")
+    dataset_name: str = _help(
+        "hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf"
+    )
     dataset_dir: str | None = _help("subset (folder) of the data set, e.g. harmless-base; all when not set")
     dataset_revision: str | None = _help("branch, tag or commit of the hub data set")
     max_examples: int = _help("pairs to train on", 1000)
     validation_examples: int = _help("pairs for choosing the best checkpoint", 200)
-    test_examples: int = _help("pairs for the final evaluation, seen once before and once after training", 500)
+    test_examples: int = _help(
+        "pairs for the final evaluation, seen once before and once after training", 500
+    )
     split_seed: int = _help("seed of subset and split", 0)
 
     def __post_init__(self) -> None:
@@ -89,7 +93,8 @@ class RewardStageConfig(RewardConfig):
 
     output_dir: str | None = _help("set from RUNS_DIR/RUN/reward")
     loss_type: Literal["margin", "bradley_terry"] = _help(
-        "margin: max(0, margin - (chosen - rejected)); bradley_terry: -log sigmoid(chosen - rejected)", "margin"
+        "margin: max(0, margin - (chosen - rejected)); bradley_terry: -log sigmoid(chosen - rejected)",
+        "margin",
     )
     margin: float = _help("margin of the ranking loss, reward units", 1.0)
     learning_rate: float = _help("AdamW's peak learning rate", 5e-5)
@@ -136,7 +141,9 @@ class PPOConfig(TrainingArguments):
     stop_token: Literal["eos"] | None = _help("responses stop at the model's EOS ids, set or not")
     stop_token_id: int | None = _help("stop at this id instead")
     temperature: float = _help("softmax temperature of sampling and of every log-prob", 0.7)
-    missing_eos_penalty: float | None = _help("subtracted from the score of a response cut at response_length")
+    missing_eos_penalty: float | None = _help(
+        "subtracted from the score of a response cut at response_length"
+    )
     num_ppo_epochs: int = _help("passes over each rollout", 4)
     whiten_rewards: bool = _help("scale per-token rewards to standard deviation 1, mean kept", False)
     kl_coef: float = _help("reward units per nat of KL", 0.05)
@@ -148,10 +155,17 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = _help("clip of the value's change, reward units", 0.2)
     gamma: float = _help("discount per token", 1.0)
     lam: float = _help("lambda of the advantage estimate", 0.95)
-    max_prompt_tokens: int | None = _help("longer prompts in the trainer's data set are refused; not set: no limit")
+    max_prompt_tokens: int | None = _help(
+        "longer prompts in the trainer's data set are refused; not set: no limit"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("num_mini_batches", "num_ppo_epochs", "response_length", "local_rollout_forward_batch_size"):
+        for name in (
+            "num_mini_batches",
+            "num_ppo_epochs",
+            "response_length",
+            "local_rollout_forward_batch_size",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
         for name in ("temperature", "cliprange", "cliprange_value", "kl_horizon"):
@@ -186,7 +200,9 @@ class PPOStageConfig(PPOConfig):
 class EvaluationConfig:
     """Responses of several models to unseen prompts, and their scores."""
 
-    base_model: str = _help("the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium")
+    base_model: str = _help(
+        "the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium"
+    )
     reward_model_path: str | None = _help("reward model that scores; RUNS_DIR/RUN/reward when not set")
     eval_batch_size: int = _help("prompts per device and generation", 16)
     eval_response_length: int = _help("most tokens of a response", 128)

@@ -29,7 +29,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
     parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe whose values replace the defaults")
     recipe = _take_config(argv)
     if recipe is not None:
-        flags = [flag for name, value in _read(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
+        flags = [
+            flag for name, value in _read(recipe).items() for flag in _as_flags(parser, recipe, name, value)
+        ]
         argv = flags + argv
     *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     del rest
@@ -68,7 +70,9 @@ def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[st
     """One recipe line as command-line flags, so that files and flags are checked by the same rules."""
     action = next((a for a in parser._actions if a.dest == name), None)
     if action is None:
-        raise UserError(f"recipe {recipe}: field {name!r}: expected a field that --help lists, found none such")
+        raise UserError(
+            f"recipe {recipe}: field {name!r}: expected a field that --help lists, found none such"
+        )
     if value is None:
         return []
     values = value if isinstance(value, list) else [value]

@@ -27,7 +27,9 @@ def main() -> None:
     reward_path = config.reward_model_path or str(require_stage(run.folder() / "reward"))
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:
-        raise UserError(f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
+        raise UserError(
+            f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none"
+        )
     paths = {"base": config.base_model} | {name: str(require_stage(path)) for name, path in tuned.items()}
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
@@ -35,7 +37,9 @@ def main() -> None:
     for name, path in tuned.items():
         seen = set(read_run(path).get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
         if seen:
-            raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
+            raise UserError(
+                f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}"
+            )
 
     device = PartialState().device
     rows = []

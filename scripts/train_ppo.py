@@ -48,7 +48,9 @@ def main() -> None:
     config["reward_model_path"] = reward_path
     with Stage(folder, name, config, args.seed) as stage:
         stage.record(
-            data={"prompts": counts}, models=trainer.models, train_tree_ids=sorted({p.tree_id for p in split.train})
+            data={"prompts": counts},
+            models=trainer.models,
+            train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
         if stage.is_main:
             print("\n".join(parameter_lines(trainer.models)))

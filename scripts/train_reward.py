@@ -54,7 +54,9 @@ def main() -> None:
             "split": "test",
             "loss_type": args.loss_type,
             "before": {name: before[name] for name in ("loss", "accuracy", "mean_margin")},
-            "after": {name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")},
+            "after": {
+                name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")
+            },
             "best": best_step(trainer),
             **after,
         }

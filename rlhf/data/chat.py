@@ -59,7 +59,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     """Token ids of a prompt up to where the response starts. Text is taken as it is, messages are rendered."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)[
+        "input_ids"
+    ]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:

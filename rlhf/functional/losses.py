@@ -18,7 +18,12 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float, n_tokens: int | Tensor
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    cliprange_value: float,
+    n_tokens: int | Tensor,
 ) -> Tensor:
     """Half the larger of the clipped and unclipped squared errors (as in OpenAI's PPO). Scalar, reward units².
 

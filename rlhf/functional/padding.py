@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def left_pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the right. For prompts to be continued."""
     return _pad(rows, pad_id, device, left=True)
 
 
-def right_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def right_pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the left. For finished texts."""
     return _pad(rows, pad_id, device, left=False)
 

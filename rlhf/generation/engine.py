@@ -52,7 +52,13 @@ def generate(
         if left <= _COMPACT_AT * len(rows):
             keep = (~ended).nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
+            ids, mask, positions, rows, ended = (
+                ids[keep],
+                mask[keep],
+                positions[keep],
+                rows[keep],
+                ended[keep],
+            )
     return [_until_eos(row, set(eos_ids)) for row in responses.tolist()]
 
 

@@ -36,7 +36,9 @@ def read_prompts(
             ids = list(row["input_ids"])
             text = tokenizer.decode(ids)
         else:
-            raise UserError(f"train_dataset row {i}: expected column 'prompt' or 'input_ids', found {sorted(row)}")
+            raise UserError(
+                f"train_dataset row {i}: expected column 'prompt' or 'input_ids', found {sorted(row)}"
+            )
         if not ids or (max_tokens is not None and len(ids) > max_tokens):
             limit = "1 or more" if max_tokens is None else f"1 to {max_tokens}"
             raise UserError(f"train_dataset row {i}: expected {limit} tokens, found {len(ids)}")

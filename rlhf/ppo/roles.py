@@ -66,9 +66,13 @@ def describe_roles(trained: ActorCritic, frozen: FrozenRoles, peft: bool) -> lis
         ("reward", frozen.reward, trained.critic),
     ):
         if own is None:
-            rows.append({"role": role, "name": f"{_name(shared)}, adapter off", "parameters": 0, "trainable": 0})
+            rows.append(
+                {"role": role, "name": f"{_name(shared)}, adapter off", "parameters": 0, "trainable": 0}
+            )
         else:
-            rows.append({"role": role, "name": _name(own), "parameters": trainable_share(own)[1], "trainable": 0})
+            rows.append(
+                {"role": role, "name": _name(own), "parameters": trainable_share(own)[1], "trainable": 0}
+            )
     return rows
 
 

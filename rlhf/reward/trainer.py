@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers import TrainingArguments
 from trl import RewardTrainer
 
@@ -41,7 +47,12 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **_: Any,
     ) -> None:
         """One row: step, epoch and the logged numbers."""
         if state.is_world_process_zero and logs:
@@ -64,7 +75,9 @@ def encode_pairs(
     """The pairs whose two sides both fit into max_length tokens, and their token rows."""
     rows = [encode_pair(tokenizer, pair) for pair in pairs]
     fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
-    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
+    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [
+        r for r, ok in zip(rows, fits, strict=True) if ok
+    ]
 
 
 def evaluate_pairs(
@@ -74,7 +87,9 @@ def evaluate_pairs(
     was_training = model.training
     model.eval()
     scores = score_rows(
-        model, [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows], args.per_device_eval_batch_size
+        model,
+        [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows],
+        args.per_device_eval_batch_size,
     )
     model.train(was_training)
     chosen, rejected = scores.chunk(2)

@@ -207,11 +207,11 @@ def test_an_empty_run_folder_still_makes_a_page_and_none_is_refused(tmp_path: Pa
 
 
 def test_a_failed_stage_is_named_and_a_policy_without_gain_left_out(run_dir: Path) -> None:
-    write(run_dir / "ppo_full/run.json", {"status": "failed"})
-    gains = {**evaluation_result()["gains"], "lora": None}
+    write(run_dir / "ppo_full/run.json", {"status": "failed", "error": "ValueError: <i>"})
+    gains = {**evaluation_result()["gains"], "lora": None, "other": {"gain": None}}
     write(run_dir / "evaluation/evaluation.json", {"gains": gains})
     page = page_of(run_dir)
-    assert "PPO, full: failed, not done." in page.text
+    assert "PPO, full: failed, not done (ValueError: <i>)." in page.text
     assert "(full) moved" in page.text
     assert "(LoRA) moved" not in page.text
 
