@@ -13,6 +13,8 @@ from trl import RewardConfig
 
 from rlhf.errors import UserError
 
+# `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.
+
 
 def _help(text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": text})
@@ -46,16 +48,12 @@ class RunConfig:
 class PreferenceConfig:
     """Preference pairs."""
 
-    dataset_name: str = _help(
-        "hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf"
-    )
+    dataset_name: str = _help("hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf")
     dataset_dir: str | None = _help("subset (folder) of the data set, e.g. harmless-base; all when not set")
     dataset_revision: str | None = _help("branch, tag or commit of the hub data set")
     max_examples: int = _help("pairs to train on", 1000)
     validation_examples: int = _help("pairs for choosing the best checkpoint", 200)
-    test_examples: int = _help(
-        "pairs for the final evaluation, seen once before and once after training", 500
-    )
+    test_examples: int = _help("pairs for the final evaluation, seen once before and once after training", 500)
     split_seed: int = _help("seed of subset and split", 0)
 
     def __post_init__(self) -> None:
@@ -85,6 +83,8 @@ def _choose_hardware(args: TrainingArguments) -> None:
         args.use_cpu = True
     if args.bf16 is None:
         args.bf16 = not args.fp16 and bf16_is_fast()
+    if args.activation_checkpointing is None:  # the new name of gradient_checkpointing: TRL's is the old one
+        args.activation_checkpointing = args.gradient_checkpointing
 
 
 @dataclass
@@ -102,7 +102,7 @@ class RewardStageConfig(RewardConfig):
     num_train_epochs: float = _help("passes over the pairs", 3.0)
     eval_strategy: str = _help("when to compute the validation loss: epoch or steps", "epoch")
     gradient_checkpointing: bool = _help("recompute activations to save memory", False)
-    report_to: None | str | list[str] = _help("where to log: tensorboard, none, ...", "tensorboard")
+    report_to: None | str | list[str] = _help("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
 
     def __post_init__(self) -> None:
         if self.loss_type == "margin" and self.margin <= 0:
@@ -131,8 +131,10 @@ class PPOConfig(TrainingArguments):
     learning_rate: float = _help("AdamW's peak learning rate, policy and critic", 3e-6)
     logging_steps: float = _help("PPO steps between two rows of metrics", 1)
     gradient_checkpointing: bool = _help("recompute activations to save memory", True)
-    bf16: bool | None = _help("bf16 autocast; not set: where the hardware has it")
-    report_to: None | str | list[str] = _help("where to log: tensorboard, none, ...", "tensorboard")
+    bf16: bool | None = _help(  # type: ignore[assignment]
+        "bf16 autocast; not set: where the hardware has it"
+    )
+    report_to: None | str | list[str] = _help("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
     num_mini_batches: int = _help("optimizer steps per pass over a rollout", 1)
     total_episodes: int | None = _help("responses to sample in all; num_train_epochs is used when not set")
     local_rollout_forward_batch_size: int = _help("rows per forward pass without gradients, per rank", 64)
@@ -141,9 +143,7 @@ class PPOConfig(TrainingArguments):
     stop_token: Literal["eos"] | None = _help("responses stop at the model's EOS ids, set or not")
     stop_token_id: int | None = _help("stop at this id instead")
     temperature: float = _help("softmax temperature of sampling and of every log-prob", 0.7)
-    missing_eos_penalty: float | None = _help(
-        "subtracted from the score of a response cut at response_length"
-    )
+    missing_eos_penalty: float | None = _help("subtracted from the score of a response cut at response_length")
     num_ppo_epochs: int = _help("passes over each rollout", 4)
     whiten_rewards: bool = _help("scale per-token rewards to standard deviation 1, mean kept", False)
     kl_coef: float = _help("reward units per nat of KL", 0.05)
@@ -155,9 +155,7 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = _help("clip of the value's change, reward units", 0.2)
     gamma: float = _help("discount per token", 1.0)
     lam: float = _help("lambda of the advantage estimate", 0.95)
-    max_prompt_tokens: int | None = _help(
-        "longer prompts in the trainer's data set are refused; not set: no limit"
-    )
+    max_prompt_tokens: int | None = _help("longer prompts in the trainer's data set are refused; not set: no limit")
 
     def __post_init__(self) -> None:
         for name in (
@@ -200,9 +198,7 @@ class PPOStageConfig(PPOConfig):
 class EvaluationConfig:
     """Responses of several models to unseen prompts, and their scores."""
 
-    base_model: str = _help(
-        "the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium"
-    )
+    base_model: str = _help("the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium")
     reward_model_path: str | None = _help("reward model that scores; RUNS_DIR/RUN/reward when not set")
     eval_batch_size: int = _help("prompts per device and generation", 16)
     eval_response_length: int = _help("most tokens of a response", 128)

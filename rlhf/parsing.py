@@ -19,19 +19,17 @@ class _Parser(TrlParser):
         raise UserError(message)
 
 
-def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Settings of the given dataclasses from `--config RECIPE.yaml` and `--field value` flags, flags winning.
 
     A recipe field that no dataclass has, or a value of another type, is a UserError that names file and field.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types=list(kinds), allow_abbrev=False, formatter_class=_Formatter)
+    parser = _Parser(dataclass_types=kinds, allow_abbrev=False, formatter_class=_Formatter)
     parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe whose values replace the defaults")
     recipe = _take_config(argv)
     if recipe is not None:
-        flags = [
-            flag for name, value in _read(recipe).items() for flag in _as_flags(parser, recipe, name, value)
-        ]
+        flags = [flag for name, value in read_recipe(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
         argv = flags + argv
     *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     del rest
@@ -54,7 +52,17 @@ def _take_config(argv: list[str]) -> Path | None:
     return None
 
 
-def _read(recipe: Path) -> dict[str, Any]:
+def recipe_folder(name: str) -> Path:
+    """The folder of a recipe: a name in rlhf/recipes, or a path."""
+    for folder in (RECIPES / name, Path(name)):
+        if any(folder.glob("*.yaml")):
+            return folder
+    known = ", ".join(sorted(path.name for path in RECIPES.iterdir() if path.is_dir()))
+    raise UserError(f"recipe: expected one of {known}, or a folder of stage recipes, found {name!r}")
+
+
+def read_recipe(recipe: Path) -> dict[str, Any]:
+    """The fields of a recipe file; a UserError if it is no YAML mapping."""
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,9 +78,7 @@ def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[st
     """One recipe line as command-line flags, so that files and flags are checked by the same rules."""
     action = next((a for a in parser._actions if a.dest == name), None)
     if action is None:
-        raise UserError(
-            f"recipe {recipe}: field {name!r}: expected a field that --help lists, found none such"
-        )
+        raise UserError(f"recipe {recipe}: field {name!r}: expected a field that --help lists, found none such")
     if value is None:
         return []
     values = value if isinstance(value, list) else [value]

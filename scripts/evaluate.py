@@ -27,9 +27,7 @@ def main() -> None:
     reward_path = config.reward_model_path or str(require_stage(run.folder() / "reward"))
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:
-        raise UserError(
-            f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none"
-        )
+        raise UserError(f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
     paths = {"base": config.base_model} | {name: str(require_stage(path)) for name, path in tuned.items()}
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
@@ -37,9 +35,7 @@ def main() -> None:
     for name, path in tuned.items():
         seen = set(read_run(path).get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
         if seen:
-            raise UserError(
-                f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}"
-            )
+            raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
 
     device = PartialState().device
     rows = []
@@ -61,8 +57,9 @@ def main() -> None:
             for name, gain in summary["gains"].items():
                 low, high = gain["interval"]
                 print(
-                    f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, gain {gain['gain']:+.3f} "
-                    f"[{low:+.3f}, {high:+.3f}], win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
+                    f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, "
+                    f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
+                    f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
                 )
 
 

@@ -1,8 +1,9 @@
-"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME (or ppo_lora.yaml)."""
+"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
+from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config
 
@@ -42,7 +43,7 @@ def main() -> None:
         ref_model=None,
         reward_model=load_reward_model(reward_path, dtype),
         train_dataset=[as_row(prompt) for prompt in split.train],
-        peft_config=get_peft_config(model_args),
+        peft_config=cast(LoraConfig | None, get_peft_config(model_args)),
     )
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path

@@ -31,9 +31,7 @@ def main() -> None:
         tokenizer = load_tokenizer(base)
     fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
     counts |= {"too_long": len(pairs) - len(fitting)}
-    splits = split_pairs(
-        fitting, data.split_seed, data.max_examples, data.validation_examples, data.test_examples
-    )
+    splits = split_pairs(fitting, data.split_seed, data.max_examples, data.validation_examples, data.test_examples)
     counts |= {f"split_{name}": len(part) for name, part in splits.items()}
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
@@ -54,9 +52,7 @@ def main() -> None:
             "split": "test",
             "loss_type": args.loss_type,
             "before": {name: before[name] for name in ("loss", "accuracy", "mean_margin")},
-            "after": {
-                name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")
-            },
+            "after": {name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")},
             "best": best_step(trainer),
             **after,
         }

@@ -82,9 +82,7 @@ def llama_reward(seed: int = 1) -> LlamaForSequenceClassification:
 
 
 def _gpt2_config(vocab: int) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=vocab, n_positions=256, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-    )
+    return GPT2Config(vocab_size=vocab, n_positions=256, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
 
 
 def _llama_config() -> LlamaConfig:

@@ -59,9 +59,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     """Token ids of a prompt up to where the response starts. Text is taken as it is, messages are rendered."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)[
-        "input_ids"
-    ]
+    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:
@@ -80,7 +78,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Response ids -> text without special tokens and outer white space."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def prompt_text(prompt: str | Messages) -> str:
@@ -93,4 +91,4 @@ def prompt_text(prompt: str | Messages) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -143,10 +143,7 @@ def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
     turn.
     """
     before, *rest = _TURN.split(text)
-    turns = [
-        {"role": _ROLES[who], "content": said.strip()}
-        for who, said in zip(rest[::2], rest[1::2], strict=True)
-    ]
+    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(rest[::2], rest[1::2], strict=True)]
     return before.strip(), turns
 
 
@@ -173,9 +170,7 @@ def _files(source: str, data_dir: str | None, revision: str | None) -> list[Path
 def _sides(row: Any, where: str) -> tuple[_Dialogue, _Dialogue]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with fields 'chosen' and 'rejected', found {kind(row)}")
-    chosen, rejected = (
-        _Dialogue(*parse_dialogue(text_field(row, side, where))) for side in ("chosen", "rejected")
-    )
+    chosen, rejected = (_Dialogue(*parse_dialogue(text_field(row, side, where))) for side in ("chosen", "rejected"))
     return chosen, rejected
 
 

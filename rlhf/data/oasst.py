@@ -91,18 +91,14 @@ def load_prompts(
     return prompts, counts
 
 
-def drop_long(
-    prompts: Iterable[Prompt], length: Callable[[str], int], limit: int
-) -> tuple[list[Prompt], int]:
+def drop_long(prompts: Iterable[Prompt], length: Callable[[str], int], limit: int) -> tuple[list[Prompt], int]:
     """Return the prompts whose text is at most limit long by length (tokens, say), and the number dropped."""
     everything = list(prompts)
     kept = [prompt for prompt in everything if length(prompt.text) <= limit]
     return kept, len(everything) - len(kept)
 
 
-def split_prompts(
-    prompts: Sequence[Prompt], seed: int, n_train: int, n_eval: int, n_rating: int
-) -> PromptSplit:
+def split_prompts(prompts: Sequence[Prompt], seed: int, n_train: int, n_eval: int, n_rating: int) -> PromptSplit:
     """Split by conversation tree. Deterministic by seed, whatever the order of prompts.
 
     Rating and evaluation are filled first, with one prompt a tree, drawn at random, so that they range over
@@ -186,9 +182,7 @@ def _tree_messages(root: dict[str, Any], tree_id: str, where: str) -> Iterator[_
 def _message(row: dict[str, Any], tree_id: str, where: str) -> _Message:
     role = text_field(row, "role", where)
     if role not in _ROLES:
-        raise UserError(
-            f"{where}: field 'role': expected 'prompter' or 'assistant', found '{one_line(role)}'"
-        )
+        raise UserError(f"{where}: field 'role': expected 'prompter' or 'assistant', found '{one_line(role)}'")
     deleted = row.get("deleted")
     if not isinstance(deleted, bool | None):
         raise UserError(f"{where}: field 'deleted': expected true or false, found {kind(deleted)}")

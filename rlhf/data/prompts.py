@@ -7,9 +7,7 @@ from rlhf.data.chat import encode_prompt
 from rlhf.data.oasst import Prompt, PromptSplit, drop_long, load_prompts, split_prompts
 
 
-def prompt_sets(
-    config: PromptConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PromptSplit, dict[str, int]]:
+def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptSplit, dict[str, int]]:
     """Load, filter and split: (train, evaluation, rating), disjoint by conversation tree, and all counts."""
     prompts, counts = load_prompts(config.prompt_dataset, config.language, config.prompt_revision)
     fitting, too_long = drop_long(

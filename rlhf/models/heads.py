@@ -1,5 +1,7 @@
 """Reading a sequence-classification model's scalar head where the mask says."""
 
+from typing import Any
+
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,7 +11,7 @@ from rlhf.functional.masks import last_index, position_ids
 
 def token_values(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """The scalar head at every position: ids int [B, L], mask bool [B, L] -> float32 [B, L], reward units."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden = inner.base_model(
         input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
     ).last_hidden_state

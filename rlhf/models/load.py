@@ -29,9 +29,7 @@ def resolve_model(name: str) -> str:
         raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if not path.exists() and looks_local and "/" in name:
-        raise UserError(
-            f"model {name!r}: expected a model folder, a hub id or a GGUF file, found no such path"
-        )
+        raise UserError(f"model {name!r}: expected a model folder, a hub id or a GGUF file, found no such path")
     return name
 
 
@@ -53,9 +51,7 @@ def new_reward_model(
     The tokenizer gets a pad token that differs from EOS, and the embedding a row for it where needed.
     """
     grew = give_distinct_pad(tokenizer)
-    model = _load(
-        AutoModelForSequenceClassification, name, dtype=dtype, num_labels=1, use_safetensors=True, **options
-    )
+    model = _load(AutoModelForSequenceClassification, name, dtype=dtype, num_labels=1, use_safetensors=True, **options)
     if grew:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -95,6 +91,4 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
         raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {name!r}: expected a model that transformers can load, found: {reason}"
-        ) from error
+        raise UserError(f"model {name!r}: expected a model that transformers can load, found: {reason}") from error

@@ -5,11 +5,13 @@ split into q_proj, k_proj and v_proj for training, and fused again in what is sa
 """
 
 import copy
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.errors import UserError
 
 PARTS = ("q_proj", "k_proj", "v_proj")
+DEFAULT_TARGETS = ["q_proj", "v_proj"]
+# On a split GPT-2 these have no equivalent in one adapter on c_attn, so save_adapter could not write them.
+_NOT_FUSIBLE = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform")
 
 
 class SplitProjection(nn.Module):
@@ -25,12 +30,14 @@ class SplitProjection(nn.Module):
 
     def __init__(self, fused: Conv1D) -> None:
         super().__init__()
-        weights, biases = fused.weight.data.t().chunk(3), fused.bias.data.chunk(3)
+        weights, biases = fused.weight.detach().t().chunk(3), fused.bias.detach().chunk(3)
         for name, weight, bias in zip(PARTS, weights, biases, strict=True):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-            linear.weight.data.copy_(weight)
-            linear.bias.data.copy_(bias)
+            # Built on "meta": no random initialisation, so the global random stream does not move.
+            linear = nn.Linear(fused.nx, fused.nf // 3, device="meta")
+            linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+            linear.bias = nn.Parameter(bias.clone())
             setattr(self, name, linear)
+        self.requires_grad_(fused.weight.requires_grad).train(fused.training)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """float [..., n] -> float [..., 3n]: query, key, value."""
@@ -42,36 +49,41 @@ def split_attention(model: nn.Module) -> None:
     for module in list(model.modules()):
         fused = getattr(module, "c_attn", None)
         # Cross-attention fuses key and value only: its c_attn is two wide.
-        if isinstance(fused, Conv1D) and fused.weight.shape[1] == 3 * fused.weight.shape[0]:
+        if isinstance(fused, Conv1D) and fused.nf == 3 * fused.nx:
             module.c_attn = SplitProjection(fused)
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Undo `split_attention`, in place."""
+    """Undo `split_attention`, in place: stock Conv1D matrices with the same numbers."""
     for module in list(model.modules()):
         split = getattr(module, "c_attn", None)
         if isinstance(split, SplitProjection):
             parts = [getattr(split, name) for name in PARTS]
-            fused = Conv1D(3 * parts[0].out_features, parts[0].in_features)
-            fused.weight = nn.Parameter(torch.cat([part.weight.data for part in parts]).t().contiguous())
-            fused.bias = nn.Parameter(torch.cat([part.bias.data for part in parts]))
-            module.c_attn = fused
+            with torch.device("meta"):
+                fused = Conv1D(3 * parts[0].out_features, parts[0].in_features)
+            fused.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]).t().contiguous())
+            fused.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+            module.c_attn = fused.requires_grad_(parts[0].weight.requires_grad).train(split.training)
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """The model, frozen, under a fresh adapter; a target that it does not have is a UserError."""
-    split_attention(model)
-    names = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    targets = (
-        [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or []
-    )
-    missing = sorted(target for target in targets if target not in names and target != "all-linear")
-    if missing:
+    """The model, frozen, under a fresh adapter on config.target_modules (None: q_proj and v_proj).
+
+    The model is changed in place, the config is not. A target that the model does not have is a UserError that
+    lists the layers it has; so is an option under which the base model would not stay as it is.
+    """
+    config = copy.deepcopy(config)
+    if config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian"):
+        # With the adapter off, the model has to be the one it was: reference and reward are read from it.
         raise UserError(
-            f"lora_target_modules: expected some of {', '.join(sorted(names))}, found {', '.join(missing)}"
+            "lora: expected bias 'none' and init_lora_weights true, false or 'gaussian', which leave the base "
+            f"model as it is, found {config.bias!r} and {config.init_lora_weights!r}"
         )
+    split_attention(model)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    config.target_modules = _checked_targets(config.target_modules, layers)
+    if _is_split(model):
+        _check_fusible(config)
     return get_peft_model(model, config)
 
 
@@ -86,35 +98,78 @@ def merged_model(peft_model: PeftModel) -> PreTrainedModel:
 def save_adapter(peft_model: PeftModel, folder: Path) -> None:
     """Save the adapter as safetensors, so that PEFT loads it onto the stock model.
 
-    On a split GPT-2, q_proj and v_proj of rank r become one equivalent adapter of rank 2r on `c_attn`.
+    On a split GPT-2 the adapters of rank r on k projections become one equivalent adapter of rank k * r on
+    `c_attn`. Heads that are trained whole (modules_to_save) are saved with it; the base's embeddings never are.
     """
-    if not any(isinstance(module, SplitProjection) for module in peft_model.modules()):
-        peft_model.save_pretrained(folder)
+    if not _is_split(peft_model):
+        # "auto", the default, asks the hub for the base model's config.
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         return
-    config = copy.deepcopy(peft_model.peft_config["default"])
-    if config.use_rslora or config.use_dora or set(config.target_modules) - set(PARTS):
-        raise UserError("lora: expected plain LoRA on q_proj, k_proj, v_proj of a GPT-2, found another kind")
-    tensors: dict[str, Tensor] = {}
+    config: Any = copy.deepcopy(peft_model.peft_config["default"])
+    _check_fusible(config)
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items() if ".c_attn." not in name}
     used = [name for name in PARTS if name in config.target_modules]
     for name, module in peft_model.named_modules():
         if isinstance(module, SplitProjection):
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = _fused_factors(module, used)
-    # Scaling is alpha / r: both grow by the number of parts, so it stays.
+    # The scaling stays: alpha / r, both grown by the number of parts; rank-stabilised, alpha / sqrt(r) is
+    # written as a plain alpha.
+    config.lora_alpha *= len(used) * (math.sqrt(config.r) if config.use_rslora else 1)
     config.r *= len(used)
-    config.lora_alpha *= len(used)
+    config.use_rslora = False
     config.target_modules = {"c_attn"}
     config.fan_in_fan_out = True
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _is_split(model: nn.Module) -> bool:
+    return any(isinstance(module, SplitProjection) for module in model.modules())
+
+
+def _checked_targets(targets: Any, layers: list[str]) -> Any:
+    """The targets as PEFT takes them: layer names or endings of names, one pattern, or "all-linear"."""
+    if targets is None:
+        targets = DEFAULT_TARGETS
+    # TRL hands a list of one name over as a string, which PEFT would read as a pattern for the whole path.
+    if isinstance(targets, str) and any(_ends_with(layer, targets) for layer in layers):
+        targets = [targets]
+    if isinstance(targets, str):
+        known = targets == "all-linear" or any(re.fullmatch(targets, layer) for layer in layers)
+        missing = [] if known else [targets]
+    else:
+        missing = sorted(t for t in targets if not any(_ends_with(layer, t) for layer in layers))
+    if missing:
+        names = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise UserError(
+            f"lora_target_modules: expected some of the model's linear layers, {', '.join(names)}, "
+            f"found {', '.join(missing)}"
+        )
+    return targets
+
+
+def _ends_with(layer: str, target: str) -> bool:
+    return f".{layer}".endswith(f".{target}")
+
+
+def _check_fusible(config: LoraConfig) -> None:
+    targets = config.target_modules
+    if isinstance(targets, str) or set(targets or []) - set(PARTS):
+        found = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
+        raise UserError(f"lora_target_modules: expected some of {', '.join(PARTS)} on a GPT-2, found {found}")
+    odd = [option for option in _NOT_FUSIBLE if getattr(config, option, None)]
+    if odd:
+        raise UserError(f"lora: expected plain LoRA on a GPT-2, found {', '.join(odd)}")
 
 
 def _fused_factors(module: SplitProjection, used: list[str]) -> tuple[Tensor, Tensor]:
     """The parts' A stacked, [k*r, n], and their B as blocks of [3n, k*r], zero where a part has no adapter."""
     adapters = {name: getattr(module, name) for name in used}
-    a = [layer.lora_A["default"].weight.data for layer in adapters.values()]
-    b = [layer.lora_B["default"].weight.data for layer in adapters.values()]
+    a = [layer.lora_A["default"].weight.detach() for layer in adapters.values()]
+    b = [layer.lora_B["default"].weight.detach() for layer in adapters.values()]
     rank, width = a[0].shape[0], b[0].shape[0]
     whole = b[0].new_zeros(len(PARTS) * width, len(used) * rank)
     for i, name in enumerate(used):

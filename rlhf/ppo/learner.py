@@ -52,9 +52,7 @@ class Learner:
         for epoch in range(self.args.num_ppo_epochs):
             for groups in self._minibatches(rollout, positions, n_global, step, epoch):
                 n_local = sum(rollout.mask[index].sum() for index in groups)
-                n_tokens = (
-                    all_sum(self.accelerator, torch.as_tensor(n_local).reshape(1)).squeeze().clamp(min=1)
-                )
+                n_tokens = all_sum(self.accelerator, torch.as_tensor(n_local).reshape(1)).squeeze().clamp(min=1)
                 for index in self._accumulate(groups):
                     sums += self._backward(rollout, targets, index, n_tokens, len(groups))
                 norms = self._step()
@@ -78,9 +76,7 @@ class Learner:
             most = max(int((members % world == rank).sum()) for rank in range(world))
             count = max(1, -(-most // self.args.per_device_train_batch_size))
             mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
-            yield [
-                part if len(part) else torch.zeros(1, dtype=torch.long) for part in mine.tensor_split(count)
-            ]
+            yield [part if len(part) else torch.zeros(1, dtype=torch.long) for part in mine.tensor_split(count)]
 
     def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
@@ -90,21 +86,15 @@ class Learner:
             with self.accelerator.accumulate(self.model):
                 yield index
 
-    def _backward(
-        self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int
-    ) -> Tensor:
+    def _backward(self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int) -> Tensor:
         args = self.args
         columns, width = trim(rollout.attention, rollout.mask, index)
         mask = rollout.mask[index, :width]
         old_logp, old_values = rollout.logp[index, :width], rollout.values[index, :width]
         with self.accelerator.autocast():
-            logp, entropy, values = self.model(
-                rollout.ids[index, columns], rollout.attention[index, columns], width
-            )
+            logp, entropy, values = self.model(rollout.ids[index, columns], rollout.attention[index, columns], width)
         pg = policy_loss(logp, old_logp, targets.advantages[index, :width], mask, args.cliprange, n_tokens)
-        vf = value_loss(
-            values, old_values, targets.returns[index, :width], mask, args.cliprange_value, n_tokens
-        )
+        vf = value_loss(values, old_values, targets.returns[index, :width], mask, args.cliprange_value, n_tokens)
         # The loss is divided by the global token count already. Accelerate divides by the micro-batches and
         # the ranks' gradients are averaged: both are undone here, as in Accelerate's example
         # gradient_accumulation_for_autoregressive_models.py.

@@ -21,13 +21,9 @@ def metrics_row(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """Means over the responses, or the response tokens, of all ranks: ranks send sums and counts, once."""
-    sums = _rollout_sums(rollout, targets, kl_coef, args) | {
-        k: v for k, v in learned.items() if "norm" not in k
-    }
+    sums = _rollout_sums(rollout, targets, kl_coef, args) | {k: v for k, v in learned.items() if "norm" not in k}
     names = list(sums)
-    total = dict(
-        zip(names, all_sum(accelerator, torch.stack([sums[n].double() for n in names])).tolist(), strict=True)
-    )
+    total = dict(zip(names, all_sum(accelerator, torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
     n, tokens, seen = total["n"], max(total["response_tokens"], 1), max(total["tokens"], 1)
     updates = args.num_ppo_epochs * args.num_mini_batches
     ratio = total["ratio"] / seen

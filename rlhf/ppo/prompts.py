@@ -34,11 +34,9 @@ def read_prompts(
             ids, text = encode_prompt(tokenizer, row["prompt"]), prompt_text(row["prompt"])
         elif "input_ids" in row:
             ids = list(row["input_ids"])
-            text = tokenizer.decode(ids)
+            text = str(tokenizer.decode(ids))
         else:
-            raise UserError(
-                f"train_dataset row {i}: expected column 'prompt' or 'input_ids', found {sorted(row)}"
-            )
+            raise UserError(f"train_dataset row {i}: expected column 'prompt' or 'input_ids', found {sorted(row)}")
         if not ids or (max_tokens is not None and len(ids) > max_tokens):
             limit = "1 or more" if max_tokens is None else f"1 to {max_tokens}"
             raise UserError(f"train_dataset row {i}: expected {limit} tokens, found {len(ids)}")
@@ -52,9 +50,7 @@ def batches(prompts: list[Prompt], size: int, seed: int, steps: int) -> Iterator
     """`steps` global batches: every prompt once an epoch, reshuffled by (seed, epoch), a last partial one too."""
     epoch = 0
     while True:
-        order = torch.randperm(
-            len(prompts), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        ).tolist()
+        order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
         for start in range(0, len(order), size):
             if steps == 0:
                 return

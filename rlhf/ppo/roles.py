@@ -28,13 +28,14 @@ def build_roles(
     for part in (model, ref_model, reward_model, value_model):
         if part is not None:
             disable_dropout(part)
-    reference, reward = ref_model, None
+    reference: Any = ref_model
+    reward: Any = None
+    policy: Any
+    critic: Any
     if peft_config is None:
-        model.requires_grad_(True)
-        reference = ref_model or frozen_copy(model)
-        reward, critic = reward_model, value_model or frozen_copy(reward_model)
+        policy, critic = model.requires_grad_(True), value_model or frozen_copy(reward_model)
+        reference, reward = ref_model or frozen_copy(model), reward_model
         critic.requires_grad_(True)
-        policy: Any = model
     else:
         policy = add_lora(model, peft_config)
         critic_config = LoraConfig(
@@ -66,13 +67,9 @@ def describe_roles(trained: ActorCritic, frozen: FrozenRoles, peft: bool) -> lis
         ("reward", frozen.reward, trained.critic),
     ):
         if own is None:
-            rows.append(
-                {"role": role, "name": f"{_name(shared)}, adapter off", "parameters": 0, "trainable": 0}
-            )
+            rows.append({"role": role, "name": f"{_name(shared)}, adapter off", "parameters": 0, "trainable": 0})
         else:
-            rows.append(
-                {"role": role, "name": _name(own), "parameters": trainable_share(own)[1], "trainable": 0}
-            )
+            rows.append({"role": role, "name": _name(own), "parameters": trainable_share(own)[1], "trainable": 0})
     return rows
 
 
@@ -88,7 +85,7 @@ def check_vocabularies(policy: PreTrainedTokenizerBase, reward: PreTrainedTokeni
 
 
 def _name(model: PreTrainedModel | PeftModel) -> str:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return inner.config.name_or_path or type(inner).__name__
 
 

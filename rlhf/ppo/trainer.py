@@ -63,9 +63,7 @@ class PPOTrainer:
         self.prompts = read_prompts(train_dataset, self.processing_class, args.max_prompt_tokens)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = self._count_steps()
-        self.eos_ids = (
-            stop_ids(model, processing_class) if args.stop_token_id is None else [args.stop_token_id]
-        )
+        self.eos_ids = stop_ids(model, processing_class) if args.stop_token_id is None else [args.stop_token_id]
         self.roles, self.frozen = build_roles(args, model, ref_model, reward_model, value_model, peft_config)
         self.models = describe_roles(self.roles, self.frozen, peft_config is not None)
         for frozen in (self.frozen.reference, self.frozen.reward):
@@ -89,9 +87,7 @@ class PPOTrainer:
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Run all PPO steps; from a checkpoint folder, the steps after it."""
-        first = (
-            load_checkpoint(self.accelerator, Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
-        )
+        first = load_checkpoint(self.accelerator, Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
         self.recorder.start(self.args, first)
         self.episode = 0
         steps = batches(self.prompts, self.batch_size, self.args.seed, self.num_total_batches)
@@ -111,9 +107,7 @@ class PPOTrainer:
                 targets = self.judge(rollout)
                 sums = self.learn(step, rollout, targets, len(batch))
                 row = self.record(step, batch, rollout, targets, sums, responses)
-                bar.set_postfix_str(
-                    f"reward {row['objective/scores']:.3f} kl {row['objective/kl_per_token']:.4f}"
-                )
+                bar.set_postfix_str(f"reward {row['objective/scores']:.3f} kl {row['objective/kl_per_token']:.4f}")
                 bar.update()
                 self._maybe_save(step)
         self.recorder.end()
@@ -140,10 +134,7 @@ class PPOTrainer:
     def learn(self, step: int, rollout: Rollout, targets: Targets, n_global: int) -> dict[str, torch.Tensor]:
         """A few clipped steps."""
         with self._timed("learn"):
-            place = (
-                torch.arange(len(rollout.ids)) * self.accelerator.num_processes
-                + self.accelerator.process_index
-            )
+            place = torch.arange(len(rollout.ids)) * self.accelerator.num_processes + self.accelerator.process_index
             place[~rollout.real.cpu()] = -1
             sums = self.learner.learn(rollout, targets, place, n_global, step)
             self.lr = self.scheduler.get_last_lr()[0]
@@ -175,11 +166,7 @@ class PPOTrainer:
 
     def _maybe_save(self, step: int) -> None:
         args = self.args
-        if (
-            args.save_strategy == "steps"
-            and step % int(args.save_steps) == 0
-            and step < self.num_total_batches
-        ):
+        if args.save_strategy == "steps" and step % int(args.save_steps) == 0 and step < self.num_total_batches:
             save_checkpoint(self.accelerator, Path(args.output_dir or "."), step, args.save_total_limit)
 
     def _shows_samples(self, step: int) -> bool:
@@ -188,9 +175,7 @@ class PPOTrainer:
             return False
         return step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0
 
-    def _samples(
-        self, batch: list[Prompt], rollout: Rollout, responses: list[list[int]]
-    ) -> list[dict[str, Any]]:
+    def _samples(self, batch: list[Prompt], rollout: Rollout, responses: list[list[int]]) -> list[dict[str, Any]]:
         """The first few prompts of this rank's share with what was answered."""
         part, _ = equal_share(batch, self.accelerator)
         return [

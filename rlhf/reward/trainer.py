@@ -1,6 +1,7 @@
 """The reward model: TRL's RewardTrainer under the margin ranking loss, on rows tokenised by `data.chat`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
+    TrainingArguments,
 )
-from transformers import TrainingArguments
 from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
@@ -31,9 +32,11 @@ class PreferenceTrainer(RewardTrainer):
 
     args: RewardStageConfig
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The loss of one batch of pairs; TRL's own computation logs accuracy and margin."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if self.args.loss_type == "margin":
             chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
             loss = pairwise_margin_ranking_loss(chosen, rejected, self.args.margin)
@@ -75,14 +78,10 @@ def encode_pairs(
     """The pairs whose two sides both fit into max_length tokens, and their token rows."""
     rows = [encode_pair(tokenizer, pair) for pair in pairs]
     fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
-    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [
-        r for r, ok in zip(rows, fits, strict=True) if ok
-    ]
+    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
 
 
-def evaluate_pairs(
-    model: PreTrainedModel, rows: list[dict[str, list[int]]], args: RewardStageConfig
-) -> dict[str, Any]:
+def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], args: RewardStageConfig) -> dict[str, Any]:
     """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows."""
     was_training = model.training
     model.eval()
@@ -118,6 +117,8 @@ def train_reward_model(
     folder = Path(args.output_dir or ".")
     checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
     metrics = folder / "metrics.jsonl"
+    # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     if not checkpoints:
         metrics.unlink(missing_ok=True)
     trainer = PreferenceTrainer(

@@ -60,9 +60,7 @@ def require_stage(stage_folder: Path) -> Path:
     """The folder of a stage that is done; anything else is a UserError that says what to run first."""
     status = read_run(stage_folder).get("status", "not run")
     if status != "done":
-        raise UserError(
-            f"{stage_folder}: expected a stage that is done, found: {status}; run that stage first"
-        )
+        raise UserError(f"{stage_folder}: expected a stage that is done, found: {status}; run that stage first")
     return stage_folder
 
 
@@ -98,9 +96,7 @@ class Stage:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"run folder {self.folder}: expected to write there, found: {error.strerror}"
-            ) from error
+            raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
         self._clock = time.monotonic()
         self.record()
         return self

@@ -27,9 +27,7 @@ class Recorder:
             for name in (METRICS, SAMPLES):
                 keep_rows(self.folder / name, step)
         # Trackers take numbers, truth values and texts; everything else is shown as text.
-        config = {
-            k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()
-        }
+        config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
         self.accelerator.init_trackers("tensorboard", config=config)
 
     def row(self, step: int, row: dict[str, float]) -> None:

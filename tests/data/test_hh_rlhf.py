@@ -129,9 +129,7 @@ def test_folders_subsets_and_the_red_team(tmp_path: Path) -> None:
     ]
     assert load_pairs(str(tmp_path), data_dir="harmless-base")[0] == everything[:2]
     assert load_pairs(str(tmp_path / "helpful-base"))[0] == everything[2:]
-    with pytest.raises(
-        UserError, match=r":1: expected an object with fields 'chosen' and 'rejected', found a list"
-    ):
+    with pytest.raises(UserError, match=r":1: expected an object with fields 'chosen' and 'rejected', found a list"):
         load_pairs(str(tmp_path), data_dir="red-team-attempts")
     with pytest.raises(UserError, match=r": expected a folder 'helpful' in it \(data_dir\), found none"):
         load_pairs(str(tmp_path), data_dir="helpful")
@@ -155,9 +153,7 @@ def test_splits_share_no_opening_and_ignore_the_order() -> None:
 
 def test_splits_that_cannot_be_filled_are_errors() -> None:
     pairs = [crafted(n, f"question {n}") for n in range(10)]
-    with pytest.raises(
-        UserError, match=r"^not enough preference pairs for validation and train: .* test 8, "
-    ):
+    with pytest.raises(UserError, match=r"^not enough preference pairs for validation and train: .* test 8, "):
         split_pairs(pairs, 0, n_train=1, n_validation=3, n_test=8)
     with pytest.raises(UserError, match=r"for train: .* found test 4, validation 6, train 0$"):
         split_pairs(pairs, 0, n_train=5, n_validation=6, n_test=4)

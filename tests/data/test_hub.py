@@ -53,16 +53,10 @@ print([pair.source for pair in pairs], counts["rows"])
 HUB_IDS = ("Anthropic/hh-rlhf", "OpenAssistant/oasst1")
 
 
-def run(
-    code: str, *args: str, home: Path, endpoint: str, offline: bool = False
-) -> subprocess.CompletedProcess[str]:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
-    }
+def run(code: str, *args: str, home: Path, endpoint: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1" if offline else "0"}
-    env = (
-        clean | settings | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
-    )
+    env = clean | settings | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", code, *args]
     return subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=240)
 
@@ -104,9 +98,7 @@ def make_data(folder: Path) -> tuple[Path, Path]:
     hh, oasst = folder / "hh-rlhf", folder / "oasst1"
     for subset in ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"):
         write_gz(hh / subset / "test.jsonl.gz", [pair_row(f"{subset} test?")])
-        write_gz(
-            hh / subset / "train.jsonl.gz", [pair_row(f"{subset} train {number}?") for number in range(2)]
-        )
+        write_gz(hh / subset / "train.jsonl.gz", [pair_row(f"{subset} train {number}?") for number in range(2)])
     write_gz(hh / "red-team-attempts/red_team_attempts.jsonl.gz", [{"transcript": dialogue("q", "a")}])
     (hh / "README.md").write_text("# pairs\n")
     if (real := DATA / "hh-rlhf/harmless-base.jsonl.gz").exists():
@@ -128,13 +120,9 @@ def make_model(folder: Path) -> Path:
     vocab = {"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<|endoftext|>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", unk_token="<|endoftext|>")
     fast.save_pretrained(folder)
-    GPT2LMHeadModel(GPT2Config(vocab_size=4, n_positions=8, n_embd=8, n_layer=1, n_head=2)).save_pretrained(
-        folder
-    )
+    GPT2LMHeadModel(GPT2Config(vocab_size=4, n_positions=8, n_embd=8, n_layer=1, n_head=2)).save_pretrained(folder)
     return folder
 
 
@@ -154,9 +142,7 @@ def test_data_from_the_hub_is_the_local_data_then_also_offline(tmp_path: Path) -
     with HubServer({"datasets/Anthropic/hh-rlhf": hh, "datasets/OpenAssistant/oasst1": oasst}) as server:
         assert output(LOAD, *HUB_IDS, home=home, endpoint=server.url) == local
         fetched = {
-            request.split("/resolve/")[1].split("/", 1)[1]
-            for request in server.requests
-            if "/resolve/" in request
+            request.split("/resolve/")[1].split("/", 1)[1] for request in server.requests if "/resolve/" in request
         }
     assert fetched == {
         "harmless-base/test.jsonl.gz",
@@ -192,11 +178,7 @@ def test_all_subsets_by_default_and_never_the_red_team(tmp_path: Path) -> None:
         missing = run(ALL_SUBSETS, "Nobody/nothing", home=tmp_path, endpoint=server.url)
         revision = run(ALL_SUBSETS, HUB_IDS[0], "v9", home=tmp_path, endpoint=server.url)
     subsets = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
-    sources = [
-        f"{s}/{place}"
-        for s in subsets
-        for place in ("test.jsonl.gz:1", "train.jsonl.gz:1", "train.jsonl.gz:2")
-    ]
+    sources = [f"{s}/{place}" for s in subsets for place in ("test.jsonl.gz:1", "train.jsonl.gz:1", "train.jsonl.gz:2")]
     assert printed.strip() == f"{sources} 12"
     assert_user_error(missing, "Nobody/nothing: expected a local path or a hub data set")
     assert_user_error(revision, "Anthropic/hh-rlhf: expected a local path or a hub data set at revision 'v9'")

@@ -48,9 +48,7 @@ def test_each_rule_drops_its_messages_once(tmp_path: Path) -> None:
     ]
     prompts, counts = load_prompts([write(tmp_path / "a.jsonl", *rows)])
     assert prompts == [Prompt("m0", "t", "Kept."), Prompt("m6", "t", "Kept  too.")]
-    assert counts == counts_of(
-        messages=8, assistant=1, deleted=1, other_language=1, empty=1, duplicate=2, kept=2
-    )
+    assert counts == counts_of(messages=8, assistant=1, deleted=1, other_language=1, empty=1, duplicate=2, kept=2)
     _, counts = load_prompts([str(tmp_path / "a.jsonl")], lang=None)
     assert counts == counts_of(messages=8, assistant=1, deleted=1, empty=2, duplicate=2, kept=2)
 

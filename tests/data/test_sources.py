@@ -71,9 +71,7 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
         ("a.csv", b"a,b", ": expected a file ending in .jsonl, "),
     ],
 )
-def test_malformed_rows_are_blamed_on_their_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_malformed_rows_are_blamed_on_their_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = written(tmp_path / name, content)
     assert error_of(path).startswith(f"{path}{message}")
 
@@ -96,9 +94,7 @@ def test_fetch_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     for name in names:
         written(tmp_path / name, b"")
     patterns = ["*.jsonl", "*.jsonl.gz"]
-    assert fetch(str(tmp_path), patterns) == [
-        tmp_path / name for name in ("a/b.jsonl", "a/c.jsonl.gz", "b.jsonl")
-    ]
+    assert fetch(str(tmp_path), patterns) == [tmp_path / name for name in ("a/b.jsonl", "a/c.jsonl.gz", "b.jsonl")]
     assert fetch(str(tmp_path), ["a/*.jsonl"]) == [tmp_path / "a/b.jsonl"]
     assert fetch(str(tmp_path / "a/readme.md"), patterns) == [tmp_path / "a/readme.md"]
 

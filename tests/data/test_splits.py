@@ -61,10 +61,7 @@ def test_require_sizes_names_the_splits_and_the_counts() -> None:
     require_sizes({"test": [1, 2], "train": [3]}, sizes, "rows")
     with pytest.raises(UserError) as short:
         require_sizes({"test": [1], "train": []}, sizes, "rows")
-    assert (
-        str(short.value)
-        == "not enough rows for test and train: expected test 2, train 5; found test 1, train 0"
-    )
+    assert str(short.value) == "not enough rows for test and train: expected test 2, train 5; found test 1, train 0"
 
 
 def test_text_key_ignores_case_and_white_space() -> None:

@@ -48,9 +48,7 @@ def test_kl_shows_both_runs_and_the_band() -> None:
     figure = plots.kl_per_token({"full": ppo_rows(KL), "lora": ppo_rows(KL[:2])})
     assert lines(figure) == {"full": ([1, 2, 3, 4, 5], KL), "LoRA": ([1, 2], [0.01, 0.02])}
     (band,) = figure.axes[0].patches
-    assert band.get_extents().transformed(figure.axes[0].transData.inverted()).intervaly == pytest.approx(
-        [0.02, 0.1]
-    )
+    assert band.get_extents().transformed(figure.axes[0].transData.inverted()).intervaly == pytest.approx([0.02, 0.1])
     assert "0.02–0.1" in str(band.get_label())
     assert "nats" in figure.axes[0].get_ylabel()
 

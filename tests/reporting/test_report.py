@@ -159,9 +159,7 @@ def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:
 def test_page_asks_for_nothing_outside_itself(run_dir: Path) -> None:
     page = page_of(run_dir)
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"} == set()
-    sources = [
-        v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "srcset")
-    ]
+    sources = [v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "srcset")]
     assert len(sources) == len(PLOTS)
     assert all(source and source.startswith("data:image/png;base64,") for source in sources)
     assert "url(" not in build_report(run_dir).read_text(encoding="utf-8")

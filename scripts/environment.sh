@@ -1,0 +1,18 @@
+# Sourced by the other scripts: makes .venv with the pinned packages and activates it. A second call takes a second.
+RLHF_EXTRAS=${RLHF_EXTRAS:-}
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: expected Python 3.11 or newer, found $("$python" --version 2>&1); set PYTHON=/path/to/python3.11" >&2
+    exit 2
+fi
+wanted="$(cat constraints.txt pyproject.toml | cksum) ${RLHF_EXTRAS}"
+# Either stamp will do for a plain environment: dev holds everything that it holds.
+if ! grep -qsxF -e "$wanted" -e "${wanted}dev" .venv/stamp; then
+    echo "setting up .venv (a few minutes, once)"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    target=.
+    [ -z "$RLHF_EXTRAS" ] || target=".[$RLHF_EXTRAS]"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$target"
+    echo "$wanted" >.venv/stamp
+fi
+source .venv/bin/activate

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# From a fresh clone to a report: environment, model, reward model, PPO (full and LoRA), evaluation, report.
+# Needs Python 3.11 or newer and PyPI, nothing else. Call it again to go on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+started=$SECONDS
+python scripts/prepare.py --recipe demo
+python scripts/pipeline.py --recipe demo --run demo "$@"
+echo "quickstart: $((SECONDS - started)) s after the environment was there"
