@@ -12,7 +12,11 @@ if ! grep -qsxF -e "$wanted" -e "${wanted}dev" .venv/stamp; then
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     target=.
     [ -z "$RLHF_EXTRAS" ] || target=".[$RLHF_EXTRAS]"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$target"
+    # --no-compile: what is imported is compiled on its first import, and the rest never.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+        --constraint constraints.txt --editable "$target"
     echo "$wanted" >.venv/stamp
 fi
 source .venv/bin/activate
+# On a CPU: keep freed memory for the next step, where glibc would hand it back to the system and fetch it anew.
+export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import asdict
+from typing import Any
 
 from accelerate import PartialState
 
@@ -14,6 +15,7 @@ from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, 
 from rlhf.parsing import parse, run_script
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
+from rlhf.runtime.tracking import write_summary
 
 MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
 
@@ -54,6 +56,10 @@ def main() -> None:
         if stage.is_main:
             write_rows(folder / "responses.jsonl", rows)
             write_json(folder / "evaluation.json", summary)
+            numbers = {f"reward/{name}": model["mean_reward"] for name, model in summary["models"].items()}
+            numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}
+            texts = {f"{row['model']}/{i}": f"{row['prompt']}\n\n{row['response']}" for i, row in _first(rows, 4)}
+            write_summary(folder, numbers, texts, asdict(data) | asdict(config))
             for name, gain in summary["gains"].items():
                 low, high = gain["interval"]
                 print(
@@ -61,6 +67,12 @@ def main() -> None:
                     f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
                     f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
                 )
+
+
+def _first(rows: list[dict[str, Any]], count: int) -> list[tuple[int, dict[str, Any]]]:
+    """The first rows of each model, numbered."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return [(i, row) for m in models for i, row in enumerate([r for r in rows if r["model"] == m][:count])]
 
 
 if __name__ == "__main__":

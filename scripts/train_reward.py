@@ -8,6 +8,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.data.chat import prompt_text
 from rlhf.data.hh_rlhf import load_pairs, split_pairs
 from rlhf.models.load import load_tokenizer, new_reward_model
 from rlhf.models.lora import trainable_share
@@ -15,6 +16,7 @@ from rlhf.parsing import parse, required, run_script
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.run_folder import Stage, is_done, write_json
+from rlhf.runtime.tracking import write_summary
 
 
 def main() -> None:
@@ -58,6 +60,17 @@ def main() -> None:
         }
         if stage.is_main:
             write_json(folder / "evaluation.json", report)
+            numbers = {
+                f"test/{when}/{name}": value
+                for when in ("before", "after")
+                for name, value in report[when].items()
+                if isinstance(value, float)
+            }
+            samples = {
+                f"pair/{i}": f"{prompt_text(pair.prompt)}\n\nchosen: {pair.chosen}\n\nrejected: {pair.rejected}"
+                for i, pair in enumerate(splits["test"][:4])
+            }
+            write_summary(folder, numbers, samples, config)
             low, high = report["after"]["accuracy_interval"]
             print(
                 f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "

@@ -53,7 +53,7 @@ def calibration(probability: NDArray[Any], outcome: NDArray[Any]) -> dict[str, A
 
     Confidence is that in the predicted side, 0.5 to 1, in ten bins of equal width. The expected calibration
     error is the mean gap between confidence and accuracy, weighted by the pairs in a bin (Guo et al. 2017,
-    arXiv:1706.04599, eq. 3). At a probability of exactly 0.5 there is no predicted side: half correct.
+    arXiv:1706.04599). At a probability of exactly 0.5 there is no predicted side: half correct.
     """
     confidence = np.maximum(probability, 1 - probability)
     correct = np.where(probability == 0.5, 0.5, (probability > 0.5) == outcome)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
 from rlhf.runtime.run_folder import append_row
@@ -45,14 +46,28 @@ class Recorder:
         if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             for i, row in enumerate(rows):
-                # Indented by four blanks, Markdown shows text as it is.
                 text = f"prompt: {row['prompt']}\n\nresponse: {row['response']}\n\nscore: {row['score']:.3f}"
-                writer.add_text(f"samples/{i}", "    " + text.replace("\n", "\n    "), step)
+                writer.add_text(f"samples/{i}", verbatim(text), step)
 
     def end(self) -> None:
         """Flush and close the trackers; the process group stays."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def verbatim(text: str) -> str:
+    """Markdown that shows text as it is: every line indented by four blanks."""
+    return "    " + text.replace("\n", "\n    ")
+
+
+def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: dict[str, Any]) -> None:
+    """TensorBoard scalars, texts and settings of a stage that has one result and no steps."""
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, 0)
+        for name, text in texts.items():
+            writer.add_text(name, verbatim(text), 0)
+        writer.add_text("config", verbatim(json.dumps(config, indent=2, default=str)), 0)
 
 
 def keep_rows(path: Path, last_step: int) -> None:

@@ -1,0 +1,133 @@
+"""The whole pipeline as a user runs it, on tiny models: recipes in, report out; then again, and it has nothing to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = {
+    "prompt_dataset": ["demo:messages.jsonl"],
+    "max_prompt_length": 120,
+    "train_prompts": 10,
+    "evaluation_prompts": 7,
+    "rating_prompts": 3,
+}
+
+
+def recipe(folder: Path, base: Path) -> Path:
+    reward = {
+        "model_name_or_path": str(base),
+        "dataset_name": "demo:preferences.jsonl",
+        "max_examples": 16,
+        "validation_examples": 8,
+        "test_examples": 8,
+        "num_train_epochs": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "bf16": False,
+    }
+    ppo = PROMPTS | {
+        "model_name_or_path": str(base),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 1,
+        "num_ppo_epochs": 1,
+        "response_length": 6,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+    evaluation = PROMPTS | {"base_model": str(base), "eval_response_length": 6}
+    folder.mkdir()
+    stages = {"reward": reward, "ppo_full": ppo, "ppo_lora": ppo | lora, "evaluation": evaluation}
+    for name, fields in stages.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+    return folder
+
+
+def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    top = tmp_path_factory.mktemp("pipeline")
+    base = top / "base"
+    tiny.gpt2().save_pretrained(base)
+    tiny.gpt2_tokenizer().save_pretrained(base)
+    arguments = ["--recipe", str(recipe(top / "recipe", base)), "--run", "tiny", "--runs_dir", str(top / "runs")]
+    return arguments, top / "runs" / "tiny", base, pipeline(*arguments)
+
+
+def test_all_stages_end_and_say_so(run):
+    _, folder, _, result = run
+    assert result.returncode == 0, result.stderr[-2000:]
+    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+        facts = json.loads((folder / stage / "run.json").read_text())
+        assert facts["status"] == "done"
+        assert facts["world_size"] == 1
+    assert "tensorboard --logdir" in result.stdout.splitlines()[-1]
+    assert (folder / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_data_counts_are_in_run_json(run):
+    counts = json.loads((run[1] / "reward" / "run.json").read_text())["data"]["preferences"]
+    assert (counts["rows"], counts["empty_response"], counts["prompts_differ"], counts["merged_turns"]) == (
+        207,
+        1,
+        1,
+        1,
+    )
+    assert (counts["split_train"], counts["split_validation"], counts["split_test"]) == (16, 8, 8)
+    prompts = json.loads((run[1] / "ppo_full" / "run.json").read_text())["data"]["prompts"]
+    assert (prompts["deleted"], prompts["other_language"], prompts["duplicate"]) == (3, 5, 2)
+
+
+def test_what_was_saved_loads_with_plain_transformers(run):
+    _, folder, base, _ = run
+    for stage in ("ppo_full", "ppo_lora"):
+        model = AutoModelForCausalLM.from_pretrained(folder / stage)
+        stock = AutoModelForCausalLM.from_pretrained(base)
+        assert model.state_dict().keys() == stock.state_dict().keys()
+        assert "Human: " in AutoTokenizer.from_pretrained(folder / stage).chat_template
+    assert AutoModelForSequenceClassification.from_pretrained(folder / "reward").config.num_labels == 1
+
+
+def test_evaluation_holds_every_prompt_and_model_once(run):
+    rows = [json.loads(line) for line in (run[1] / "evaluation" / "responses.jsonl").read_text().splitlines()]
+    assert len({(row["prompt_id"], row["model"]) for row in rows}) == len(rows) == 7 * 3
+    summary = json.loads((run[1] / "evaluation" / "evaluation.json").read_text())
+    for name in ("base", "full", "lora"):
+        scores = [row["score"] for row in rows if row["model"] == name]
+        assert summary["models"][name]["mean_reward"] == pytest.approx(sum(scores) / 7)
+
+
+def test_tensorboard_has_every_stage(run):
+    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+        assert list((run[1] / stage).rglob("events.out.tfevents.*")), stage
+
+
+def test_a_second_call_skips_what_is_done(run):
+    arguments, folder, _, _ = run
+    before = (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns
+    again = pipeline(*arguments)
+    assert again.returncode == 0
+    assert again.stdout.count("done already") == 4
+    assert (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns == before
