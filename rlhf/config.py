@@ -113,6 +113,7 @@ class RewardStageConfig(RewardConfig):
         self.remove_unused_columns = False  # the rows' `length`, for train_sampling_strategy: group_by_length
         # The checkpoint with the best validation loss is the one that is kept: saved when it is measured.
         self.save_strategy = self.eval_strategy
+        self.save_steps = self.eval_steps or self.logging_steps  # transformers' own rule for eval_steps not set
         self.load_best_model_at_end = True
         self.metric_for_best_model = "eval_loss"
         self.greater_is_better = False

@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it, on tiny models: recipes in, report out; then again, and it has nothing to do."""
+"""The whole pipeline as a user runs it, on tiny models; and again, when there is nothing left to do."""
 
 import json
 import os

@@ -1,0 +1,208 @@
+"""The trainer as a whole: what must hold at learning rate 0, what may change, what must not."""
+
+import hashlib
+import json
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from rlhf.config import PPOConfig
+from rlhf.errors import UserError
+from rlhf.ppo.trainer import PPOTrainer
+from rlhf.runtime.checkpoint import checkpoints
+
+PROMPTS = [{"prompt": [{"role": "user", "content": "hello there " * (i % 4 + 1)}]} for i in range(7)]
+FAMILIES = {
+    "gpt2": (tiny.gpt2_tokenizer, tiny.gpt2, tiny.gpt2_reward),
+    "llama": (tiny.chat_tokenizer, tiny.llama, tiny.llama_reward),
+}
+LORA = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+
+
+def trainer(folder, family="llama", lora=False, rows=PROMPTS, reward=None, **options):
+    make_tokenizer, make_policy, make_reward = FAMILIES[family]
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_ppo_epochs": 2,
+        "response_length": 6,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "seed": 5,
+    }
+    return PPOTrainer(
+        args=PPOConfig(**settings | options),
+        processing_class=make_tokenizer(),
+        model=make_policy(),
+        ref_model=None,
+        reward_model=reward or make_reward(),
+        train_dataset=rows,
+        peft_config=LORA if lora else None,
+    )
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(tensors):
+    return {name: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for name, t in tensors}
+
+
+@pytest.mark.parametrize(("accumulation", "minibatches"), [(1, 1), (4, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learning_rate_0_changes_nothing(tmp_path, family, lora, accumulation, minibatches):
+    options = {"gradient_accumulation_steps": accumulation, "num_mini_batches": minibatches}
+    trainer(tmp_path, family, lora, learning_rate=0.0, max_steps=2, **options).train()
+    for row in metrics(tmp_path):
+        assert row["val/ratio"] == pytest.approx(1, abs=1e-6)
+        assert row["policy/approxkl_avg"] < 1e-9
+        assert row["policy/clipfrac_avg"] == 0
+        assert abs(row["objective/kl"]) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_fine_tuning_leaves_reference_and_reward_alone(tmp_path, family):
+    run = trainer(tmp_path, family)
+    frozen = [run.frozen.reference, run.frozen.reward]
+    before = [digest(model.state_dict().items()) for model in frozen]
+    trained = digest(run.roles.named_parameters())
+    run.train()
+    assert [digest(model.state_dict().items()) for model in frozen] == before
+    after = digest(run.roles.named_parameters())
+    assert sum(after[name] != trained[name] for name in after) > 0.9 * len(after)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_trains_adapters_and_the_critics_head_only(tmp_path, family):
+    run = trainer(tmp_path, family, lora=True)
+    before = digest(run.roles.named_parameters())
+    run.train()
+    changed = {name for name, value in digest(run.roles.named_parameters()).items() if value != before[name]}
+    assert {name for name in changed if name.startswith("policy")} == {
+        name for name in before if name.startswith("policy") and "lora_" in name
+    }
+    for name in changed - {name for name in changed if name.startswith("policy")}:
+        assert "lora_" in name or "modules_to_save" in name
+    assert all("q_proj" in name or "v_proj" in name for name in changed if "lora_" in name)
+
+
+def test_every_prompt_once_an_epoch_and_one_row_a_step(tmp_path):
+    run = trainer(tmp_path)
+    seen = []
+    act = run.act
+    run.act = lambda step, batch: (seen.append([p.prompt_id for p in batch]), act(step, batch))[1]
+    run.train()
+    assert [len(batch) for batch in seen] == [4, 3, 4, 3]  # 7 prompts, batch 4, 2 epochs
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == [str(i) for i in range(7)]
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["episode"] == 14
+    assert {"objective/kl", "objective/scores", "objective/rlhf_reward", "policy/approxkl_avg", "eps"} <= rows[0].keys()
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
+
+
+@pytest.mark.parametrize(("accumulation", "minibatches"), [(1, 1), (4, 1), (4, 2), (4, 4)])
+def test_optimizer_steps_are_counted(tmp_path, accumulation, minibatches):
+    run = trainer(tmp_path, gradient_accumulation_steps=accumulation, num_mini_batches=minibatches, max_steps=1)
+    inner = run.optimizer.optimizer
+    steps, step = [], inner.step
+    inner.step = lambda *a, **k: (steps.append(1), step(*a, **k))[1]
+    run.train()
+    assert len(steps) == 2 * minibatches
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_micro_batches_do_not_change_the_result(tmp_path, micro):
+    weights = []
+    for size in (8, micro):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 1}
+        rows = [{"prompt": "a b c d e f g h"[: 2 * i + 1]} for i in range(8)]
+        run = trainer(tmp_path / str(size), rows=rows, optim="sgd", max_grad_norm=0.0, **options)
+        run.train()
+        weights.append(dict(run.roles.named_parameters()))
+    for name, value in weights[0].items():
+        assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_same_seed_same_run_and_resume_is_exact(tmp_path, lora):
+    whole = trainer(tmp_path / "whole", lora=lora)
+    whole.train()
+    cut = trainer(tmp_path / "cut", lora=lora, save_strategy="steps", save_steps=2)
+    record = cut.record
+
+    def killed(step, *rest):
+        if step == 4:
+            raise KeyboardInterrupt
+        return record(step, *rest)
+
+    cut.record = killed
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = trainer(tmp_path / "cut", lora=lora, save_strategy="steps", save_steps=2)
+    again.train(resume_from_checkpoint=checkpoints(tmp_path / "cut")[-1])
+    for (name, a), (_, b) in zip(whole.roles.named_parameters(), again.roles.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    timeless = [
+        [{k: v for k, v in row.items() if k != "eps" and not k.startswith("time/")} for row in metrics(tmp_path / run)]
+        for run in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_saved_model_is_stock_and_says_the_same(tmp_path, lora):
+    run = trainer(tmp_path, "gpt2", lora=lora, max_steps=2)
+    run.train()
+    run.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert_close(loaded(ids).logits, run.roles.policy.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+    assert loaded.generation_config.eos_token_id == tiny.gpt2().generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_learns_what_the_reward_likes(tmp_path, seed):
+    # A reward model that reads the last token only: its score is the token's embedding on one axis.
+    reward = tiny.llama_reward()
+    with torch.no_grad():
+        for name, parameter in reward.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                parameter.zero_()
+        reward.score.weight.zero_()
+        reward.score.weight[0, 0] = 1.0
+    rows = [{"prompt": f"{i}"} for i in range(64)]
+    options = {"per_device_train_batch_size": 32, "num_ppo_epochs": 4, "response_length": 3, "max_steps": 15}
+    options |= {"learning_rate": 1e-2, "kl_coef": 0.0, "vf_coef": 0.5, "cliprange_value": 10.0, "temperature": 1.0}
+    run = trainer(tmp_path, reward=reward, rows=rows, seed=seed, **options)
+    run.train()
+    scores = [row["objective/scores"] for row in metrics(tmp_path)]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.5, scores
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "at least 1 prompt"),
+        ([{"prompt": "a"}, {"text": "b"}], "row 1: expected column 'prompt'"),
+        ([{"prompt": "a " * 50}], "row 0: expected 1 to 20 tokens"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, rows, words):
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, rows=rows, max_prompt_tokens=20)

@@ -1,0 +1,86 @@
+"""The reward model's training: the loss is the one asked for, and the best checkpoint is the one that stays."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+from rlhf.config import RewardStageConfig
+from rlhf.data.chat import prepare_tokenizer
+from rlhf.data.hh_rlhf import load_pairs
+from rlhf.models.load import load_reward_model, new_reward_model
+from rlhf.reward.scoring import score_rows
+from rlhf.reward.trainer import encode_pairs, evaluate_pairs, train_reward_model
+
+
+@pytest.fixture
+def setup(tmp_path):
+    base = tmp_path / "base"
+    tiny.llama().save_pretrained(base)
+    tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
+    pairs, _ = load_pairs("demo:preferences.jsonl")
+    _, rows = encode_pairs(tokenizer, pairs, 200)
+    torch.manual_seed(0)
+    return new_reward_model(str(base), tokenizer), tokenizer, rows
+
+
+def config(folder, **options):
+    settings = {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+    }
+    return RewardStageConfig(**settings | options)
+
+
+@pytest.mark.parametrize("loss_type", ["margin", "bradley_terry"])
+def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type):
+    model, tokenizer, rows = setup
+    args = config(tmp_path, loss_type=loss_type, margin=0.7, learning_rate=0.0)
+    train_reward_model(model, tokenizer, rows[:8], rows[8:16], args)
+    chosen = score_rows(model.eval(), [row["chosen_ids"] for row in rows[:8]], 3)
+    rejected = score_rows(model, [row["rejected_ids"] for row in rows[:8]], 3)
+    by_hand = {
+        "margin": sum(max(0.0, 0.7 - (c - r)) for c, r in zip(chosen.tolist(), rejected.tolist(), strict=True)) / 8,
+        "bradley_terry": (1 + (rejected - chosen).exp()).log().mean().item(),
+    }
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    loss = next(row["loss"] for row in logged if "loss" in row)
+    assert loss == pytest.approx(by_hand[loss_type], abs=1e-4)
+
+
+def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
+    model, tokenizer, rows = setup
+    # A learning rate that wrecks the model: the last step is not the best one.
+    args = config(tmp_path, learning_rate=0.3, max_grad_norm=0.0, optim="sgd", per_device_train_batch_size=4)
+    trainer = train_reward_model(model, tokenizer, rows[:12], rows[24:48], args)
+    trainer.save_model(str(tmp_path))
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["eval_loss"] for row in logged if "eval_loss" in row and row["step"] > 0]
+    assert min(losses) < losses[-1] - 1e-3
+    saved = load_reward_model(str(tmp_path))
+    assert evaluate_pairs(saved, rows[24:48], args)["loss"] == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_stock_transformers_gives_the_same_score(setup, tmp_path):
+    model, tokenizer, rows = setup
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    row = rows[0]["chosen_ids"]
+    ours = score_rows(model.eval(), [row, rows[1]["chosen_ids"]], 2)[0]
+    pads = torch.tensor([row + [tokenizer.pad_token_id] * 5 if tokenizer.pad_token_id != row[-1] else row])
+    give_distinct = pads.clone()
+    give_distinct[0, len(row) :] = model.config.pad_token_id
+    with torch.no_grad():
+        assert_close(stock(give_distinct, attention_mask=(torch.arange(pads.shape[1]) < len(row)).long()[None])
+                     .logits[0, 0], ours, atol=1e-5, rtol=1e-5)  # fmt: skip
