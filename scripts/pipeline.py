@@ -52,6 +52,8 @@ def main() -> None:
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
         script = [str(ROOT / "scripts" / f"{STAGES[stage]}.py"), "--config", str(recipe / f"{stage}.yaml")]
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(engine)]
+        if engine.stem == "cpu":
+            launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
         _run([*launch, *script, *where], stage)
     _run([sys.executable, str(ROOT / "scripts" / "report.py"), *where], "report")
 

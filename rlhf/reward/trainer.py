@@ -112,10 +112,11 @@ def train_reward_model(
 ) -> PreferenceTrainer:
     """Train, leave the checkpoint with the best validation loss in the model, and return the trainer.
 
-    Goes on from the newest checkpoint in args.output_dir if there is one.
+    Goes on from the newest checkpoint in args.output_dir if there is one with its optimizer.
     """
     folder = Path(args.output_dir or ".")
-    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    found = [] if args.save_only_model else folder.glob("checkpoint-*/trainer_state.json")
+    checkpoints = sorted(found, key=lambda path: path.stat().st_mtime)
     metrics = folder / "metrics.jsonl"
     # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
