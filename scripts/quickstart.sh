@@ -4,7 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-started=$SECONDS
 python scripts/prepare.py --recipe demo
 python scripts/pipeline.py --recipe demo --run demo "$@"
-echo "quickstart: $((SECONDS - started)) s after the environment was there"

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rlhf.functional.padding import right_pad
@@ -11,11 +13,17 @@ from rlhf.models.heads import score_tokens
 
 
 @torch.no_grad()
-def score_rows(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
-    """Scores of N token rows, float32 [N] on the CPU; batched by length so that little padding is computed."""
+def score_rows(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
+) -> Tensor:
+    """Scores of N token rows, float32 [N] on the CPU; batched by length so that little padding is computed.
+
+    show: what a progress bar is called; None for no bar.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = torch.empty(len(rows))
-    for start in range(0, len(rows), batch_size):
+    starts = range(0, len(rows), batch_size)
+    for start in tqdm(starts, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process):
         index = order[start : start + batch_size]
         ids, mask = right_pad([rows[i] for i in index], model.config.pad_token_id or 0, model.device)
         scores[index] = score_tokens(model, ids, mask).cpu()

@@ -85,11 +85,8 @@ def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], arg
     """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows."""
     was_training = model.training
     model.eval()
-    scores = score_rows(
-        model,
-        [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows],
-        args.per_device_eval_batch_size,
-    )
+    sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
+    scores = score_rows(model, sides, args.per_device_eval_batch_size, show="score pairs")
     model.train(was_training)
     chosen, rejected = scores.chunk(2)
     loss = preference_loss(chosen, rejected, args).item()
