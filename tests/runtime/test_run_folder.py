@@ -1,0 +1,57 @@
+"""run.json tells the truth about a stage, and files are whole or absent."""
+
+import json
+
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.runtime.run_folder import Stage, append_row, is_done, read_run, require_stage, write_json
+from rlhf.runtime.tracking import keep_rows
+
+
+def test_a_stage_is_running_then_done(tmp_path):
+    folder = tmp_path / "reward"
+    assert not is_done(folder)
+    with Stage(folder, "reward", {"learning_rate": 1e-5}, seed=3) as stage:
+        assert read_run(folder)["status"] == "running"
+        stage.record(data={"rows": 7})
+        with pytest.raises(UserError, match="expected a stage that is done, found: running"):
+            require_stage(folder)
+    facts = read_run(folder)
+    assert (facts["status"], facts["seed"], facts["data"]) == ("done", 3, {"rows": 7})
+    assert facts["versions"].keys() >= {"torch", "transformers", "trl", "peft", "accelerate"}
+    assert facts["seconds"] >= 0
+    assert require_stage(folder) == folder
+
+
+def test_a_stage_that_breaks_says_so(tmp_path):
+    with pytest.raises(ZeroDivisionError), Stage(tmp_path, "reward", {}, seed=0):
+        _ = 1 / 0
+    assert read_run(tmp_path)["status"] == "failed"
+    assert read_run(tmp_path)["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_writing_leaves_nothing_beside_the_file(tmp_path):
+    write_json(tmp_path / "a" / "x.json", {"text": "ü"})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+    with pytest.raises(ValueError, match="Circular"):
+        loop: list = []
+        loop.append(loop)
+        write_json(tmp_path / "a" / "x.json", loop)
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"text": "ü"}
+
+
+def test_a_broken_run_json_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json: expected JSON"):
+        read_run(tmp_path)
+
+
+def test_rows_of_later_steps_and_a_cut_line_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_row(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 2, "obj')
+    keep_rows(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
