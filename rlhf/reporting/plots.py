@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Record = Mapping[str, Any]
 
@@ -181,6 +182,8 @@ def _panels(columns: int, width: float = 7.6, height: float = 3.2) -> tuple[Figu
 def _label(axis: Axes, x: str, y: str, grid: bool = True) -> None:
     axis.set_xlabel(x, color=_INK)
     axis.set_ylabel(y, color=_INK)
+    if x.endswith("step"):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(not grid)
     if grid:
         axis.set_axisbelow(True)
