@@ -34,16 +34,16 @@ def test_a_stage_that_breaks_says_so(tmp_path):
 def test_writing_leaves_nothing_beside_the_file(tmp_path):
     write_json(tmp_path / "a" / "x.json", {"text": "ü"})
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+    loop: list = []
+    loop.append(loop)
     with pytest.raises(ValueError, match="Circular"):
-        loop: list = []
-        loop.append(loop)
         write_json(tmp_path / "a" / "x.json", loop)
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"text": "ü"}
 
 
 def test_a_broken_run_json_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json: expected JSON"):
+    with pytest.raises(UserError, match=r"run\.json: expected JSON"):
         read_run(tmp_path)
 
 
