@@ -18,5 +18,7 @@ if ! grep -qsxF -e "$wanted" -e "${wanted}dev" .venv/stamp; then
     echo "$wanted" >.venv/stamp
 fi
 source .venv/bin/activate
+# Without cached bytecode every start would compile its imports anew, for half a minute.
+unset PYTHONDONTWRITEBYTECODE
 # On a CPU: keep freed memory for the next step, where glibc would hand it back to the system and fetch it anew.
 export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
