@@ -105,7 +105,10 @@ class RewardStageConfig(RewardConfig):
     report_to: None | str | list[str] = _help("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
 
     def __post_init__(self) -> None:
-        if self.loss_type == "margin" and self.margin <= 0:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.loss_type == "margin" and not self.margin > 0:
             raise UserError(f"margin: expected a positive number, found {self.margin}")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length: expected at least 2 tokens, found {self.max_length}")
@@ -160,6 +163,8 @@ class PPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
             "num_mini_batches",
             "num_ppo_epochs",
             "response_length",
@@ -170,6 +175,8 @@ class PPOConfig(TrainingArguments):
         for name in ("temperature", "cliprange", "cliprange_value", "kl_horizon"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        if self.kl_target is not None and not self.kl_target > 0:
+            raise UserError(f"kl_target: expected a positive number or none, found {self.kl_target}")
         if self.gradient_accumulation_steps % self.num_mini_batches:
             raise UserError(
                 f"num_mini_batches: expected a divisor of gradient_accumulation_steps="
@@ -210,5 +217,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise UserError(f"confidence: expected a number between 0 and 1, found {self.confidence}")
+        for name in ("eval_batch_size", "eval_response_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not self.eval_temperature > 0:
             raise UserError(f"eval_temperature: expected a positive number, found {self.eval_temperature}")

@@ -31,7 +31,13 @@ def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...
     if recipe is not None:
         flags = [flag for name, value in read_recipe(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
         argv = flags + argv
-    *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    try:
+        *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except UserError:
+        raise
+    except ValueError as error:  # how transformers' own settings refuse a value
+        where = f"recipe {recipe}" if recipe else "command line"
+        raise UserError(f"{where}: expected values that can be used, found: {' '.join(str(error).split())}") from error
     del rest
     if unknown:
         raise UserError(f"command line: expected a known field, found {unknown[0]!r} (see --help)")

@@ -39,7 +39,7 @@ class Learner:
     def learn(
         self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
     ) -> dict[str, Tensor]:
-        """num_ppo_epochs passes, num_mini_batches optimizer steps a pass.
+        """num_ppo_epochs passes, num_mini_batches optimizer steps a pass (fewer when there are fewer rows).
 
         positions: int [B], each local row's place in the global batch of n_global rows. Returns sums over this
         rank (losses, already divided by global counts, and per-token statistics), each float64 [], under the
@@ -64,19 +64,21 @@ class Learner:
     def _minibatches(
         self, rollout: Rollout, positions: Tensor, n_global: int, step: int, epoch: int
     ) -> Iterator[list[Tensor]]:
-        """For each optimizer step, this rank's rows as micro-batches; their number is the same on all ranks.
+        """For each optimizer step, this rank's rows as micro-batches; their number is the same on all ranks,
+        so some may be empty.
 
         Rows are dealt to minibatches by their place in the global batch, so that the number of ranks does not
         decide which rows meet in an optimizer step.
         """
         generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
         world = self.accelerator.num_processes
-        for members in torch.randperm(n_global, generator=generator).chunk(self.args.num_mini_batches):
+        steps = min(self.args.num_mini_batches, n_global)
+        for members in torch.randperm(n_global, generator=generator).tensor_split(steps):
             mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
             most = max(int((members % world == rank).sum()) for rank in range(world))
             count = max(1, -(-most // self.args.per_device_train_batch_size))
             mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
-            yield [part if len(part) else torch.zeros(1, dtype=torch.long) for part in mine.tensor_split(count)]
+            yield list(mine.tensor_split(count))
 
     def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
@@ -88,8 +90,11 @@ class Learner:
 
     def _backward(self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int) -> Tensor:
         args = self.args
+        # A rank that has run out of rows still takes part in the pass, with a row that counts for nothing.
+        counts = len(index) > 0
+        index = index if counts else torch.zeros(1, dtype=torch.long)
         columns, width = trim(rollout.attention, rollout.mask, index)
-        mask = rollout.mask[index, :width]
+        mask = rollout.mask[index, :width] & counts
         old_logp, old_values = rollout.logp[index, :width], rollout.values[index, :width]
         with self.accelerator.autocast():
             logp, entropy, values = self.model(rollout.ids[index, columns], rollout.attention[index, columns], width)

@@ -25,7 +25,7 @@ def metrics_row(
     names = list(sums)
     total = dict(zip(names, all_sum(accelerator, torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
     n, tokens, seen = total["n"], max(total["response_tokens"], 1), max(total["tokens"], 1)
-    updates = args.num_ppo_epochs * args.num_mini_batches
+    updates = args.num_ppo_epochs * min(args.num_mini_batches, n)
     ratio = total["ratio"] / seen
     return {
         "objective/kl": total["kl"] / n,

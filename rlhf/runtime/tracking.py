@@ -75,7 +75,8 @@ def keep_rows(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines: it would also cut inside a text with U+2028 or U+0085, which JSON leaves as they are.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

@@ -1,0 +1,168 @@
+"""An update is the same however its rows are split: over micro-batches, accumulation or ranks."""
+
+import contextlib
+import math
+
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+
+from rlhf.config import PPOConfig
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.ppo import learner as module
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.rollout import Rollout, Targets, pack, select
+
+LENGTHS = [6, 1, 3, 5, 2, 6, 4, 1]  # response tokens of each row
+
+
+class Rank:
+    """What a Learner asks of an Accelerator, as one rank of a world; its gradients stay unaveraged."""
+
+    def __init__(self, index: int = 0, world: int = 1) -> None:
+        self.process_index, self.num_processes = index, world
+        self.step, self.gradient_accumulation_steps = 0, 1
+
+    def accumulate(self, model):
+        return contextlib.nullcontext()
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def unwrap_model(self, model):
+        return model
+
+    def backward(self, loss):
+        (loss / self.gradient_accumulation_steps).backward()
+
+    def clip_grad_norm_(self, parameters, limit):
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def reduce(self, values, reduction):
+        assert reduction == "sum"
+        return values
+
+
+def experience(count=8):
+    """Ragged rows; the token before the response is 100 + the row's number."""
+    prompts = [[*range(5, 5 + (3 * i) % 7), 100 + i] for i in range(count)]
+    responses = [list(range(200 + 7 * i, 200 + 7 * i + LENGTHS[i])) for i in range(count)]
+    ids, attention, mask = pack(prompts, responses, 2, torch.device("cpu"))
+    noise = torch.randn(5, count, mask.shape[1], generator=torch.Generator().manual_seed(1))
+    logp = noise[0] * 0.3 - math.log(400)  # near what a tiny model says, so that some ratios are clipped
+    everyone = torch.ones(count, dtype=torch.bool)
+    rows = Rollout(ids, attention, mask, everyone, everyone, logp, logp, noise[1], noise[2], noise[3, :, 0])
+    return rows, Targets(noise[3] * mask, noise[4] * mask)
+
+
+def update(rows=None, targets=None, places=None, n_global=None, rank=None, learning_rate=0.0, **options):
+    """One learn(); returns the roles, their gradients at each optimizer step, the rows of each pass, the sums."""
+    if rows is None:
+        rows, targets = experience()
+    settings = {"num_ppo_epochs": 1, "max_grad_norm": 0.0, "temperature": 1.0, "seed": 3}
+    args = PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **settings | options)
+    roles = ActorCritic(tiny.llama(), tiny.llama_reward(), args.temperature)
+    optimizer = torch.optim.SGD(roles.parameters(), lr=learning_rate)
+    steps, passes = [], []
+    optimizer.register_step_pre_hook(
+        lambda *_: steps.append({n: p.grad.clone() for n, p in roles.named_parameters() if p.grad is not None})
+    )
+    roles.register_forward_pre_hook(lambda _, inputs: passes.append((inputs[0][:, -inputs[2] - 1] - 100).tolist()))
+    places = torch.arange(len(rows.ids)) if places is None else places
+    sums = Learner(roles, optimizer, rank or Rank(), args).learn(rows, targets, places, n_global or len(places), 1)
+    return roles, steps, passes, sums
+
+
+def assert_same(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert_close(other[name], value, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("size", "minibatches"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
+def test_micro_batches_do_not_change_the_update(size, minibatches):
+    options = {"num_mini_batches": minibatches, "num_ppo_epochs": 2, "learning_rate": 0.1}
+    largest = 8 // minibatches
+    whole = update(per_device_train_batch_size=largest, gradient_accumulation_steps=minibatches, **options)
+    split = update(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, **options)
+    assert {len(rows) for rows in whole[2]} == {largest}
+    assert {len(rows) for rows in split[2]} == {size}
+    assert len(whole[1]) == len(split[1]) == 2 * minibatches
+    for one, other in zip(whole[1], split[1], strict=True):
+        assert_same(one, other)
+    assert_same(whole[0].state_dict(), split[0].state_dict())
+    assert_same(whole[3], split[3])
+    assert 0 < whole[3]["clipfrac"] < whole[3]["tokens"]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 8), (2, 4)])
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+@pytest.mark.parametrize("count", [8, 7, 5])
+def test_steps_are_counted_and_every_row_is_used_once_an_epoch(epochs, size, accumulation, minibatches, count):
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+    rows, targets = experience(count)
+    _, steps, passes, sums = update(rows, targets, num_mini_batches=minibatches, num_ppo_epochs=epochs, **options)
+    assert len(steps) == epochs * minibatches
+    assert max(map(len, passes)) <= size
+    used = [row for rows in passes for row in rows]
+    for epoch in range(epochs):
+        assert sorted(used[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert sums["tokens"] == epochs * sum(LENGTHS[:count])
+
+
+def test_fewer_rows_than_minibatches_make_no_empty_step():
+    rows, targets = experience(3)
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_mini_batches": 4}
+    _, steps, passes, _ = update(rows, targets, **options)
+    assert len(steps) == len(passes) == 3
+
+
+@pytest.mark.parametrize("count", [8, 7])
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_two_ranks_gradients_are_those_of_one(monkeypatch, count, minibatches):
+    options = {"num_mini_batches": minibatches, "per_device_train_batch_size": 1}
+    rows, targets = experience(count)
+    alone = update(rows, targets, gradient_accumulation_steps=8, **options)
+
+    def rank_of(index):
+        """Every other row; the rank that has one less is filled up with a row that does not count."""
+        mine = list(range(count))[index::2]
+        fill = -(-count // 2) - len(mine)
+        part = select(rows, torch.tensor(mine + [0] * fill))
+        places = torch.tensor(mine + [-1] * fill)
+        part["real"] = places >= 0
+        part["mask"] = part["mask"] & part["real"].unsqueeze(1)
+        aims = Targets(**select(targets, torch.tensor(mine + [0] * fill)))
+        where = {"places": places, "n_global": count, "rank": Rank(index, 2)}
+        return update(Rollout(**part), aims, **where, gradient_accumulation_steps=4, **options)
+
+    # The weights stay as they are, so that the ranks can run one after the other: first for the token counts
+    # that each would send, then with their sums.
+    sent: list[list[torch.Tensor]] = [[], []]
+    for index in range(2):
+        monkeypatch.setattr(module, "all_sum", lambda _, x, i=index: (sent[i].append(x.double()), x)[1])
+        rank_of(index)
+    ranks = []
+    for index in range(2):
+        totals = iter([a + b for a, b in zip(*sent, strict=True)])
+        monkeypatch.setattr(module, "all_sum", lambda _, x, totals=totals: next(totals))
+        ranks.append(rank_of(index))
+    assert len(ranks[0][2]) == len(ranks[1][2])  # lock-step: as many forward passes on both
+    assert ranks[0][3]["tokens"] + ranks[1][3]["tokens"] == sum(LENGTHS[:count])
+    for one, first, second in zip(alone[1], ranks[0][1], ranks[1][1], strict=True):
+        assert_same(one, {name: (first[name] + second[name]) / 2 for name in first})
+
+
+def test_gradients_are_clipped_policy_and_critic_apart():
+    free, clipped = update(), update(max_grad_norm=1e-3)
+
+    def norm(gradients, part):
+        return math.sqrt(sum(g.double().pow(2).sum() for n, g in gradients.items() if n.startswith(part)))
+
+    for part, name in (("policy", "grad_norm"), ("critic", "grad_norm_critic")):
+        before = norm(free[1][0], part)
+        assert before > 1e-2
+        assert norm(clipped[1][0], part) == pytest.approx(1e-3, rel=1e-3)
+        assert clipped[3][name].item() == pytest.approx(before, rel=1e-4)  # what is reported is unclipped
