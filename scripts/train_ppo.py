@@ -11,8 +11,6 @@ from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.data.prompts import as_row, prompt_sets
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from rlhf.parsing import parse, required, run_script
-from rlhf.ppo.metrics import parameter_lines
-from rlhf.ppo.roles import check_vocabularies
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.distributed import main_process_first
@@ -31,7 +29,6 @@ def main() -> None:
     args.output_dir = str(folder)
     with main_process_first():
         tokenizer = load_tokenizer(base)
-    check_vocabularies(tokenizer, AutoTokenizer.from_pretrained(reward_path))
     split, counts = prompt_sets(data, tokenizer)
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
@@ -43,6 +40,7 @@ def main() -> None:
         ref_model=None,
         reward_model=load_reward_model(reward_path, dtype),
         train_dataset=[as_row(prompt) for prompt in split.train],
+        reward_processing_classes=AutoTokenizer.from_pretrained(reward_path),
         peft_config=cast(LoraConfig | None, get_peft_config(model_args)),
     )
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
@@ -54,7 +52,6 @@ def main() -> None:
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
         if stage.is_main:
-            print("\n".join(parameter_lines(trainer.models)))
             print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
         saved = checkpoints(folder)
         trainer.train(resume_from_checkpoint=saved[-1] if saved else None)

@@ -20,17 +20,23 @@ def moments(total: Tensor, total_of_squares: Tensor, count: Tensor) -> Moments:
     return Moments(mean, (total_of_squares / count - mean**2).clamp(min=0).sqrt())
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, last_values: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
 
     rewards, values: float [B, T]; mask: bool [B, T], True on response tokens, contiguous from column 0.
-    Returns (advantages, returns), float [B, T], zero off-mask. A finished response bootstraps from 0.
+    last_values: float [B], the value of the state after the last token; 0, that of a finished response, if not
+    given. Returns (advantages, returns), float [B, T], zero off-mask.
     """
     weight = mask.to(values.dtype)
     # torch.where and not a product: an off-mask value may be anything, NaN included.
     values = torch.where(mask, values, 0)
     rewards = torch.where(mask, rewards, 0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    if last_values is not None:
+        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        next_values = torch.where(last, last_values.unsqueeze(1), next_values)
     delta = rewards + gamma * next_values - values
     advantages = torch.zeros_like(values)
     running = torch.zeros_like(values[:, 0])

@@ -25,3 +25,9 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str,
         ids[i, columns] = torch.tensor(row, dtype=torch.long)
         mask[i, columns] = True
     return ids.to(device), mask.to(device)
+
+
+def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's real tokens to its start, in order: int [B, L], bool [B, L] -> the same shapes."""
+    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)

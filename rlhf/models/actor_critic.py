@@ -3,91 +3,157 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.functional.masks import position_ids
-from rlhf.models.heads import score_tokens, token_values
+from rlhf.models.heads import token_values
 
 Model = PreTrainedModel | PeftModel
+_REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
 
 
-def token_logp(policy: Model, ids: Tensor, mask: Tensor, n_response: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-prob of each response token, and the entropy of the distribution it came from, in nats.
+def response_logits(policy: Model, ids: Tensor, mask: Tensor, n_response: int) -> Tensor:
+    """Logits at the T positions that predict a response token and at the last one: float [B, T+1, V].
 
     ids: int [B, P+T], left-padded prompt and response; mask: bool [B, P+T], True on real tokens.
-    Returns float32 [B, T] twice; the entropy carries no gradient. The vocabulary is computed at the T
-    positions that predict a response token, and only the two numbers leave this function.
     """
-    logits = policy(
+    return policy(
         input_ids=ids,
         attention_mask=mask.long(),
         position_ids=position_ids(mask),
         use_cache=False,
         logits_to_keep=n_response + 1,
-    ).logits[:, :-1]
-    logits = logits.float() / temperature
-    log_total = logits.logsumexp(dim=-1)
-    logp = logits.gather(2, ids[:, -n_response:].unsqueeze(2)).squeeze(2) - log_total
+    ).logits
+
+
+def logp_of(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-prob of tokens int [B, T] under logits float [B, T, V] / temperature, and the entropy, in nats.
+
+    Returns float32 [B, T] twice; the entropy carries no gradient.
+    """
+    scaled = logits.float() / temperature
+    log_total = scaled.logsumexp(dim=-1)
+    logp = scaled.gather(2, tokens.unsqueeze(2)).squeeze(2) - log_total
     with torch.no_grad():
-        scaled = logits.detach()
+        scaled = scaled.detach()
         entropy = log_total - (scaled * torch.softmax(scaled, dim=-1)).sum(dim=-1)
     return logp, entropy.detach()
+
+
+@torch.no_grad()
+def exact_kl(logits: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """KL of softmax(logits / temperature) to softmax(other / temperature), nats: float [B, T, V] twice -> [B, T].
+
+    Row by row, so that its temporaries are those of one response.
+    """
+    rows = []
+    for one, two in zip(logits, other, strict=True):
+        log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (one, two))
+        rows.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.stack(rows)
+
+
+class ValueHead(nn.Module):
+    """A scalar head on the policy's trunk, zero at first: float [..., d] -> float32 [...]. (`critic: shared`)"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float [..., d] -> float32 [...], reward units."""
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
 
 
 class ActorCritic(nn.Module):
     """What PPO trains. Its forward pass returns per-token numbers, so that no logits leave an engine."""
 
-    def __init__(self, policy: Model, critic: Model, temperature: float) -> None:
+    def __init__(self, policy: Model, critic: Model | ValueHead, temperature: float) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
 
     def forward(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor, Tensor]:
-        """ids int [B, P+T], mask bool [B, P+T] -> log-probs, entropies (nats), values, float32 [B, T] each.
+        """ids int [B, P+T], mask bool [B, P+T] -> log-probs, entropies (nats), float32 [B, T] each, and values.
 
-        The value beside a response token is that of the state before it.
+        Values are float32 [B, T+1]: beside each response token that of the state before it, and one after the
+        last column, of use where a response was cut there.
         """
-        logp, entropy = token_logp(self.policy, ids, mask, n_response, self.temperature)
-        values = token_values(self.critic, ids, mask)[:, -n_response - 1 : -1]
+        logits, values = self.logits_and_values(ids, mask, n_response)
+        logp, entropy = logp_of(logits, ids[:, -n_response:], self.temperature)
         return logp, entropy, values
 
-
-class FrozenRoles:
-    """Reference and reward. With adapters they are policy and critic with the adapter off: no copy in memory."""
-
-    def __init__(self, policy: Model, critic: Model, reference: Model | None, reward: Model | None) -> None:
-        self._policy, self._critic = policy, critic
-        self.reference, self.reward = reference, reward
-        for model in (reference, reward):
-            if model is not None:
-                model.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def reference_logp(self, ids: Tensor, mask: Tensor, n_response: int, temperature: float) -> Tensor:
-        """Log-probs of the response tokens under the reference, float32 [B, T]."""
-        with _role(self.reference, self._policy) as model:
-            return token_logp(model, ids, mask, n_response, temperature)[0]
-
-    @torch.no_grad()
-    def score(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The reward model's score of each row, float32 [B]."""
-        with _role(self.reward, self._critic) as model:
-            return score_tokens(model, ids, mask)
+    def logits_and_values(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor]:
+        """Logits float [B, T, V] before each response token, values float32 [B, T+1]."""
+        if not isinstance(self.critic, ValueHead):
+            logits = response_logits(self.policy, ids, mask, n_response)
+            return logits[:, :-1], token_values(self.critic, ids, mask)[:, -n_response - 1 :]
+        with _input_of(self.policy.get_output_embeddings()) as hidden:
+            logits = response_logits(self.policy, ids, mask, n_response)
+        return logits[:, :-1], self.critic(hidden[0])
 
 
 @contextmanager
-def _role(own: Model | None, adapted: Model) -> Iterator[Model]:
-    if own is not None:
-        yield own
-    else:
-        assert isinstance(adapted, PeftModel)
-        with adapted.disable_adapter():
-            yield adapted
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module is called with: the trunk's last states, at the positions whose logits are computed."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class FrozenRole:
+    """A role that is never trained: a model of its own, or a trained one with another adapter, or none, on."""
+
+    def __init__(self, model: Model, shared: bool = False, adapter: str | None = None) -> None:
+        self.model, self.shared, self.adapter = model, shared, adapter
+        if not shared:
+            model.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move a model of its own; a trained one is Accelerate's to move, a quantised one stays where it was loaded."""
+        if not self.shared and not is_quantised(self.model):
+            self.model.to(device)
+
+    @contextmanager
+    def active(self) -> Iterator[Model]:
+        """The model as the role has it, inside the block; outside it, whatever happens, as it was."""
+        if not self.shared:
+            yield self.model
+            return
+        assert isinstance(self.model, PeftModel)
+        if self.adapter is None:
+            with self.model.disable_adapter():
+                yield self.model
+            return
+        trained = self.model.active_adapter
+        self.model.set_adapter(self.adapter)
+        try:
+            yield self.model
+        finally:
+            self.model.set_adapter(trained)
+
+
+def keep_adapter(policy: PeftModel) -> str:
+    """Copy the policy's active adapter into a frozen one of the same numbers, and return its name."""
+    trained = policy.active_adapter
+    config = copy.deepcopy(policy.peft_config[trained])
+    policy.add_adapter(_REFERENCE, config)
+    # Embeddings are never adapted here; "auto" would ask the hub whether they were.
+    state = get_peft_model_state_dict(policy, adapter_name=trained, save_embedding_layers=False)
+    set_peft_model_state_dict(policy, state, adapter_name=_REFERENCE)
+    policy.set_adapter(trained)
+    return _REFERENCE
 
 
 def frozen_copy(model: Model) -> Model:
@@ -96,7 +162,20 @@ def frozen_copy(model: Model) -> Model:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Dropout off for good, also in train mode: a probability ratio compares two passes over the same tokens."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+    """Dropout off for good, also in train mode: a probability ratio compares two passes over the same tokens.
+
+    That of adapters stays: it is part of how they were asked for.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT one; any other model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
+    return bool(getattr(base_of(model), "is_quantized", False))

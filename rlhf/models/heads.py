@@ -1,4 +1,4 @@
-"""Reading a sequence-classification model's scalar head where the mask says."""
+"""Reading a sequence-classification model's score where the mask says."""
 
 from typing import Any
 
@@ -7,6 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.functional.masks import last_index, position_ids
+from rlhf.functional.padding import left_aligned
+
+
+def has_token_head(model: Any) -> bool:
+    """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return hasattr(inner, "score")
 
 
 def token_values(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -19,8 +26,13 @@ def token_values(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
 
 
 def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The head at the last real token of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
+    """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
 
-    Read by the mask and not by `ids != pad`, so that neither padding nor a pad = EOS token can move it.
+    A head `score` is read at the last real token, by the mask and not by `ids != pad`, so that neither padding
+    nor a pad = EOS token can move it. A model with another head (an encoder's `classifier`) pools as it always
+    does, over rows padded at the right.
     """
-    return token_values(model, ids, mask).gather(1, last_index(mask).unsqueeze(1)).squeeze(1)
+    if has_token_head(model):
+        return token_values(model, ids, mask).gather(1, last_index(mask).unsqueeze(1)).squeeze(1)
+    ids, mask = left_aligned(ids, mask)
+    return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()

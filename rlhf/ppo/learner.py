@@ -1,6 +1,6 @@
 """Learn: a few clipped steps on one rollout, the same however the rows are split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -33,52 +33,72 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         args: PPOConfig,
+        event: Callable[[str], None] = lambda name: None,
     ) -> None:
+        """event: called with the name of a TrainerCallback method at each micro-batch and optimizer step."""
         self.model, self.optimizer, self.accelerator, self.args = model, optimizer, accelerator, args
+        self.event = event
 
     def learn(
         self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
     ) -> dict[str, Tensor]:
         """num_ppo_epochs passes, num_mini_batches optimizer steps a pass (fewer when there are fewer rows).
 
-        positions: int [B], each local row's place in the global batch of n_global rows. Returns sums over this
-        rank (losses, already divided by global counts, and per-token statistics), each float64 [], under the
-        names in SUMS, "tokens" that were summed over, and the last gradient norms of policy and critic.
+        positions: int [B], each local row's place in the global batch of n_global rows. In the first
+        critic_warmup_steps steps only the critic learns. With target_kl the update ends, before the optimizer
+        step that would follow, once a minibatch shows 1.5 times that much KL to the rollout's policy.
+        Returns sums over this rank (losses, already divided by global counts, and per-token statistics), each
+        float64 [], under the names in SUMS, "tokens" that were summed over, and under "grad_norm",
+        "grad_norm_critic" and "updates" the last gradient norms and the optimizer steps done, alike on all ranks.
         """
         self.model.train()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.ids.device)
-        norms = torch.zeros(2, dtype=torch.float64, device=rollout.ids.device)
-        tokens = torch.zeros((), dtype=torch.float64, device=rollout.ids.device)
-        for epoch in range(self.args.num_ppo_epochs):
-            for groups in self._minibatches(rollout, positions, n_global, step, epoch):
-                n_local = sum(rollout.mask[index].sum() for index in groups)
-                n_tokens = all_sum(self.accelerator, torch.as_tensor(n_local).reshape(1)).squeeze().clamp(min=1)
-                for index in self._accumulate(groups):
-                    sums += self._backward(rollout, targets, index, n_tokens, len(groups))
-                norms = self._step()
-                tokens += n_local
+        device = rollout.ids.device
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        norms = torch.zeros(2, dtype=torch.float64, device=device)
+        tokens, updates = torch.zeros((), dtype=torch.float64, device=device), 0
+        for groups in self._minibatches(rollout, positions, n_global, step):
+            n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
+            n_tokens = all_sum(self.accelerator, n_local.reshape(1)).squeeze().clamp(min=1)
+            own = torch.zeros_like(sums)
+            for index in self._accumulate(groups):
+                own += self._backward(rollout, targets, index, n_tokens, len(groups))
+                self.event("on_substep_end")
+            sums, tokens = sums + own, tokens + n_local
+            if self._went_far(own[SUMS.index("approxkl")], n_tokens):
+                self.optimizer.zero_grad()
+                break
+            norms = self._step(policy_learns=step > self.args.critic_warmup_steps)
+            updates += 1
         self.model.eval()
         result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
-        return result | {"tokens": tokens, "grad_norm": norms[0], "grad_norm_critic": norms[1]}
+        result |= {"tokens": tokens, "updates": torch.tensor(float(updates), dtype=torch.float64)}
+        return result | {"grad_norm": norms[0], "grad_norm_critic": norms[1]}
 
-    def _minibatches(
-        self, rollout: Rollout, positions: Tensor, n_global: int, step: int, epoch: int
-    ) -> Iterator[list[Tensor]]:
+    def _went_far(self, approxkl: Tensor, n_tokens: Tensor) -> bool:
+        if self.args.target_kl is None:
+            return False
+        return bool(all_sum(self.accelerator, approxkl.reshape(1)) / n_tokens > 1.5 * self.args.target_kl)
+
+    def _minibatches(self, rollout: Rollout, positions: Tensor, n_global: int, step: int) -> Iterator[list[Tensor]]:
         """For each optimizer step, this rank's rows as micro-batches; their number is the same on all ranks,
         so some may be empty.
 
         Rows are dealt to minibatches by their place in the global batch, so that the number of ranks does not
         decide which rows meet in an optimizer step.
         """
-        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
+        for epoch in range(self.args.num_ppo_epochs):
+            generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
+            order = torch.randperm(n_global, generator=generator)
+            for members in order.tensor_split(min(self.args.num_mini_batches, n_global)):
+                yield self._micro_batches(rollout, positions, members)
+
+    def _micro_batches(self, rollout: Rollout, positions: Tensor, members: Tensor) -> list[Tensor]:
         world = self.accelerator.num_processes
-        steps = min(self.args.num_mini_batches, n_global)
-        for members in torch.randperm(n_global, generator=generator).tensor_split(steps):
-            mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
-            most = max(int((members % world == rank).sum()) for rank in range(world))
-            count = max(1, -(-most // self.args.per_device_train_batch_size))
-            mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
-            yield list(mine.tensor_split(count))
+        mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
+        most = max(int((members % world == rank).sum()) for rank in range(world))
+        count = max(1, -(-most // self.args.per_device_train_batch_size))
+        mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
+        return list(mine.tensor_split(count))
 
     def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
@@ -98,6 +118,7 @@ class Learner:
         old_logp, old_values = rollout.logp[index, :width], rollout.values[index, :width]
         with self.accelerator.autocast():
             logp, entropy, values = self.model(rollout.ids[index, columns], rollout.attention[index, columns], width)
+            values = values[:, :-1]
         pg = policy_loss(logp, old_logp, targets.advantages[index, :width], mask, args.cliprange, n_tokens)
         vf = value_loss(values, old_values, targets.returns[index, :width], mask, args.cliprange_value, n_tokens)
         # The loss is divided by the global token count already. Accelerate divides by the micro-batches and
@@ -117,14 +138,20 @@ class Learner:
             )
             return torch.stack([pg, vf, *(torch.where(mask, x, 0).sum() for x in per_token)]).double()
 
-    def _step(self) -> Tensor:
+    def _step(self, policy_learns: bool) -> Tensor:
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
+        self.accelerator.unscale_gradients()
         norms = [
-            self.accelerator.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
+            torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
             for part in (model.policy, model.critic)
         ]
+        if not policy_learns:  # without a gradient, an optimizer leaves a parameter and its moments as they are
+            for parameter in model.policy.parameters():
+                parameter.grad = None
+        self.event("on_pre_optimizer_step")
         self.optimizer.step()
+        self.event("on_optimizer_step")
         self.optimizer.zero_grad()
-        return torch.stack([torch.as_tensor(0.0 if norm is None else norm) for norm in norms]).double()
+        return torch.stack(norms).double()

@@ -1,6 +1,6 @@
 """One row a PPO step, under TRL's names, of numbers that no sharding changes."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,8 @@ from rlhf.functional.kl import kl_penalty
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
 from rlhf.runtime.distributed import all_sum
 
+_SAME_ON_ALL_RANKS = ("grad_norm", "grad_norm_critic", "updates")
+
 
 def metrics_row(
     rollout: Rollout,
@@ -19,27 +21,27 @@ def metrics_row(
     kl_coef: float,
     args: PPOConfig,
     accelerator: Accelerator,
+    rewards: Sequence[str],
 ) -> dict[str, float]:
-    """Means over the responses, or the response tokens, of all ranks: ranks send sums and counts, once."""
-    sums = _rollout_sums(rollout, targets, kl_coef, args) | {k: v for k, v in learned.items() if "norm" not in k}
-    names = list(sums)
-    total = dict(zip(names, all_sum(accelerator, torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
-    n, tokens, seen = total["n"], max(total["response_tokens"], 1), max(total["tokens"], 1)
-    updates = args.num_ppo_epochs * min(args.num_mini_batches, n)
-    ratio = total["ratio"] / seen
-    return {
-        "objective/kl": total["kl"] / n,
-        "objective/kl_per_token": total["kl"] / tokens,
+    """Means over the responses, or the response tokens, of all ranks: ranks send sums and counts, once.
+
+    rewards: the names of the reward sources.
+    """
+    sums = rollout_sums(rollout, rewards, args.kl_estimator) | _target_sums(rollout, targets, kl_coef, args)
+    sums |= {k: v for k, v in learned.items() if k not in _SAME_ON_ALL_RANKS}
+    total = summed(sums, accelerator)
+    tokens, seen = max(total["response_tokens"], 1), max(total["tokens"], 1)
+    updates = max(learned["updates"].item(), 1)
+    spread = _std(total, "returns", tokens)
+    row = rollout_means(total, rewards) | {
         "objective/kl_coef": kl_coef,
-        "objective/entropy": total["entropy_of_response"] / n,
-        "objective/non_score_reward": total["non_score_reward"] / n,
-        "objective/rlhf_reward": total["rlhf_reward"] / n,
-        "objective/scores": total["score"] / n,
-        "objective/scores_std": max(total["score_squared"] / n - (total["score"] / n) ** 2, 0) ** 0.5,
-        "objective/penalised_scores": total["penalised_score"] / n,
-        "objective/response_length": tokens / n,
-        "objective/eos_rate": total["ended"] / n,
+        "objective/non_score_reward": -kl_coef * total["kl"] / total["n"],
+        "objective/rlhf_reward": total["rlhf_reward"] / total["n"],
+        "objective/penalised_scores": total["penalised_score"] / total["n"],
+        "objective/advantages": total["advantages"] / tokens,
+        "objective/advantages_std": _std(total, "advantages", tokens),
         "objective/returns": total["returns"] / tokens,
+        "objective/returns_std": spread,
         "objective/values": total["values"] / tokens,
         "policy/approxkl_avg": total["approxkl"] / seen,
         "policy/clipfrac_avg": total["clipfrac"] / seen,
@@ -48,38 +50,90 @@ def metrics_row(
         "loss/policy_avg": total["loss/policy"] / updates,
         "loss/value_avg": total["loss/value"] / updates,
         "value/grad_norm": learned["grad_norm_critic"].item(),
+        # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that says the mean.
+        "value/explained_variance": 1 - (_std(total, "value_errors", tokens) / (spread or 1)) ** 2,
         "val/clipfrac_avg": total["value_clipfrac"] / seen,
-        "val/ratio": ratio,
-        "val/ratio_var": max(total["ratio_squared"] / seen - ratio**2, 0),
+        "val/ratio": total["ratio"] / seen,
+        "val/ratio_var": max(total["ratio_squared"] / seen - (total["ratio"] / seen) ** 2, 0),
         "val/num_eos_tokens": total["ended"],
+        "val/updates": updates,
     }
+    return row
 
 
-def _rollout_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOConfig) -> dict[str, Tensor]:
+def summed(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Each sum over all ranks: one collective."""
+    values = torch.stack([value.double() for value in sums.values()])
+    return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
+
+
+def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> dict[str, Tensor]:
+    """What this rank adds to the means of `rollout_means`, each float []."""
     real, mask = rollout.real, rollout.mask
-    kl = torch.where(mask, kl_penalty(rollout.logp, rollout.ref_logp, args.kl_estimator), 0).sum()
-    score = rollout.score * real
-    penalised = penalised_score(rollout, args.missing_eos_penalty) * real
-    return {
+
+    def over_tokens(x: Tensor) -> Tensor:
+        return torch.where(mask, x, 0).double().sum()
+
+    score = torch.where(real, rollout.raw_score, 0).double()
+    sums = {
         "n": real.sum(),
         "response_tokens": mask.sum(),
-        "kl": kl,
-        "entropy_of_response": torch.where(mask, rollout.entropy, 0).sum(),
-        "non_score_reward": -kl_coef * kl,
-        "rlhf_reward": token_rewards(rollout, kl_coef, args).sum(),
+        "kl": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, estimator)),
+        "kl_k1": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, "k1")),
+        "kl_k3": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, "k3")),
+        "kl_exact": over_tokens(rollout.exact_kl),
+        "entropy_of_response": over_tokens(rollout.entropy),
         "score": score.sum(),
-        "score_squared": (score.double() ** 2).sum(),
-        "penalised_score": penalised.sum(),
+        "score_squared": (score**2).sum(),
         "ended": (rollout.ended & real).sum(),
-        "returns": torch.where(mask, targets.returns, 0).sum(),
+    }
+    for name, column in zip(rewards, rollout.scores.unbind(1), strict=True):
+        known = real & ~column.isnan()
+        column = torch.where(known, column, 0).double()
+        sums |= {f"{name}/n": known.sum(), f"{name}/sum": column.sum(), f"{name}/sum_squared": (column**2).sum()}
+    return sums
+
+
+def rollout_means(total: dict[str, float], rewards: Sequence[str]) -> dict[str, float]:
+    """Sums over all ranks -> means over responses or, for `_per_token`, over response tokens."""
+    n, tokens = max(total["n"], 1), max(total["response_tokens"], 1)
+    row = {
+        "objective/kl": total["kl"] / n,
+        "objective/kl_per_token": total["kl"] / tokens,
+        "objective/kl_k1_per_token": total["kl_k1"] / tokens,
+        "objective/kl_k3_per_token": total["kl_k3"] / tokens,
+        "objective/kl_exact_per_token": total["kl_exact"] / tokens,
+        "objective/entropy": total["entropy_of_response"] / n,
+        "objective/scores": total["score"] / n,
+        "objective/scores_std": max(total["score_squared"] / n - (total["score"] / n) ** 2, 0) ** 0.5,
+        "objective/response_length": total["response_tokens"] / n,
+        "objective/eos_rate": total["ended"] / n,
+    }
+    for name in rewards:
+        known = max(total[f"{name}/n"], 1)
+        mean = total[f"{name}/sum"] / known
+        row[f"rewards/{name}/mean"] = mean
+        row[f"rewards/{name}/std"] = max(total[f"{name}/sum_squared"] / known - mean**2, 0) ** 0.5
+    return row
+
+
+def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOConfig) -> dict[str, Tensor]:
+    mask = rollout.mask
+    sums = {
+        "rlhf_reward": token_rewards(rollout, kl_coef, args).sum(),
+        "penalised_score": torch.where(rollout.real, penalised_score(rollout, args.missing_eos_penalty), 0).sum(),
         "values": torch.where(mask, rollout.values, 0).sum(),
     }
+    per_token = {
+        "advantages": targets.raw_advantages,
+        "returns": targets.returns,
+        "value_errors": targets.returns - rollout.values,
+    }
+    for name, x in per_token.items():
+        x = torch.where(mask, x, 0).double()
+        sums |= {name: x.sum(), f"{name}_squared": (x**2).sum()}
+    return sums
 
 
-def parameter_lines(models: list[dict[str, Any]]) -> list[str]:
-    """What is trained, one line a role: parameters, trainable ones and their share."""
-    return [
-        f"{row['role']:>9}: {row['name']}, {row['parameters']:,} parameters, {row['trainable']:,} trained"
-        + (f" ({row['trainable'] / row['parameters']:.2%})" if row["parameters"] else "")
-        for row in models
-    ]
+def _std(total: dict[str, float], name: str, n: float) -> float:
+    return max(total[f"{name}_squared"] / n - (total[name] / n) ** 2, 0) ** 0.5

@@ -1,49 +1,98 @@
 """Rows of a prompt data set as token ids, and the order in which PPO sees them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.chat import encode_prompt, prompt_text
+from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
 from rlhf.errors import UserError
+
+_OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its id seeds its sampling stream."""
+    """One prompt: its id seeds its sampling stream, its columns go to reward functions."""
 
     prompt_id: str
     input_ids: list[int]
-    text: str
+    content: str | Messages  # as the row gives it; decoded where the row gives tokens
+    columns: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """As a person reads it."""
+        return prompt_text(self.content)
 
 
 def read_prompts(
-    rows: Dataset | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
+    rows: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int | None = None,
+    long_prompts: str = "refuse",
+    name: str = "train_dataset",
 ) -> list[Prompt]:
-    """Rows with `prompt` (text or messages) or `input_ids`; an optional `prompt_id` names the row.
+    """Rows with `prompt` (text or messages), `messages`, or `input_ids`; an optional `prompt_id` names the row.
 
-    A row with neither, without tokens, or longer than max_tokens is a UserError that names it.
+    `messages` that end with the assistant's turn are a prompt without it. A row with none of these columns or
+    without tokens is a UserError that names it; so is one over max_tokens, unless long_prompts says "drop", or
+    "truncate" to its last tokens.
     """
     prompts = []
     for i, row in enumerate(rows):
-        if "prompt" in row:
-            ids, text = encode_prompt(tokenizer, row["prompt"]), prompt_text(row["prompt"])
-        elif "input_ids" in row:
-            ids = list(row["input_ids"])
-            text = str(tokenizer.decode(ids))
-        else:
-            raise UserError(f"train_dataset row {i}: expected column 'prompt' or 'input_ids', found {sorted(row)}")
+        where = f"{name} row {i}"
+        content, ids = _read_row(row, tokenizer, where)
         if not ids or (max_tokens is not None and len(ids) > max_tokens):
-            limit = "1 or more" if max_tokens is None else f"1 to {max_tokens}"
-            raise UserError(f"train_dataset row {i}: expected {limit} tokens, found {len(ids)}")
-        prompts.append(Prompt(str(row.get("prompt_id", i)), ids, text))
+            if ids and long_prompts == "drop":
+                continue
+            if not ids or max_tokens is None or long_prompts == "refuse":
+                limit = "1 or more" if max_tokens is None else f"1 to {max_tokens}"
+                raise UserError(f"{where}: expected {limit} tokens, found {len(ids)}")
+            ids = ids[-max_tokens:]
+        columns = {key: value for key, value in row.items() if key not in _OWN}
+        prompts.append(Prompt(str(row.get("prompt_id", i)), ids, content, columns))
     if not prompts:
-        raise UserError("train_dataset: expected at least 1 prompt, found none")
+        raise UserError(f"{name}: expected at least 1 prompt, found none")
     return prompts
+
+
+def _read_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str | Messages, list[int]]:
+    if "prompt" in row or "messages" in row:
+        content = row["prompt"] if "prompt" in row else row["messages"]
+        if "prompt" not in row and content and content[-1]["role"] == "assistant":
+            content = content[:-1]
+        if not isinstance(content, str) and not (isinstance(content, list) and all("role" in m for m in content)):
+            raise UserError(f"{where}: expected text or messages with a role, found {type(content).__name__}")
+        return content, encode_prompt(tokenizer, content) if content else []
+    if "input_ids" in row:
+        ids = [int(token) for token in row["input_ids"]]
+        if row.get("attention_mask") is not None:  # padded beforehand
+            ids = [token for token, real in zip(ids, row["attention_mask"], strict=True) if real]
+        return str(tokenizer.decode(ids)), ids
+    raise UserError(f"{where}: expected column 'prompt', 'messages' or 'input_ids', found {sorted(row)}")
+
+
+def as_row(prompt: Any, prompt_id: str) -> dict[str, Any]:
+    """A bare prompt (text, messages or token ids, as a list or a tensor) as a row with an id."""
+    if isinstance(prompt, torch.Tensor):
+        prompt = prompt.tolist()
+    if isinstance(prompt, dict):
+        return {"prompt_id": prompt_id, **prompt}
+    is_ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+    return {"prompt_id": prompt_id, "input_ids" if is_ids else "prompt": prompt}
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Any, index: int) -> list[int]:
+    """A response (text, or token ids as a list or a tensor) as token ids; an empty one is a UserError."""
+    if isinstance(response, str):
+        return encode_response(tokenizer, prompt.content, response)
+    ids = [int(token) for token in response]
+    if not ids:
+        raise UserError(f"responses row {index}: expected at least 1 token, found none")
+    return ids
 
 
 def batches(prompts: list[Prompt], size: int, seed: int, steps: int) -> Iterator[list[Prompt]]:

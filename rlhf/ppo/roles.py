@@ -1,98 +1,200 @@
-"""From what a user passes to `PPOTrainer` to the four roles."""
+"""From the models that a user passes to `PPOTrainer` to the four roles."""
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel, TaskType, prepare_model_for_kbit_training
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, FrozenRoles, disable_dropout, frozen_copy
-from rlhf.models.lora import add_lora, trainable_share
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    FrozenRole,
+    Model,
+    ValueHead,
+    base_of,
+    disable_dropout,
+    frozen_copy,
+    is_quantised,
+    keep_adapter,
+)
+from rlhf.models.heads import has_token_head
+from rlhf.models.lora import add_lora, merged_model, trainable_share
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What is trained, and what it is measured by."""
+
+    trained: ActorCritic
+    reference: FrozenRole
+    reward: FrozenRole | None  # the reward model that the critic starts from, where there is one
 
 
 def build_roles(
     args: PPOConfig,
-    model: PreTrainedModel,
-    ref_model: PreTrainedModel | None,
-    reward_model: PreTrainedModel,
-    value_model: PreTrainedModel | None,
+    model: Model,
+    ref_model: Model | None,
+    reward_model: Model | None,
+    value_model: Model | None,
     peft_config: LoraConfig | None,
-) -> tuple[ActorCritic, FrozenRoles]:
-    """Full fine-tuning: four models. With a peft_config: two backbones, on each an adapter that can be off.
+) -> Roles:
+    """Full fine-tuning: up to four models. With adapters: two backbones, and an adapter that can be off on each.
 
-    The policy given is trained in place; the reward model is never changed (the critic is a copy of it, or an
-    adapter on it). Dropout of the base models is off; that of the adapters stays as configured.
+    The policy given is trained in place; the reward model is never changed: the critic is a copy of it, or an
+    adapter on it. reward_model: one that reads the policy's tokens, or None; then the critic starts from
+    value_model, or as the policy under a new head. A policy that has an adapter already goes on training it and
+    is its own reference; with a peft_config, that adapter is merged first and a fresh one is trained.
+    Dropout of the base models is off; that of the adapters stays as configured.
     """
     for part in (model, ref_model, reward_model, value_model):
         if part is not None:
             disable_dropout(part)
-    reference: Any = ref_model
-    reward: Any = None
-    policy: Any
-    critic: Any
-    if peft_config is None:
-        policy, critic = model.requires_grad_(True), value_model or frozen_copy(reward_model)
-        reference, reward = ref_model or frozen_copy(model), reward_model
-        critic.requires_grad_(True)
-    else:
-        policy = add_lora(model, peft_config)
-        critic_config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=peft_config.r,
-            lora_alpha=peft_config.lora_alpha,
-            lora_dropout=peft_config.lora_dropout,
-            target_modules=peft_config.target_modules,
-        )
-        if value_model is not None:
-            reward = reward_model
-        critic = add_lora(value_model or reward_model, critic_config)
+    if peft_config is not None and isinstance(model, PeftModel):
+        model = merged_model(model)
+    policy, reference = _policy_and_reference(args, model, ref_model, peft_config)
+    critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
     trained = ActorCritic(policy, critic, args.temperature)
     if args.gradient_checkpointing:
         for part in (policy, critic):
-            part.enable_input_require_grads()
-            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return trained, FrozenRoles(policy, critic, reference, reward)
+            if not isinstance(part, ValueHead):
+                _checkpoint_activations(part, args.gradient_checkpointing_kwargs)
+    return Roles(trained, reference, reward)
 
 
-def describe_roles(trained: ActorCritic, frozen: FrozenRoles, peft: bool) -> list[dict[str, Any]]:
+def _policy_and_reference(
+    args: PPOConfig, model: Model, ref_model: Model | None, peft_config: LoraConfig | None
+) -> tuple[Model, FrozenRole]:
+    if peft_config is not None:
+        policy = add_lora(_prepared(model), peft_config)
+        return policy, FrozenRole(ref_model) if ref_model is not None else FrozenRole(policy, shared=True)
+    if not isinstance(model, PeftModel):
+        if is_quantised(model):
+            raise UserError("model: expected a peft_config beside a quantised policy, found none")
+        reference = FrozenRole(ref_model if ref_model is not None else frozen_copy(model))
+        return model.requires_grad_(True), reference
+    _prepared(model)
+    for name in (args.model_adapter_name, args.ref_adapter_name):
+        if name is not None and name not in model.peft_config:
+            raise UserError(f"model: expected an adapter {name!r}, found {', '.join(model.peft_config)}")
+    model.set_adapter(args.model_adapter_name or model.active_adapter)
+    if ref_model is not None:
+        return model, FrozenRole(ref_model)
+    return model, FrozenRole(model, shared=True, adapter=args.ref_adapter_name or keep_adapter(model))
+
+
+def _critic_and_reward(
+    args: PPOConfig,
+    policy: Model,
+    reward_model: Model | None,
+    value_model: Model | None,
+    peft_config: LoraConfig | None,
+) -> tuple[Model | ValueHead, FrozenRole | None]:
+    own_reward = None if reward_model is None else FrozenRole(reward_model)
+    if args.critic == "shared":
+        if value_model is not None:
+            raise UserError("value_model: expected none with critic: shared, found a model")
+        return ValueHead(policy.get_output_embeddings().in_features).to(policy.device), own_reward
+    start = value_model
+    if start is None and reward_model is not None and has_token_head(reward_model):
+        start = reward_model
+    if start is not None and not has_token_head(start):
+        raise UserError(f"value_model: expected a model with a head 'score', found {type(base_of(start)).__name__}")
+    lora = peft_config or (policy.active_peft_config if isinstance(policy, PeftModel) else None)
+    if lora is None:
+        if start is None:
+            return critic_from(policy), own_reward
+        critic = merged_model(start) if isinstance(start, PeftModel) else start
+        return (critic if start is value_model else copy.deepcopy(critic)).requires_grad_(True), own_reward
+    if start is None:
+        start = critic_from(policy)
+    elif isinstance(start, PeftModel):
+        start = merged_model(start)
+    critic = add_lora(_prepared(start), _critic_config(lora))
+    # The reward model's backbone serves both roles, unless the critic has one of its own.
+    shares = reward_model is not None and value_model is None and has_token_head(reward_model)
+    return critic, FrozenRole(critic, shared=True) if shares else own_reward
+
+
+def _critic_config(lora: Any) -> LoraConfig:
+    config = copy.deepcopy(lora)
+    config.task_type = TaskType.SEQ_CLS  # trains the head, too
+    config.modules_to_save = None
+    return config
+
+
+def critic_from(policy: Model) -> PreTrainedModel:
+    """The policy's trunk, copied, under a scalar head of zeros (value estimates start at 0)."""
+    inner = merged_model(policy) if isinstance(policy, PeftModel) else policy
+    if is_quantised(inner):
+        raise UserError("value_model: expected a model, or critic: shared, beside a quantised policy, found none")
+    config = copy.deepcopy(inner.config)
+    config.num_labels = 1
+    try:
+        critic = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
+    except ValueError as error:
+        kind = type(inner).__name__
+        raise UserError(f"value_model: expected a model, or critic: shared, for a {kind}, found none") from error
+    critic.base_model.load_state_dict(inner.base_model.state_dict())
+    torch.nn.init.zeros_(critic.score.weight)
+    disable_dropout(critic)
+    return critic.to(inner.device).eval()
+
+
+def _prepared(model: Any) -> Any:
+    # Checkpointing is turned on later, for all roles alike.
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantised(model) else model
+
+
+def _checkpoint_activations(model: Any, options: dict[str, Any] | None) -> None:
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or {"use_reentrant": False})
+
+
+def describe_roles(roles: Roles) -> list[dict[str, Any]]:
     """Role, parameters and how many of them are trained, for print-out and run.json."""
     rows = []
-    for role, model in (("policy", trained.policy), ("critic", trained.critic)):
+    for role, model in (("policy", roles.trained.policy), ("critic", roles.trained.critic)):
         trainable, total = trainable_share(model)
         rows.append({"role": role, "name": _name(model), "parameters": total, "trainable": trainable})
-    for role, own, shared in (
-        ("reference", frozen.reference, trained.policy),
-        ("reward", frozen.reward, trained.critic),
-    ):
-        if own is None:
-            rows.append({"role": role, "name": f"{_name(shared)}, adapter off", "parameters": 0, "trainable": 0})
-        else:
-            rows.append({"role": role, "name": _name(own), "parameters": trainable_share(own)[1], "trainable": 0})
+    for role, frozen in (("reference", roles.reference), ("reward", roles.reward)):
+        if frozen is None:
+            continue
+        name, total = _name(frozen.model), trainable_share(frozen.model)[1]
+        if frozen.shared:
+            name, total = f"{name}, adapter {frozen.adapter or 'off'}", 0
+        rows.append({"role": role, "name": name, "parameters": total, "trainable": 0})
     return rows
 
 
-def check_vocabularies(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
-    """The reward model reads the policy's token ids, so every token of the policy must mean the same to it."""
-    known = reward.get_vocab()
-    other = next((t for t, i in policy.get_vocab().items() if known.get(t) != i), None)
-    if other is not None:
-        raise UserError(
-            f"reward model: expected the policy's vocabulary, found token {other!r} with id "
-            f"{policy.get_vocab()[other]} in the policy and {known.get(other)} in the reward model"
-        )
+def parameter_lines(models: list[dict[str, Any]]) -> list[str]:
+    """What is trained, one line a role: parameters, trainable ones and their share."""
+    return [
+        f"{row['role']:>9}: {row['name']}, {row['parameters']:,} parameters, {row['trainable']:,} trained"
+        + (f" ({row['trainable'] / row['parameters']:.2%})" if row["parameters"] else "")
+        for row in models
+    ]
 
 
-def _name(model: PreTrainedModel | PeftModel) -> str:
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+def _name(model: Any) -> str:
+    if isinstance(model, ValueHead):
+        return "head on the policy's trunk"
+    inner = base_of(model)
     return inner.config.name_or_path or type(inner).__name__
 
 
-def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, in two groups: matrices with weight decay, biases and norms without."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, Any]]:
+    """What is trained, in groups: policy and critic, each with its learning rate, matrices with weight decay
+    and biases and norms without."""
+    groups = []
+    critic_rate = args.critic_learning_rate or args.learning_rate
+    for part, rate in ((trained.policy, args.learning_rate), (trained.critic, critic_rate)):
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "lr": rate, "weight_decay": args.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        ]
+    return [group for group in groups if group["params"]]

@@ -11,7 +11,8 @@ from rlhf.functional.advantages import Moments, gae, moments, rescale, standardi
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
 from rlhf.functional.padding import left_pad, right_pad
-from rlhf.models.actor_critic import ActorCritic, FrozenRoles
+from rlhf.models.actor_critic import exact_kl, logp_of, response_logits
+from rlhf.ppo.roles import Roles
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,17 @@ class Rollout:
     ids: Tensor  # int   [B, P+T] left-padded prompt, then right-padded response
     attention: Tensor  # bool  [B, P+T] True on real tokens
     mask: Tensor  # bool  [B, T]   True on response tokens, first EOS included
-    ended: Tensor  # bool  [B]      False when cut at response_length
+    ended: Tensor  # bool  [B]      False when cut
     real: Tensor  # bool  [B]      False on filler rows that only keep the ranks in step
     logp: Tensor  # float [B, T]   log pi_old(token), nats
     ref_logp: Tensor  # float [B, T]   log pi_ref(token), nats
     entropy: Tensor  # float [B, T]   of the policy's distribution, nats
+    exact_kl: Tensor  # float [B, T]   KL(pi_old || pi_ref) over the whole vocabulary, nats
     values: Tensor  # float [B, T]   critic, reward units
-    score: Tensor  # float [B]      reward model on the finished text
+    last_value: Tensor  # float [B]      critic after the last token, reward units
+    scores: Tensor  # float [B, K]   one column a reward source, as it came; NaN is no opinion
+    raw_score: Tensor  # float [B]      their weighted sum
+    score: Tensor  # float [B]      what PPO learns from: raw_score scaled and clipped where asked for
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Targets:
 
     advantages: Tensor  # standardised over all response tokens of the global batch
     returns: Tensor  # reward units
+    raw_advantages: Tensor  # reward units
 
 
 def pack(
@@ -61,30 +67,29 @@ def by_length(attention: Tensor, size: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def observe(
-    model: ActorCritic,
-    frozen: FrozenRoles,
-    packed: tuple[Tensor, Tensor, Tensor],
-    ended: Tensor,
-    real: Tensor,
-    args: PPOConfig,
-) -> Rollout:
-    """One pass of each role over the finished sequences, in chunks of local_rollout_forward_batch_size."""
+def observe(roles: Roles, packed: tuple[Tensor, Tensor, Tensor], args: PPOConfig) -> dict[str, Tensor]:
+    """One pass of policy, critic and reference over finished sequences, local_rollout_forward_batch_size at a time.
+
+    Returns the fields of a Rollout that come from them, float32, zero off-mask.
+    """
     ids, attention, mask = packed
-    per_token = [torch.zeros(mask.shape, device=ids.device) for _ in range(4)]
-    score = torch.zeros(len(ids), device=ids.device)
+    names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
+    seen = {name: torch.zeros(mask.shape, device=ids.device) for name in names}
+    last_value = torch.zeros(len(ids), device=ids.device)
     for index in by_length(attention, args.local_rollout_forward_batch_size):
         columns, width = trim(attention, mask, index)
-        part_ids, part_attention = ids[index, columns], attention[index, columns]
-        logp, entropy, values = model(part_ids, part_attention, width)
-        ref_logp = frozen.reference_logp(part_ids, part_attention, width, args.temperature)
-        for whole, part in zip(per_token, (logp, ref_logp, entropy, values), strict=True):
-            whole[index, :width] = torch.where(mask[index, :width], part, 0)
-        score[index] = frozen.score(part_ids, part_attention)
-    # Filler rows count for nothing from here on.
-    mask = mask & real.unsqueeze(1)
-    logp, ref_logp, entropy, values = per_token
-    return Rollout(ids, attention, mask, ended, real, logp, ref_logp, entropy, values, score)
+        part_ids, part_attention, part_mask = ids[index, columns], attention[index, columns], mask[index, :width]
+        logits, values = roles.trained.logits_and_values(part_ids, part_attention, width)
+        with roles.reference.active() as model:
+            ref_logits = response_logits(model, part_ids, part_attention, width)[:, :-1]
+        tokens = part_ids[:, -width:]
+        logp, entropy = logp_of(logits, tokens, args.temperature)
+        ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
+        kl = exact_kl(logits, ref_logits, args.temperature)
+        for name, part in zip(names, (logp, ref_logp, entropy, kl, values[:, :-1]), strict=True):
+            seen[name][index, :width] = torch.where(part_mask, part, 0)
+        last_value[index] = values.gather(1, part_mask.sum(1, keepdim=True)).squeeze(1)
+    return seen | {"last_value": last_value}
 
 
 def penalised_score(rollout: Rollout, missing_eos_penalty: float | None) -> Tensor:
@@ -108,9 +113,12 @@ def judge(rollout: Rollout, kl_coef: float, args: PPOConfig, all_sum: Callable[[
     rewards = token_rewards(rollout, kl_coef, args)
     if args.whiten_rewards:
         rewards = rescale(rewards, rollout.mask, global_moments(rewards, rollout.mask, all_sum))
-    advantages, returns = gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam)
-    scale = global_moments(advantages, rollout.mask, all_sum)
-    return Targets(standardise(advantages, rollout.mask, scale), returns)
+    last = torch.where(rollout.ended, 0, rollout.last_value) if args.bootstrap_truncated else None
+    raw, returns = gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam, last)
+    if not args.whiten_advantages:
+        return Targets(raw, returns, raw)
+    scale = global_moments(raw, rollout.mask, all_sum)
+    return Targets(standardise(raw, rollout.mask, scale), returns, raw)
 
 
 def global_moments(x: Tensor, mask: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Moments:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from rlhf.models.heads import score_tokens
 
 @torch.no_grad()
 def score_rows(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
+    model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
 ) -> Tensor:
     """Scores of N token rows, float32 [N] on the CPU; batched by length so that little padding is computed.
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
-from rlhf.runtime.run_folder import append_row
+from rlhf.runtime.run_folder import append_row, write_rows
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
 
 
 class Recorder:
@@ -20,22 +20,41 @@ class Recorder:
     def __init__(self, accelerator: Accelerator, folder: Path) -> None:
         self.accelerator = accelerator
         self.folder = folder
+        self.is_open = False  # between start and end
 
     def start(self, args: TrainingArguments, step: int) -> None:
         """Begin at `step`: rows of later steps, from a run that was cut, are taken out."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (METRICS, SAMPLES):
+            for name in (METRICS, SAMPLES, EVALUATIONS):
                 keep_rows(self.folder / name, step)
         # Trackers take numbers, truth values and texts; everything else is shown as text.
         config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
-        self.accelerator.init_trackers("tensorboard", config=config)
+        # For TensorBoard the project is the folder in output_dir.
+        project = "tensorboard" if "tensorboard" in (args.report_to or ()) else args.project
+        named = {"wandb": {"name": args.run_name}, "mlflow": {"run_name": args.run_name}} if args.run_name else {}
+        self.accelerator.init_trackers(project, config=config, init_kwargs=named)
+        self.is_open = True
 
     def row(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""
+        self._row(METRICS, step, row)
+
+    def evaluation(self, step: int, row: dict[str, float]) -> None:
+        """One evaluation's metrics, in a file of their own."""
+        self._row(EVALUATIONS, step, row)
+
+    def _row(self, file: str, step: int, row: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
-            append_row(self.folder / METRICS, {"step": step, **row})
-        self.accelerator.log(row, step=step)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_row(self.folder / file, {"step": step, **row})
+        if self.is_open:
+            self.accelerator.log(row, step=step)
+
+    def completions(self, rows: list[dict[str, Any]]) -> None:
+        """Rows of completions.jsonl."""
+        if self.accelerator.is_main_process:
+            write_rows(self.folder / "completions.jsonl", rows)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Sample responses of a step: rows with prompt, response, score."""
@@ -53,6 +72,7 @@ class Recorder:
         """Flush and close the trackers; the process group stays."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        self.is_open = False
 
 
 def verbatim(text: str) -> str:

@@ -7,8 +7,17 @@ from peft import LoraConfig
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import disable_dropout, token_logp
-from rlhf.models.heads import score_tokens
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    FrozenRole,
+    ValueHead,
+    disable_dropout,
+    keep_adapter,
+    logp_of,
+    response_logits,
+)
+from rlhf.models.heads import score_tokens, token_values
+from rlhf.models.lora import add_lora
 from rlhf.ppo.roles import build_roles
 
 IDS = torch.tensor([[9, 9, 5, 6, 7, 8, 2], [11, 12, 13, 14, 15, 16, 17]])
@@ -16,10 +25,17 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7], dtype=torch.bool)
 FAMILIES = [(tiny.gpt2, tiny.gpt2_reward), (tiny.llama, tiny.llama_reward)]
 
 
-def roles(policy, reward, **kwargs):
-    lora = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+LORA = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+
+
+def roles(policy, reward):
     args = PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False)
-    return build_roles(args, policy, None, reward, None, lora, **kwargs)
+    return build_roles(args, policy, None, reward, None, LORA)
+
+
+def logp(model):
+    with torch.no_grad():
+        return logp_of(response_logits(model, IDS, MASK, 3)[:, :-1], IDS[:, -3:], 0.7)[0]
 
 
 def move_adapters(model):
@@ -32,38 +48,69 @@ def move_adapters(model):
 @pytest.mark.parametrize(("make", "make_reward"), FAMILIES, ids=["gpt2", "llama"])
 @torch.no_grad()
 def test_adapter_off_is_reference_and_reward(make, make_reward):
-    expected = token_logp(make(), IDS, MASK, 3, 0.7)[0]
-    expected_score = score_tokens(make_reward(), IDS, MASK)
-    trained, frozen = roles(make(), make_reward())
+    expected, expected_score = logp(make()), score_tokens(make_reward(), IDS, MASK)
+    built = roles(make(), make_reward())
+    trained = built.trained.eval()
     move_adapters(trained)
-    trained.eval()
-    assert_close(frozen.reference_logp(IDS, MASK, 3, 0.7), expected, atol=1e-6, rtol=0)
-    assert_close(frozen.score(IDS, MASK), expected_score, atol=1e-6, rtol=0)
-    logp, _, values = trained(IDS, MASK, 3)
-    assert (logp - expected).abs().max() > 1e-3
+    with built.reference.active() as model:
+        assert_close(logp(model), expected, atol=1e-6, rtol=0)
+    with built.reward.active() as model:
+        assert_close(score_tokens(model, IDS, MASK), expected_score, atol=1e-6, rtol=0)
+    moved, _, values = trained(IDS, MASK, 3)
+    assert (moved - expected).abs().max() > 1e-3
     assert (values[:, -1] - expected_score).abs().max() > 1e-3
 
 
-def test_an_error_inside_a_frozen_role_leaves_the_adapters_on():
-    trained, frozen = roles(tiny.llama(), tiny.llama_reward())
-    move_adapters(trained)
-    trained.eval()
-    with torch.no_grad():
-        before = trained(IDS, MASK, 3)
-    with pytest.raises(IndexError):
-        frozen.reference_logp(IDS + 1000, MASK, 3, 0.7)  # no such tokens
-    with torch.no_grad():
-        for one, other in zip(before, trained(IDS, MASK, 3), strict=True):
-            assert torch.equal(one, other)
+@pytest.mark.parametrize("kept", [False, True], ids=["off", "copy"])
+def test_an_error_inside_a_frozen_role_leaves_the_adapters_as_they_were(kept):
+    policy = add_lora(tiny.llama(), LORA)
+    move_adapters(policy)
+    role = FrozenRole(policy, shared=True, adapter=keep_adapter(policy) if kept else None)
+    policy.eval()
+    before, trained = logp(policy), [n for n, p in policy.named_parameters() if p.requires_grad]
+    with pytest.raises(ZeroDivisionError), role.active():
+        raise ZeroDivisionError
+    assert torch.equal(logp(policy), before)
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == trained
+
+
+@torch.no_grad()
+def test_a_kept_adapter_stays_while_the_other_is_trained():
+    policy = add_lora(tiny.llama(), LORA)
+    move_adapters(policy)
+    policy.eval()
+    start = logp(policy)
+    role = FrozenRole(policy, shared=True, adapter=keep_adapter(policy))
+    move_adapters(policy)
+    with role.active() as model:
+        assert_close(logp(model), start, atol=1e-6, rtol=0)
+    assert (logp(policy) - start).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
+def test_a_head_on_the_trunk_reads_the_policys_last_states(make):
+    policy, head = make(), ValueHead(32)
+    assert torch.equal(head(torch.randn(2, 3, 32)), torch.zeros(2, 3))
+    head.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+    _, _, values = ActorCritic(policy, head, 0.7)(IDS, MASK, 3)
+    hidden = policy(IDS[1:], output_hidden_states=True).hidden_states[-1]  # the second row has no padding
+    assert_close(values[1], head(hidden)[0, -4:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_separate_critic_gives_one_value_more_than_tokens():
+    policy, critic = tiny.llama(), tiny.llama_reward()
+    _, _, values = ActorCritic(policy, critic, 0.7)(IDS, MASK, 3)
+    assert torch.equal(values, token_values(critic, IDS, MASK)[:, -4:])
 
 
 def test_the_value_of_a_token_is_that_of_the_state_before_it():
-    trained, _ = roles(tiny.llama(), tiny.llama_reward())
-    trained.eval()
+    trained = roles(tiny.llama(), tiny.llama_reward()).trained.eval()
     changed = IDS.clone()
     changed[:, -1] = 50
     with torch.no_grad():
-        assert torch.equal(trained(IDS, MASK, 3)[2], trained(changed, MASK, 3)[2])
+        assert torch.equal(trained(IDS, MASK, 3)[2][:, :-1], trained(changed, MASK, 3)[2][:, :-1])
 
 
 def test_disabled_dropout_stays_off_in_train_mode():

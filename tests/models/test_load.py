@@ -29,7 +29,7 @@ def causal(tmp_path_factory):
 
 
 def test_a_causal_folder_is_no_reward_model(causal):
-    with pytest.raises(UserError, match="expected a trained head with 1 label, found .*score.weight"):
+    with pytest.raises(UserError, match=r"expected a trained head with 1 label, found .*score.weight"):
         load_reward_model(causal)
 
 
@@ -37,7 +37,7 @@ def test_a_head_with_two_labels_is_refused(tmp_path):
     config = tiny.llama_reward().config
     config.num_labels = 2
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="expected a trained head with 1 label, found .*2 labels"):
+    with pytest.raises(UserError, match=r"expected a trained head with 1 label, found .*2 labels"):
         load_reward_model(str(tmp_path))
 
 
@@ -65,7 +65,7 @@ def test_a_wrong_path_is_named(name):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="expected a model folder with config.json"):
+    with pytest.raises(UserError, match=r"expected a model folder with config.json"):
         load_causal_lm(str(tmp_path))
 
 
@@ -93,7 +93,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(UserError, match="broken.gguf"):
+    with pytest.raises(UserError, match=r"broken.gguf"):
         load_causal_lm(str(broken))
     assert list((tmp_path / "cache").iterdir()) == []
 

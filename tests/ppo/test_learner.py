@@ -36,8 +36,8 @@ class Rank:
     def backward(self, loss):
         (loss / self.gradient_accumulation_steps).backward()
 
-    def clip_grad_norm_(self, parameters, limit):
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    def unscale_gradients(self):
+        pass
 
     def reduce(self, values, reduction):
         assert reduction == "sum"
@@ -52,8 +52,24 @@ def experience(count=8):
     noise = torch.randn(5, count, mask.shape[1], generator=torch.Generator().manual_seed(1))
     logp = noise[0] * 0.3 - math.log(400)  # near what a tiny model says, so that some ratios are clipped
     everyone = torch.ones(count, dtype=torch.bool)
-    rows = Rollout(ids, attention, mask, everyone, everyone, logp, logp, noise[1], noise[2], noise[3, :, 0])
-    return rows, Targets(noise[3] * mask, noise[4] * mask)
+    score = noise[3, :, 0]
+    rows = Rollout(
+        ids,
+        attention,
+        mask,
+        ended=everyone,
+        real=everyone,
+        logp=logp,
+        ref_logp=logp,
+        entropy=noise[1],
+        exact_kl=noise[1],
+        values=noise[2],
+        last_value=score,
+        scores=score.unsqueeze(1),
+        raw_score=score,
+        score=score,
+    )
+    return rows, Targets(noise[3] * mask, noise[4] * mask, noise[3] * mask)
 
 
 def update(rows=None, targets=None, places=None, n_global=None, rank=None, learning_rate=0.0, **options):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.errors import UserError
 from rlhf.runtime.checkpoint import checkpoints
 
+
 def digest(tensors):
     return {name: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for name, t in tensors}
 
@@ -32,21 +33,21 @@ def test_learning_rate_0_changes_nothing(tmp_path, family, lora, accumulation, m
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_fine_tuning_leaves_reference_and_reward_alone(tmp_path, family):
     run = trainer(tmp_path, family)
-    frozen = [run.frozen.reference, run.frozen.reward]
+    frozen = [run.roles.reference.model, run.roles.reward.model]
     before = [digest(model.state_dict().items()) for model in frozen]
-    trained = digest(run.roles.named_parameters())
+    trained = digest(run.roles.trained.named_parameters())
     run.train()
     assert [digest(model.state_dict().items()) for model in frozen] == before
-    after = digest(run.roles.named_parameters())
+    after = digest(run.roles.trained.named_parameters())
     assert sum(after[name] != trained[name] for name in after) > 0.9 * len(after)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_trains_adapters_and_the_critics_head_only(tmp_path, family):
     run = trainer(tmp_path, family, lora=True)
-    before = digest(run.roles.named_parameters())
+    before = digest(run.roles.trained.named_parameters())
     run.train()
-    changed = {name for name, value in digest(run.roles.named_parameters()).items() if value != before[name]}
+    changed = {name for name, value in digest(run.roles.trained.named_parameters()).items() if value != before[name]}
     assert {name for name in changed if name.startswith("policy")} == {
         name for name in before if name.startswith("policy") and "lora_" in name
     }
@@ -88,7 +89,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path, micro):
         rows = [{"prompt": "a b c d e f g h"[: 2 * i + 1]} for i in range(8)]
         run = trainer(tmp_path / str(size), rows=rows, optim="sgd", max_grad_norm=0.0, **options)
         run.train()
-        weights.append(dict(run.roles.named_parameters()))
+        weights.append(dict(run.roles.trained.named_parameters()))
     for name, value in weights[0].items():
         assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
 
@@ -110,7 +111,9 @@ def test_same_seed_same_run_and_resume_is_exact(tmp_path, lora):
         cut.train()
     again = trainer(tmp_path / "cut", lora=lora, save_strategy="steps", save_steps=2)
     again.train(resume_from_checkpoint=checkpoints(tmp_path / "cut")[-1])
-    for (name, a), (_, b) in zip(whole.roles.named_parameters(), again.roles.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        whole.roles.trained.named_parameters(), again.roles.trained.named_parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
     timeless = [
         [{k: v for k, v in row.items() if k != "eps" and not k.startswith("time/")} for row in metrics(tmp_path / run)]
@@ -127,7 +130,7 @@ def test_saved_model_is_stock_and_says_the_same(tmp_path, lora):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        assert_close(loaded(ids).logits, run.roles.policy.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+        assert_close(loaded(ids).logits, run.roles.trained.policy.eval()(ids).logits, atol=1e-5, rtol=1e-5)
     assert loaded.generation_config.eos_token_id == tiny.gpt2().generation_config.eos_token_id
 
 

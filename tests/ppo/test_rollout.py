@@ -9,7 +9,9 @@ from torch import tensor
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import ActorCritic, FrozenRoles
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
+from rlhf.models.heads import token_values
+from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, judge, observe, pack, token_rewards
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
@@ -26,6 +28,10 @@ def rollout(**fields):
         "ref_logp": tensor([[-1.5, -2.0, -2.0], [-3.0, 9.0, 9.0], [-0.5, -1.0, 9.0]]),
         "entropy": torch.ones(3, 3),
         "values": tensor([[0.1, 0.2, 0.3], [0.4, 9.0, 9.0], [0.5, 0.6, 9.0]]),
+        "exact_kl": torch.ones(3, 3),
+        "last_value": tensor([0.0, 0.0, 0.7]),
+        "scores": tensor([[2.0], [-1.0], [0.5]]),
+        "raw_score": tensor([2.0, -1.0, 0.5]),
         "score": tensor([2.0, -1.0, 0.5]),
     }
     return Rollout(**base | fields)
@@ -90,7 +96,7 @@ def test_pad_columns_change_nothing(whiten):
     args = config(whiten_rewards=whiten)
     wide = {
         name: torch.cat([getattr(rollout(), name), torch.full((3, 4), 9.0)], 1)
-        for name in ("logp", "ref_logp", "entropy", "values")
+        for name in ("logp", "ref_logp", "entropy", "exact_kl", "values")
     }
     wide["mask"] = torch.cat([MASK, torch.zeros(3, 4, dtype=torch.bool)], 1)
     narrow, padded = (judge(one, 0.1, args, lambda x: x) for one in (rollout(), rollout(**wide)))
@@ -101,21 +107,41 @@ def test_pad_columns_change_nothing(whiten):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_observing_in_chunks_gives_the_same_numbers(family):
-    policy, other, critic, reward = {
-        "gpt2": (tiny.gpt2(0), tiny.gpt2(2), tiny.gpt2_reward(1), tiny.gpt2_reward(3)),
-        "llama": (tiny.llama(0), tiny.llama(2), tiny.llama_reward(1), tiny.llama_reward(3)),
+    policy, other, critic = {
+        "gpt2": (tiny.gpt2(0), tiny.gpt2(2), tiny.gpt2_reward(1)),
+        "llama": (tiny.llama(0), tiny.llama(2), tiny.llama_reward(1)),
     }[family]
-    models = ActorCritic(policy, critic, temperature=0.7), FrozenRoles(policy, critic, other, reward)
+    roles = Roles(ActorCritic(policy, critic, temperature=0.7), FrozenRole(other), None)
     prompts = [list(range(3, 3 + n)) for n in (9, 1, 4, 6, 2)]
     responses = [list(range(50, 50 + n)) for n in (1, 7, 3, 7, 2)]
     packed = pack(prompts, responses, 2, torch.device("cpu"))
-    flags = {"ended": tensor([True, False, True, False, True]), "real": tensor([True] * 4 + [False])}
     seen = [
-        observe(*models, packed, **flags, args=config(local_rollout_forward_batch_size=size, temperature=0.7))
-        for size in (5, 3, 1)
+        observe(roles, packed, config(local_rollout_forward_batch_size=size, temperature=0.7)) for size in (5, 3, 1)
     ]
-    assert seen[0].mask.sum(1).tolist() == [1, 7, 3, 7, 0]
-    assert len(set(seen[0].score.tolist())) == 5
     for part in seen[1:]:
-        for field in dataclasses.fields(Rollout):
-            assert_close(getattr(part, field.name), getattr(seen[0], field.name), atol=1e-5, rtol=1e-5)
+        for name, value in part.items():
+            assert_close(value, seen[0][name], atol=1e-5, rtol=1e-5)
+    # The value after the last token is that of the whole text.
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        text = tensor([prompt + response])
+        with torch.no_grad():
+            expected = token_values(critic, text, torch.ones_like(text, dtype=torch.bool))[0, -1]
+        assert_close(seen[0]["last_value"][i], expected, atol=1e-5, rtol=0)
+
+
+def test_exact_kl_is_the_sum_over_the_vocabulary():
+    one, two = torch.randn(2, 3, 4, 11, generator=torch.Generator().manual_seed(0)).unbind()
+    p, q = (torch.distributions.Categorical(logits=x / 0.7) for x in (one, two))
+    assert_close(exact_kl(one, two, 0.7), torch.distributions.kl_divergence(p, q))
+
+
+def test_a_cut_response_is_worth_the_critics_value_at_the_cut():
+    off, on = (judge(rollout(), 0.0, config(bootstrap_truncated=b, lam=0.5), lambda x: x) for b in (False, True))
+    # The third response is cut after two tokens: delta of the last is score + 0.7 - value there, 0.7 more.
+    difference = on.raw_advantages - off.raw_advantages
+    assert_close(difference, tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.35, 0.7, 0.0]]))
+
+
+def test_whitening_of_advantages_can_be_turned_off():
+    targets = judge(rollout(), 0.1, config(whiten_advantages=False), lambda x: x)
+    assert torch.equal(targets.advantages, targets.raw_advantages)

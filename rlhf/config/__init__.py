@@ -1,0 +1,16 @@
+"""What a recipe can say: typed settings with their units, checked when built."""
+
+from rlhf.config.common import bf16_is_fast
+from rlhf.config.ppo import PPOConfig, PPOStageConfig
+from rlhf.config.stages import EvaluationConfig, PreferenceConfig, PromptConfig, RewardStageConfig, RunConfig
+
+__all__ = [
+    "EvaluationConfig",
+    "PPOConfig",
+    "PPOStageConfig",
+    "PreferenceConfig",
+    "PromptConfig",
+    "RewardStageConfig",
+    "RunConfig",
+    "bf16_is_fast",
+]

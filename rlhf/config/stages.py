@@ -1,0 +1,127 @@
+"""What a recipe can say: typed settings with their units, checked when built.
+
+The training settings derive from TRL's and transformers' own, so that every name people know is there.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trl import RewardConfig
+
+from rlhf.config.common import choose_hardware, help_text
+from rlhf.errors import UserError
+
+# `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives."""
+
+    run: str = help_text("name of the run; its stages write to RUNS_DIR/RUN/STAGE", "default")
+    runs_dir: str = help_text("folder that holds all runs", "runs")
+
+    def __post_init__(self) -> None:
+        if not self.run or Path(self.run).name != self.run:
+            raise UserError(f"run: expected a plain folder name, found {self.run!r}")
+
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs_dir) / self.run
+
+
+@dataclass
+class PreferenceConfig:
+    """Preference pairs."""
+
+    dataset_name: str = help_text(
+        "hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf"
+    )
+    dataset_dir: str | None = help_text("subset (folder) of the data set, e.g. harmless-base; all when not set")
+    dataset_revision: str | None = help_text("branch, tag or commit of the hub data set")
+    max_examples: int = help_text("pairs to train on", 1000)
+    validation_examples: int = help_text("pairs for choosing the best checkpoint", 200)
+    test_examples: int = help_text("pairs for the final evaluation, seen once before and once after training", 500)
+    split_seed: int = help_text("seed of subset and split", 0)
+
+    def __post_init__(self) -> None:
+        self.dataset_dir = self.dataset_dir or None  # --dataset_dir "" undoes a recipe's subset
+
+
+@dataclass
+class PromptConfig:
+    """Prompts for PPO, evaluation and rating. The same values give the same three disjoint sets in every stage."""
+
+    prompt_dataset: list[str] = field(
+        default_factory=lambda: ["OpenAssistant/oasst1"],
+        metadata={"help": "hub id and/or local files: flat messages, trees, or plain prompt lines"},
+    )
+    prompt_revision: str | None = help_text("branch, tag or commit of the hub data set")
+    language: str | None = help_text("language to keep; lines without a language are kept", "en")
+    max_prompt_length: int = help_text("tokens; longer prompts are dropped and counted", 256)
+    train_prompts: int = help_text("prompts to train on; fewer when the data hold fewer", 1000)
+    evaluation_prompts: int = help_text("prompts held out for evaluation", 50)
+    rating_prompts: int = help_text("prompts held out for human rating", 10)
+    prompt_seed: int = help_text("seed of sampling and split", 0)
+
+
+@dataclass
+class RewardStageConfig(RewardConfig):
+    """TRL's RewardConfig, with the margin ranking loss and the reference recipe's values as defaults."""
+
+    output_dir: str | None = help_text("set from RUNS_DIR/RUN/reward")
+    loss_type: Literal["margin", "bradley_terry"] = help_text(
+        "margin: max(0, margin - (chosen - rejected)); bradley_terry: -log sigmoid(chosen - rejected)",
+        "margin",
+    )
+    margin: float = help_text("margin of the ranking loss, reward units", 1.0)
+    learning_rate: float = help_text("AdamW's peak learning rate", 5e-5)
+    per_device_train_batch_size: int = help_text("pairs per device and forward pass", 8)
+    num_train_epochs: float = help_text("passes over the pairs", 3.0)
+    eval_strategy: str = help_text("when to compute the validation loss: epoch or steps", "epoch")
+    gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
+    report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.loss_type == "margin" and not self.margin > 0:
+            raise UserError(f"margin: expected a positive number, found {self.margin}")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"max_length: expected at least 2 tokens, found {self.max_length}")
+        choose_hardware(self)
+        self.remove_unused_columns = False  # the rows' `length`, for train_sampling_strategy: group_by_length
+        # The checkpoint with the best validation loss is the one that is kept: saved when it is measured.
+        self.save_strategy = self.eval_strategy
+        self.save_steps = self.eval_steps or self.logging_steps  # transformers' own rule for eval_steps not set
+        self.load_best_model_at_end = True
+        self.metric_for_best_model = "eval_loss"
+        self.greater_is_better = False
+        self.save_total_limit = self.save_total_limit or 1
+        super().__post_init__()
+
+
+@dataclass
+class EvaluationConfig:
+    """Responses of several models to unseen prompts, and their scores."""
+
+    base_model: str = help_text(
+        "the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium"
+    )
+    reward_model_path: str | None = help_text("reward model that scores; RUNS_DIR/RUN/reward when not set")
+    eval_batch_size: int = help_text("prompts per device and generation", 16)
+    eval_response_length: int = help_text("most tokens of a response", 128)
+    eval_temperature: float = help_text("sampling temperature; every model gets the same random numbers", 0.7)
+    eval_seed: int = help_text("seed of sampling and of the bootstrap", 0)
+    confidence: float = help_text("confidence level of the intervals", 0.95)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise UserError(f"confidence: expected a number between 0 and 1, found {self.confidence}")
+        for name in ("eval_batch_size", "eval_response_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.eval_temperature > 0:
+            raise UserError(f"eval_temperature: expected a positive number, found {self.eval_temperature}")

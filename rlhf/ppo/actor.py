@@ -1,0 +1,129 @@
+"""Act: responses of the policy to a share of prompts, seen once by every role and every reward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config import PPOConfig
+from rlhf.generation.engine import generate
+from rlhf.generation.sampling import uniforms
+from rlhf.ppo.prompts import Prompt
+from rlhf.ppo.roles import Roles
+from rlhf.ppo.rollout import Rollout, observe, pack
+from rlhf.ppo.score_scaling import ScoreScaler
+from rlhf.reward.sources import Finished, FunctionReward, RewardSource, weighted
+from rlhf.runtime.distributed import all_sum, equal_share
+
+
+@dataclass(frozen=True)
+class Experience:
+    """This rank's share of a step: B prompts, their responses, and what every role makes of them."""
+
+    prompts: list[Prompt]
+    responses: list[list[int]]
+    rollout: Rollout
+    n_global: int  # responses over all ranks, filler rows not counted
+    rewards: list[str]  # name of each column of rollout.scores
+
+
+class Actor:
+    """Samples responses and looks at them. All calls are made by all ranks, with equally many rows."""
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        roles: Roles,
+        rewards: Sequence[RewardSource],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: list[int],
+        accelerator: Accelerator,
+    ) -> None:
+        self.args, self.roles, self.rewards = args, roles, rewards
+        self.tokenizer, self.eos_ids, self.accelerator = tokenizer, eos_ids, accelerator
+        self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
+        self.scaler = ScoreScaler(args)
+
+    def sample(
+        self, prompts: Sequence[Prompt], step: int, temperature: float | None = None, model: Any = None
+    ) -> list[list[int]]:
+        """A response for each prompt, from its own random stream of this step."""
+        args = self.args
+        self.roles.trained.eval()
+        u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
+        with self.accelerator.autocast():
+            ids = [prompt.input_ids for prompt in prompts]
+            return generate(model or self.roles.trained.policy, ids, u, self.eos_ids, temperature or args.temperature)
+
+    def ended(self, responses: Sequence[Sequence[int]]) -> list[bool]:
+        """Which responses end with an EOS; the others were cut."""
+        return [len(row) > 0 and row[-1] in self.eos_ids for row in responses]
+
+    def score(self, prompts: Sequence[Prompt], responses: list[list[int]], real: Tensor) -> Tensor:
+        """What each reward source says: float32 [B, K], NaN for no opinion."""
+        everyone = list(range(len(prompts)))
+        columns = []
+        for source in self.rewards:
+            # Models keep the ranks in step, filler rows included; functions see what is real only.
+            rows = [i for i in everyone if real[i]] if isinstance(source, FunctionReward) else everyone
+            column = torch.zeros(len(prompts))
+            if rows:
+                column[rows] = source(self._finished(prompts, responses, rows))
+            columns.append(column)
+        return torch.stack(columns, dim=1).to(self.accelerator.device)
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        responses: list[list[int]],
+        real: Tensor,
+        scores: Tensor | None = None,
+        learn: bool = True,
+    ) -> Rollout:
+        """Everything PPO needs to know about finished responses. real: bool [B], False on filler rows.
+
+        scores: float [B, K], from outside; not given, the reward sources are asked. learn: False leaves the
+        running moments of the scores as they are.
+        """
+        self.roles.trained.eval()
+        device = self.accelerator.device
+        real = real.to(device)
+        packed = pack([prompt.input_ids for prompt in prompts], responses, self.eos_ids[0], device)
+        with self.accelerator.autocast():
+            seen = observe(self.roles, packed, self.args)
+            weights = self.weights if scores is None else torch.ones(scores.shape[1], device=device)
+            scores = self.score(prompts, responses, real) if scores is None else scores
+        raw = weighted(scores, weights)
+        shaped = self.scaler(raw, real, lambda x: all_sum(self.accelerator, x)) if learn else raw
+        ids, attention, mask = packed
+        ended = torch.tensor(self.ended(responses), device=device)
+        mask = mask & real.unsqueeze(1)  # filler rows count for nothing from here on
+        return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=shaped, **seen)
+
+    @torch.no_grad()
+    def fit_scores(self, prompts: Sequence[Prompt]) -> tuple[float, float]:
+        """Bring scores to mean 0 and standard deviation 1 on the reference's responses; returns what they were."""
+        mine, real = equal_share(prompts, self.accelerator)
+        raw, size = [], self.args.local_batch_size
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            with self.roles.reference.active() as model:
+                responses = self.sample(part, 0, model=model)
+            with self.accelerator.autocast():
+                raw.append(weighted(self.score(part, responses, real[start : start + size]), self.weights))
+        m = self.scaler.fit(torch.cat(raw), real.to(raw[0].device), lambda x: all_sum(self.accelerator, x))
+        return m.mean.item(), m.std.item()
+
+    def _finished(self, prompts: Sequence[Prompt], responses: list[list[int]], rows: list[int]) -> Finished:
+        part = [responses[i] for i in rows]
+        return Finished(
+            prompts=[prompts[i].content for i in rows],
+            prompt_ids=[prompts[i].input_ids for i in rows],
+            response_ids=part,
+            ended=self.ended(part),
+            columns=[prompts[i].columns for i in rows],
+        )

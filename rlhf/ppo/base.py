@@ -1,0 +1,187 @@
+"""What surrounds the loop of `PPOTrainer`: reading rows, evaluating, saving, beginning and going on."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
+
+from rlhf.config import PPOConfig
+from rlhf.data.chat import decode_response
+from rlhf.errors import UserError
+from rlhf.ppo.actor import Actor, Experience
+from rlhf.ppo.evaluation import completions, evaluate
+from rlhf.ppo.export import push_policy, save_policy
+from rlhf.ppo.flow import Flow
+from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
+from rlhf.ppo.roles import Roles, parameter_lines
+from rlhf.ppo.setup import prompts_that_fit
+from rlhf.runtime.checkpoint import checkpoints, load_checkpoint
+from rlhf.runtime.tracking import Recorder
+
+Rows = Dataset | list[dict[str, Any]]
+
+
+class TrainerBase:
+    """Everything of `PPOTrainer` that is not the algorithm; the attributes are set by its constructor."""
+
+    args: PPOConfig
+    accelerator: Accelerator
+    processing_class: PreTrainedTokenizerBase
+    prompts: list[Prompt]
+    eval_prompts: dict[str, list[Prompt]]
+    batch_size: int
+    num_total_batches: int
+    roles: Roles
+    models: list[dict[str, Any]]  # role, name, parameters, trainable
+    actor: Actor
+    flow: Flow
+    recorder: Recorder
+    episode: int  # responses so far, over all ranks
+    timings: dict[str, float]  # seconds of each phase of the step
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes: output_dir, or the current folder."""
+        return Path(self.args.output_dir or ".")
+
+    @property
+    def state(self) -> TrainerState:
+        """Steps and logs so far, as callbacks see them."""
+        return self.flow.state
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """One more callback, after those that are there."""
+        self.flow.callbacks.append(callback() if isinstance(callback, type) else callback)
+
+    def generate(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Responses of the policy as token ids, for a loop of one's own: texts, messages or token ids in.
+
+        Each rank passes prompts of its own, equally many on all ranks. `step` learns from what comes out.
+        """
+        rank = self.accelerator.process_index
+        rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]
+        return self.actor.sample(read_prompts(rows, self.processing_class, name="prompts"), self.state.global_step + 1)
+
+    def evaluate(self, eval_dataset: Rows | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Means over each evaluation set, whole, as eval/scores, eval/kl_per_token, ...; eval_NAME/... of several.
+
+        They go to eval_metrics.jsonl, to the trackers, and to the callbacks' on_evaluate.
+        """
+        sets = self.eval_prompts if eval_dataset is None else {"": self._read(eval_dataset, "eval_dataset")}
+        if not sets:
+            raise UserError("eval_dataset: expected one for evaluation, found none")
+        metrics: dict[str, float] = {}
+        for name, prompts in sets.items():
+            metrics |= evaluate(self.actor, prompts, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
+        self.recorder.evaluation(self.state.global_step, metrics)
+        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        self.flow.event("on_evaluate", metrics=metrics)
+        return metrics
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Prompt, response and score over the evaluation sets at a temperature near 0; with sampling, one batch.
+
+        They are written to completions.jsonl in output_dir and returned.
+        """
+        rows = [row for prompts in self.eval_prompts.values() for row in completions(self.actor, prompts, sampling)]
+        if not rows:
+            raise UserError("eval_dataset: expected one for completions, found none")
+        self.recorder.completions(rows)
+        return rows
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Policy and tokenizer as safetensors. LoRA: the merged stock model, and the adapter in adapter/."""
+        policy = self.roles.trained.policy
+        save_policy(policy, self.processing_class, Path(output_dir or self.folder), self.accelerator)
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", dataset_name: str | None = None, tags: Sequence[str] = ()
+    ) -> str | None:
+        """Save the policy to output_dir and upload it with a model card; returns the commit's address on rank 0."""
+        self.save_model()
+        return push_policy(self.folder, self.args, self.accelerator, commit_message, dataset_name, tags)
+
+    def _read_data(self, train_dataset: Rows | None, eval_dataset: Rows | dict[str, Rows] | None) -> None:
+        self.prompts = [] if train_dataset is None else self._read(train_dataset, "train_dataset")
+        sets = eval_dataset if isinstance(eval_dataset, dict) else {} if eval_dataset is None else {"": eval_dataset}
+        self.eval_prompts = {name: self._read(rows, f"eval_dataset {name}".strip()) for name, rows in sets.items()}
+
+    def _read(self, rows: Rows, name: str) -> list[Prompt]:
+        return prompts_that_fit(self.args, rows, self.processing_class, self.roles.trained.policy, name)
+
+    def _resume(self, checkpoint: str | Path | bool | None) -> int:
+        """Load the checkpoint, if any; returns the number of its step."""
+        if checkpoint is True:
+            saved = checkpoints(self.folder)
+            if not saved:
+                raise UserError(f"resume_from_checkpoint: expected checkpoints in {self.folder}, found none")
+            checkpoint = saved[-1]
+        return load_checkpoint(self.accelerator, Path(checkpoint)) if checkpoint else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """PPO steps in which every prompt comes once."""
+        return max(1, math.ceil(len(self.prompts) / self.batch_size))
+
+    def _begin(self, first: int) -> None:
+        """Before the first step: trackers, callbacks, what is trained, scores of the reference."""
+        self.recorder.start(self.args, first)
+        if self.accelerator.is_main_process and not self.args.disable_tqdm:
+            print("\n".join(parameter_lines(self.models)))
+        self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)
+        if self.args.score_norm_samples and first == 0:
+            self._fit_scores(self.args.score_norm_samples)
+        if self.args.eval_on_start and first == 0:
+            self.evaluate()
+
+    def _fit_scores(self, n: int) -> None:
+        if not self.prompts:
+            raise UserError("score_norm_samples: expected a train_dataset to sample from, found none")
+        order = next(batches(self.prompts, n, self.args.seed, 1))
+        mean, std = self.actor.fit_scores(order)
+        if self.accelerator.is_main_process:
+            print(f"scores of the reference: mean {mean:.3f}, standard deviation {std:.3f}, {len(order)} responses")
+
+    def _shows_samples(self, step: int) -> bool:
+        wanted = min(self.args.num_sample_generations, self.num_total_batches)
+        return wanted > 0 and (step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0)
+
+    def _samples(self, experience: Experience) -> list[dict[str, Any]]:
+        """The first few prompts of this rank's share with what was answered."""
+        scores = experience.rollout.raw_score[:4].tolist()
+        return [
+            {
+                "prompt_id": prompt.prompt_id,
+                "prompt": prompt.text,
+                "response": decode_response(self.processing_class, response),
+                "score": score,
+            }
+            for prompt, response, score in zip(experience.prompts, experience.responses, scores, strict=False)
+        ]
+
+    def _bar(self, first: int) -> Any:
+        return tqdm(
+            total=self.num_total_batches,
+            initial=first,
+            desc="PPO",
+            unit="step",
+            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
+        )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        yield
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.timings[name] = time.perf_counter() - start

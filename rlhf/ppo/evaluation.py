@@ -1,0 +1,54 @@
+"""Evaluation while PPO runs: the policy on prompts that it does not learn from."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf.data.chat import decode_response
+from rlhf.ppo.actor import Actor
+from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
+from rlhf.ppo.prompts import Prompt
+from rlhf.runtime.distributed import all_rows, equal_share
+
+# Of the sampling streams' (seed, step, prompt): PPO's steps count from 1. Each evaluation gets the same random
+# numbers, so that two of them differ by the policy and not by luck.
+STEP = 0
+GREEDY = 0.01  # TRL's temperature for the table of completions
+
+
+def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, float]:
+    """Means over the whole set, each prompt once, as `prefix/scores`, `prefix/kl_per_token` and so on."""
+    names = [source.name for source in actor.rewards]
+    total: dict[str, Tensor] = {}
+    for part, real in _shares(actor, prompts):
+        rollout = actor.rollout(part, actor.sample(part, STEP), real, learn=False)
+        for name, value in rollout_sums(rollout, names, actor.args.kl_estimator).items():
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+    device = actor.accelerator.device
+    means = rollout_means(summed({k: v.to(device) for k, v in total.items()}, actor.accelerator), names)
+    return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
+
+
+def completions(actor: Actor, prompts: Sequence[Prompt], one_batch: bool) -> list[dict[str, object]]:
+    """Rows (prompt_id, prompt, response, score) at a temperature near 0, on every rank all of them, in order."""
+    prompts = (
+        prompts[: actor.args.per_device_eval_batch_size * actor.accelerator.num_processes] if one_batch else prompts
+    )
+    rows = []
+    for part, real in _shares(actor, prompts):
+        responses = actor.sample(part, STEP, GREEDY)
+        scores = actor.rollout(part, responses, real, learn=False).raw_score.tolist()
+        for prompt, response, score, is_real in zip(part, responses, scores, real.tolist(), strict=True):
+            if is_real:
+                text = decode_response(actor.tokenizer, response)
+                rows.append({"prompt_id": prompt.prompt_id, "prompt": prompt.text, "response": text, "score": score})
+    by_id = {row["prompt_id"]: row for row in all_rows(rows)}
+    return [by_id[prompt.prompt_id] for prompt in prompts]
+
+
+def _shares(actor: Actor, prompts: Sequence[Prompt]) -> Iterator[tuple[list[Prompt], Tensor]]:
+    mine, real = equal_share(prompts, actor.accelerator)
+    size = actor.args.per_device_eval_batch_size
+    for start in range(0, len(mine), size):
+        yield mine[start : start + size], real[start : start + size]

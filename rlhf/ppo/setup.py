@@ -1,0 +1,105 @@
+"""What `PPOTrainer` builds from its arguments: accelerator, optimizer and schedule, number of steps."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, get_scheduler
+from transformers.utils import logging
+
+from rlhf.config import PPOConfig
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import ActorCritic, base_of
+from rlhf.models.load import stop_ids
+from rlhf.ppo.prompts import Prompt, read_prompts
+from rlhf.ppo.roles import optimizer_groups
+
+
+def make_accelerator(args: PPOConfig) -> Accelerator:
+    """Accelerate, as the arguments say; seeds every random stream, too."""
+    given = {
+        "find_unused_parameters": args.ddp_find_unused_parameters,
+        "bucket_cap_mb": args.ddp_bucket_cap_mb,
+        "broadcast_buffers": args.ddp_broadcast_buffers,
+        "static_graph": args.ddp_static_graph,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        cpu=args.use_cpu,
+        log_with=args.report_to or None,
+        project_config=ProjectConfiguration(project_dir=args.output_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(**options)] if options else None,
+    )
+    logging.set_verbosity(args.get_process_log_level())
+    if args.full_determinism:
+        enable_full_determinism(args.seed)
+    else:
+        set_seed(args.seed)
+    return accelerator
+
+
+def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
+    """Optimizer and schedule over `steps` PPO steps; those that the user gave, where they did."""
+    optimizer, scheduler = given
+    if optimizer is None:
+        try:
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        except (ValueError, ImportError) as error:  # unknown, not installed, or one that wants the model itself
+            raise UserError(f"optim: expected an optimizer that can be had, found {args.optim}: {error}") from error
+        optimizer = kind(optimizer_groups(trained, args), **options)
+    if scheduler is None:
+        scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    return optimizer, scheduler
+
+
+def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:
+    """PPO steps: max_steps, else total_episodes, else num_train_epochs over the prompts."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if args.total_episodes is not None:
+        return max(1, math.ceil(args.total_episodes / batch_size))
+    # Epoch by epoch: each ends with its own partial batch.
+    if n_prompts == 0:
+        raise UserError(
+            "max_steps: expected max_steps or total_episodes where there is no train_dataset, found neither"
+        )
+    whole, rest = divmod(args.num_train_epochs, 1)
+    per_epoch = math.ceil(n_prompts / batch_size)
+    return max(1, int(whole) * per_epoch + math.ceil(rest * n_prompts / batch_size))
+
+
+def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where responses end: at stop_token_id, or at every EOS of model and tokenizer."""
+    return stop_ids(base_of(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
+
+
+def prompts_that_fit(
+    args: PPOConfig, rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, model: Any, name: str
+) -> list[Prompt]:
+    """Rows as prompts, none of which overruns the model's positions with its response."""
+    prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
+    positions = getattr(base_of(model).config, "max_position_embeddings", None)
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    if positions is not None and longest + args.response_length > positions:
+        raise UserError(
+            f"{name}: expected prompts of at most {positions - args.response_length} tokens, so that "
+            f"response_length={args.response_length} more fit the model's {positions} positions, found one of "
+            f"{longest}; see max_prompt_tokens and long_prompts"
+        )
+    return prompts
+
+
+def clear_cache(device: torch.device) -> None:
+    """Give cached accelerator memory back (torch_empty_cache_steps)."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()

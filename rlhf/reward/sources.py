@@ -1,0 +1,114 @@
+"""Where a reward comes from: a model over the policy's tokens, a model of another family, or a function."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import FrozenRole
+from rlhf.reward.scoring import score_rows
+
+RewardModel = PreTrainedModel | PeftModel
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """B prompts with their responses, as any kind of reward may want them."""
+
+    prompts: list[str | Messages]
+    prompt_ids: list[list[int]]
+    response_ids: list[list[int]]
+    ended: list[bool]  # False where the response was cut
+    columns: list[dict[str, Any]]  # what else the row of the data set holds
+
+
+class RewardSource(Protocol):
+    """Anything that scores finished responses."""
+
+    name: str
+
+    def __call__(self, finished: Finished) -> Tensor:
+        """float32 [B], on the CPU; NaN where the source has no opinion."""
+        ...
+
+
+class TokenReward:
+    """A sequence-classification model that reads the policy's own token ids."""
+
+    def __init__(self, name: str, role: FrozenRole, batch_size: int) -> None:
+        self.name, self.role, self.batch_size = name, role, batch_size
+
+    def __call__(self, finished: Finished) -> Tensor:
+        """Scores of prompt and response ids."""
+        rows = [p + r for p, r in zip(finished.prompt_ids, finished.response_ids, strict=True)]
+        with self.role.active() as model:
+            return score_rows(model, rows, self.batch_size)
+
+
+class TextReward:
+    """A sequence-classification model of another tokenizer family: the text, in its own template and tokens."""
+
+    def __init__(
+        self,
+        name: str,
+        role: FrozenRole,
+        tokenizer: PreTrainedTokenizerBase,
+        policy: PreTrainedTokenizerBase,
+        size: int,
+    ) -> None:
+        self.name, self.role, self.tokenizer, self.policy, self.batch_size = name, role, tokenizer, policy, size
+
+    def __call__(self, finished: Finished) -> Tensor:
+        """Scores of the decoded texts; a response that was cut gets no EOS."""
+        rows = []
+        for prompt, ids, ended in zip(finished.prompts, finished.response_ids, finished.ended, strict=True):
+            response = encode_response(self.tokenizer, prompt, decode_response(self.policy, ids))
+            rows.append(encode_prompt(self.tokenizer, prompt) + (response if ended else response[:-1]))
+        with self.role.active() as model:
+            return score_rows(model, rows, self.batch_size)
+
+
+class FunctionReward:
+    """A function as TRL's `reward_funcs`: f(prompts, completions, completion_ids, **columns) -> B numbers.
+
+    Completions are texts, or for conversational prompts lists of one assistant message. None is no opinion.
+    """
+
+    def __init__(self, name: str, function: RewardFunction, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name, self.function, self.tokenizer = name, function, tokenizer
+
+    def __call__(self, finished: Finished) -> Tensor:
+        """Whatever the function says, as numbers."""
+        completions: list[Any] = [decode_response(self.tokenizer, ids) for ids in finished.response_ids]
+        if not isinstance(finished.prompts[0], str):
+            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        names = sorted(set().union(*finished.columns))
+        values = self.function(
+            prompts=finished.prompts,
+            completions=completions,
+            completion_ids=finished.response_ids,
+            **{name: [row.get(name) for row in finished.columns] for name in names},
+        )
+        values = list(values)
+        if len(values) != len(completions):
+            raise UserError(f"reward {self.name}: expected {len(completions)} numbers, found {len(values)}")
+        return torch.tensor([math.nan if value is None else float(value) for value in values])
+
+
+def weighted(scores: Tensor, weights: Tensor) -> Tensor:
+    """float [B, K] by weights float [K] -> [B]; a source without an opinion on a row adds nothing to it."""
+    return (torch.where(scores.isnan(), 0, scores) * weights).sum(dim=1)
+
+
+def same_vocabulary(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
+    """Whether every token of the policy means the same to the reward model."""
+    known = reward.get_vocab()
+    return all(known.get(token) == number for token, number in policy.get_vocab().items())
