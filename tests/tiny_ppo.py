@@ -16,7 +16,8 @@ FAMILIES = {
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
 
 
-def trainer(folder, family="llama", lora=False, rows=PROMPTS, reward=None, **options):
+def trainer(folder, family="llama", lora=False, rows=PROMPTS, reward=None, given=None, **options):
+    """given: arguments of PPOTrainer; options: of PPOConfig."""
     make_tokenizer, make_policy, make_reward = FAMILIES[family]
     settings = {
         "output_dir": str(folder),
@@ -35,15 +36,15 @@ def trainer(folder, family="llama", lora=False, rows=PROMPTS, reward=None, **opt
         "disable_tqdm": True,
         "seed": 5,
     }
-    return PPOTrainer(
-        args=PPOConfig(**settings | options),
-        processing_class=make_tokenizer(),
-        model=make_policy(),
-        ref_model=None,
-        reward_model=reward or make_reward(),
-        train_dataset=rows,
-        peft_config=LORA if lora else None,
-    )
+    arguments = {
+        "processing_class": make_tokenizer(),
+        "model": make_policy(),
+        "ref_model": None,
+        "reward_model": reward or make_reward(),
+        "train_dataset": rows,
+        "peft_config": LORA if lora else None,
+    }
+    return PPOTrainer(args=PPOConfig(**settings | options), **arguments | (given or {}))
 
 
 def metrics(folder):

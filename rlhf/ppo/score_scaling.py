@@ -33,7 +33,7 @@ class ScoreScaler:
         args = self.args
         score = (raw - self.reference.mean.to(raw)) / self.reference.std.to(raw)
         if args.use_score_scaling:
-            self.sums += all_sum(_sums(score, real)).cpu()
+            self.sums = self.sums + all_sum(_sums(score, real)).cpu()
             m = moments(self.sums[1], self.sums[2], self.sums[0])
             std = m.std.to(score) + 1e-8
             score = (score - m.mean.to(score)) / std if args.use_score_norm else score / std

@@ -1,0 +1,116 @@
+"""Arguments mean what they say: honoured, without meaning here, or refused."""
+
+from dataclasses import MISSING, fields
+
+import pytest
+from transformers import TrainingArguments
+
+from rlhf.config import PPOConfig
+from rlhf.config.arguments import HONOURED, INERT, REFUSED, RENAMED
+from rlhf.errors import UserError
+
+# PPOConfig of TRL 1.12: names and defaults. What differs here is in DIFFERENT, and in the README.
+TRL = {
+    "learning_rate": 3e-6,
+    "dataset_num_proc": None,
+    "num_mini_batches": 1,
+    "total_episodes": None,
+    "local_rollout_forward_batch_size": 64,
+    "num_sample_generations": 10,
+    "response_length": 53,
+    "stop_token": None,
+    "stop_token_id": None,
+    "temperature": 0.7,
+    "missing_eos_penalty": None,
+    "sft_model_path": "EleutherAI/pythia-160m",
+    "reward_model_path": "EleutherAI/pythia-160m",
+    "model_adapter_name": None,
+    "ref_adapter_name": None,
+    "num_ppo_epochs": 4,
+    "whiten_rewards": False,
+    "kl_coef": 0.05,
+    "kl_estimator": "k1",
+    "cliprange": 0.2,
+    "vf_coef": 0.1,
+    "cliprange_value": 0.2,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "ds3_gather_for_generation": True,
+    "push_to_hub": False,
+    "gradient_checkpointing": True,
+}
+# A value of each refused field that is not its default and that TrainingArguments itself would take.
+OTHER = {
+    str: "x",
+    type(None): "x",
+    int: 7,
+    float: 0.5,
+    list: ["x"],
+}
+
+
+def config(**options):
+    return PPOConfig(output_dir="unused", use_cpu=True, bf16=False, **options)
+
+
+def test_every_field_of_training_arguments_has_an_answer():
+    known = {field.name for field in fields(TrainingArguments)}
+    listed = [set(HONOURED), set(INERT), set(REFUSED)]
+    assert set.union(*listed) == known  # a new release of transformers that adds one has to be looked at
+    assert sum(map(len, listed)) == len(known)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_field_that_would_be_ignored_is_refused(name):
+    field = next(field for field in fields(TrainingArguments) if field.name == name)
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    value = not default if isinstance(default, bool) else OTHER[type(default)]
+    with pytest.raises(UserError, match=f"^{name}: expected .*found"):
+        config(**{name: value})
+    config(**{name: default})
+
+
+@pytest.mark.parametrize("name", sorted(TRL))
+def test_names_and_defaults_are_those_of_trl(name):
+    assert getattr(config(), name) == TRL[name]
+
+
+@pytest.mark.parametrize("name", sorted(RENAMED))
+def test_a_name_of_an_older_trl_is_answered_by_the_new_one(name):
+    with pytest.raises(UserError, match=f"found '{name}': use "):
+        config(**{name: 1})
+    new = RENAMED[name].split(",")[0].split(" ")[0]
+    mine = {field.name for field in fields(PPOConfig)}
+    assert new in mine or new in ("the", "nothing:", "per_device_train_batch_size"), new
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "near"), [(8, 3, "2 or 4"), (6, 4, "3 or 6"), (2, 5, "2 or 2"), (4, 8, "4 or 4")]
+)
+def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(rows, parts, near):
+    with pytest.raises(UserError, match=f"gradient_accumulation_steps={rows}, such as {near}, found {parts}"):
+        config(gradient_accumulation_steps=rows, num_mini_batches=parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_ppo_epochs": 0}, "num_ppo_epochs: expected at least 1"),
+        ({"temperature": 0.0}, "temperature: expected a positive number"),
+        ({"target_kl": -1.0}, "target_kl: expected a positive number or none"),
+        ({"lam": 1.5}, "lam: expected a number from 0 to 1"),
+        ({"kl_coef": float("nan")}, "kl_coef: expected 0 or more"),
+        ({"stop_token": "eos", "stop_token_id": 0}, "stop_token_id: expected none beside stop_token"),
+        ({"save_strategy": "best"}, "save_strategy: expected no, steps or epoch"),
+        ({"ds3_gather_for_generation": False}, "ds3_gather_for_generation: expected True"),
+    ],
+)
+def test_impossible_values_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        config(**options)
+
+
+def test_sizes_follow_from_one_another():
+    args = config(per_device_train_batch_size=3, gradient_accumulation_steps=8, num_mini_batches=4)
+    assert (args.local_batch_size, args.batch_size, args.micro_batch_size) == (24, 24, 3)
+    assert (args.local_mini_batch_size, args.mini_batch_size) == (6, 6)

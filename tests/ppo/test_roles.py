@@ -1,0 +1,156 @@
+"""Who plays which role, what is trained, and at which rate."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_ppo import LORA, metrics, trainer
+from torch.testing import assert_close
+
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import ValueHead
+from rlhf.ppo.roles import parameter_lines
+
+
+def moved_adapter(seed=3):
+    """A policy that an SFT left with an adapter."""
+    model = get_peft_model(tiny.llama(), copy.deepcopy(LORA))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def state(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(model, before):
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("options", [{}, {"ref_adapter_name": "sft"}], ids=["copy", "named"])
+def test_a_policy_with_an_adapter_is_its_own_reference(tmp_path, options):
+    policy = moved_adapter()
+    if options:
+        policy.add_adapter("sft", copy.deepcopy(LORA))
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if ".sft." in name:
+                    parameter.copy_(policy.get_parameter(name.replace(".sft.", ".default.")))
+    run = trainer(tmp_path, given={"model": policy}, max_steps=2, learning_rate=1e-2, **options)
+    before = state(policy)
+    run.train()
+    rows = metrics(tmp_path)
+    assert abs(rows[0]["objective/kl"]) < 1e-5
+    assert rows[0]["objective/kl_exact_per_token"] < 1e-6
+    assert rows[1]["objective/kl_exact_per_token"] > 1e-6
+    assert changed(policy, before) == {n for n in before if ".default." in n}
+
+
+def test_a_fresh_adapter_on_a_policy_with_one_starts_from_it(tmp_path):
+    policy = moved_adapter()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = policy.eval()(ids).logits
+    run = trainer(tmp_path, lora=True, given={"model": policy}, max_steps=1)
+    with torch.no_grad(), run.roles.reference.active() as reference:
+        assert_close(reference.eval()(ids).logits, expected, atol=1e-5, rtol=0)
+    run.train()
+    assert abs(metrics(tmp_path)[0]["objective/kl"]) < 1e-5
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_shared_critic_is_a_head_on_the_policy(tmp_path, family, lora):
+    run = trainer(tmp_path, family, lora, critic="shared", max_steps=2)
+    head = run.roles.trained.critic
+    assert isinstance(head, ValueHead)
+    before = state(run.roles.trained)
+    run.train()
+    moved = changed(run.roles.trained, before)
+    assert {"critic.score.weight", "critic.score.bias"} <= moved
+    if lora:
+        assert all("lora_" in name for name in moved if name.startswith("policy"))
+    assert [row["role"] for row in run.models] == ["policy", "critic", "reference", "reward"]
+
+
+def test_a_value_model_of_ones_own(tmp_path):
+    values = tiny.llama_reward(seed=9)
+    run = trainer(tmp_path, given={"value_model": values}, max_steps=1)
+    assert run.roles.trained.critic is values
+    with pytest.raises(UserError, match="value_model: expected none with critic: shared"):
+        trainer(tmp_path, given={"value_model": values}, critic="shared")
+
+
+def test_a_reference_of_ones_own(tmp_path):
+    run = trainer(tmp_path, given={"ref_model": tiny.llama(seed=4)}, max_steps=1)
+    run.train()
+    assert metrics(tmp_path)[0]["objective/kl_exact_per_token"] > 1e-3
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_critic_warm_up_leaves_the_policy_as_it_is(tmp_path, lora):
+    run = trainer(tmp_path, lora=lora, critic_warmup_steps=2, max_steps=3, weight_decay=0.1)
+    before, seen = state(run.roles.trained), []
+    record = run.record
+
+    def look(step, *rest):
+        seen.append({name.split(".")[0] for name in changed(run.roles.trained, before)})
+        return record(step, *rest)
+
+    run.record = look
+    run.train()
+    assert seen == [{"critic"}, {"critic"}, {"critic", "policy"}]
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path):
+    run = trainer(tmp_path, critic_learning_rate=0.5, max_steps=1)
+    rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in run.roles.trained.policy.parameters()} == {1e-3}
+    assert {rates[id(p)] for p in run.roles.trained.critic.parameters()} == {0.5}
+
+
+def test_what_is_trained_is_printed(tmp_path, capsys):
+    run = trainer(tmp_path, lora=True, max_steps=1, disable_tqdm=False)
+    run.train()
+    printed = capsys.readouterr().out
+    # Rank 2 on q (32x32) and v (32x16), 2 layers: 2*(64+64) + 2*(64+32) = 448; the head of 32 on the critic's.
+    assert "policy: LlamaForCausalLM" in printed
+    assert "448 trained" in printed
+    assert "480 trained" in printed
+    assert parameter_lines(run.models)[2] == "reference: LlamaForCausalLM, adapter off, 0 parameters, 0 trained"
+
+
+def test_dropout_is_off_in_train_mode_but_that_of_adapters(tmp_path):
+    policy, reward = tiny.gpt2(), tiny.gpt2_reward()
+    assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    run = trainer(tmp_path, "gpt2", given={"model": policy}, reward=reward)
+    for model in (run.roles.trained, run.roles.reference.model, run.roles.reward.model):
+        assert {m.p for m in model.train().modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    config = LoraConfig(r=2, lora_dropout=0.25, target_modules=["q_proj"])
+    adapted = trainer(tmp_path, "gpt2", given={"peft_config": config})
+    rates = {m.p for m in adapted.roles.trained.policy.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.0, 0.25}
+
+
+def test_gradient_checkpointing_reaches_policy_and_critic_and_changes_nothing(tmp_path):
+    results = []
+    for on in (False, True):
+        run = trainer(tmp_path / str(on), gradient_checkpointing=on, max_steps=2)
+        for part in (run.roles.trained.policy, run.roles.trained.critic):
+            assert part.is_gradient_checkpointing == on
+        run.train()
+        results.append(state(run.roles.trained))
+    for name, value in results[0].items():
+        assert_close(results[1][name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model_adapter_name", "ref_adapter_name"])
+def test_an_adapter_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(UserError, match="expected an adapter 'missing', found default"):
+        trainer(tmp_path, given={"model": moved_adapter()}, **{name: "missing"})

@@ -1,0 +1,69 @@
+"""Scores as PPO learns from them, by hand."""
+
+import pytest
+from torch import tensor
+from torch.testing import assert_close
+
+from rlhf.config import PPOConfig
+from rlhf.ppo.score_scaling import ScoreScaler
+
+ALL = tensor([True, True])
+
+
+def scaler(**options):
+    return ScoreScaler(PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **options))
+
+
+def alone(sums):
+    return sums
+
+
+def test_off_by_default():
+    assert_close(scaler()(tensor([3.0, -200.0]), ALL, alone), tensor([3.0, -200.0]))
+
+
+def test_the_reference_gets_mean_0_and_deviation_1():
+    one = scaler()
+    raw = tensor([1.0, 3.0, 100.0])
+    m = one.fit(raw, tensor([True, True, False]), alone)  # the last is filler
+    assert (m.mean.item(), m.std.item()) == (2.0, 1.0)
+    assert_close(one(tensor([5.0, 2.0]), ALL, alone), tensor([3.0, 0.0]))
+
+
+def test_running_scaling_and_norm():
+    one, normed = scaler(use_score_scaling=True), scaler(use_score_scaling=True, use_score_norm=True)
+    # First batch 1, 3: mean 2, deviation 1. Both batches 1, 3, 5, 7: mean 4, deviation sqrt(5).
+    assert_close(one(tensor([1.0, 3.0]), ALL, alone), tensor([1.0, 3.0]))
+    assert_close(one(tensor([5.0, 7.0]), ALL, alone), tensor([5.0, 7.0]) / 5**0.5)
+    assert_close(normed(tensor([1.0, 3.0]), ALL, alone), tensor([-1.0, 1.0]))
+    assert_close(normed(tensor([5.0, 7.0]), ALL, alone), tensor([1.0, 3.0]) / 5**0.5)
+
+
+def test_clip_comes_last():
+    one = scaler(score_clip=1.5)
+    one.fit(tensor([1.0, 3.0]), ALL, alone)
+    assert_close(one(tensor([5.0, 1.0]), ALL, alone), tensor([1.5, -1.0]))
+
+
+def test_moments_are_those_of_all_ranks():
+    one = scaler(use_score_scaling=True)
+    # The other rank adds the scores 5 and 7.
+    found = one(tensor([1.0, 3.0]), ALL, lambda sums: sums + tensor([2.0, 12.0, 74.0], dtype=sums.dtype))
+    assert_close(found, tensor([1.0, 3.0]) / 5**0.5)
+
+
+def test_a_checkpoint_brings_it_back():
+    one = scaler(use_score_scaling=True, use_score_norm=True)
+    one.fit(tensor([1.0, 3.0]), ALL, alone)
+    one(tensor([1.0, 3.0]), ALL, alone)
+    other = scaler(use_score_scaling=True, use_score_norm=True)
+    other.load_state_dict(one.state_dict())
+    batch = tensor([4.0, 9.0])
+    assert_close(other(batch, ALL, alone), one(batch, ALL, alone))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_scores_all_alike_give_finite_numbers(value):
+    one = scaler(use_score_scaling=True, use_score_norm=True)
+    one.fit(tensor([value, value]), ALL, alone)
+    assert one(tensor([value, value]), ALL, alone).isfinite().all()
