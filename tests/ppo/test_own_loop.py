@@ -1,0 +1,87 @@
+"""step() and generate(): for people who sample and score themselves."""
+
+import pytest
+import tiny
+import torch
+from tiny_ppo import trainer
+from torch.testing import assert_close
+
+from rlhf.errors import UserError
+
+PROMPTS = ["hello", [{"role": "user", "content": "hi there"}], [5, 6, 7], torch.tensor([8, 9])]
+
+
+def own(folder, **options):
+    given = {"train_dataset": None, "reward_model": None, "value_model": tiny.llama_reward()}
+    return trainer(folder, given=given, max_steps=3, **options)
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    run = own(tmp_path)
+    for n in (1, 2, 3):
+        responses = run.generate(PROMPTS)
+        assert len(responses) == 4
+        assert all(1 <= len(r) <= 6 for r in responses)
+        row = run.step(PROMPTS, responses, [1.0, torch.tensor(2.0), 3, 4.0])
+        assert run.state.global_step == n
+        assert row["objective/scores"] == 2.5
+        assert row["rewards/score/mean"] == 2.5
+        assert row["objective/response_length"] == sum(map(len, responses)) / 4
+    assert run.generate(PROMPTS) != responses  # another step has other random numbers
+
+
+def test_step_is_the_step_of_train(tmp_path):
+    """The same samples and scores give the same weights, whoever made the loop."""
+    rows = [{"prompt": text, "prompt_id": f"0/{i}"} for i, text in enumerate(["a", "b c", "d e f", "g"])]
+    scores = {}
+
+    def reward(completion_ids, **_):
+        values = [len(set(ids)) / 3 for ids in completion_ids]
+        scores.update(zip(map(tuple, completion_ids), values, strict=True))
+        return values
+
+    whole = trainer(
+        tmp_path / "train", rows=rows, reward=reward, given={"value_model": tiny.llama_reward()}, max_steps=1
+    )
+    seen = []
+    act = whole.act
+    whole.act = lambda step, batch: (seen.append(act(step, batch)), seen[-1])[1]
+    whole.train()
+    (experience,) = seen
+    loop = own(tmp_path / "loop")
+    prompts = [prompt.content for prompt in experience.prompts]
+    loop.step(prompts, experience.responses, [scores[tuple(r)] for r in experience.responses])
+    for (name, one), (_, other) in zip(
+        whole.roles.trained.named_parameters(), loop.roles.trained.named_parameters(), strict=True
+    ):
+        assert_close(other, one, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_texts_are_taken_as_responses(tmp_path):
+    run = own(tmp_path)
+    row = run.step(PROMPTS[:2], ["fine", "very well"], [0.0, 1.0])
+    assert row["objective/eos_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("responses", "scores", "words"),
+    [
+        ([[5]], [1.0, 1.0], "expected 2 responses and scores, found 1 and 2"),
+        ([[5], []], [1.0, 1.0], "responses row 1: expected at least 1 token"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, responses, scores, words):
+    with pytest.raises(UserError, match=words):
+        own(tmp_path).step(["a", "b"], responses, scores)
+
+
+def test_a_loop_needs_a_number_of_steps(tmp_path):
+    with pytest.raises(UserError, match="max_steps: expected max_steps or total_episodes"):
+        trainer(tmp_path, given={"train_dataset": None})
+
+
+def test_train_without_data_or_reward_says_so(tmp_path):
+    with pytest.raises(UserError, match="train_dataset: expected one"):
+        own(tmp_path).train()
+    with pytest.raises(UserError, match="reward_model: expected one"):
+        trainer(tmp_path, given={"reward_model": None, "value_model": tiny.llama_reward()}).train()
