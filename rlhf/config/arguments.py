@@ -181,6 +181,10 @@ def refuse_renamed(names: Any) -> None:
             raise UserError(f"PPOConfig: expected a field of TRL 1.12, found {name!r}: use {RENAMED[name]}")
 
 
+def _is_off(value: Any) -> bool:
+    return not value or value == "no"  # an empty list or text is as good as none
+
+
 def refuse_ignored(args: TrainingArguments) -> None:
     """A UserError for the first field that is set and would change nothing. Call it before any is rewritten."""
     for field in fields(TrainingArguments):
@@ -188,6 +192,6 @@ def refuse_ignored(args: TrainingArguments) -> None:
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         found = getattr(args, field.name)
-        if found != default and (found or default):  # an empty list or text is as good as none
+        if found != default and not (_is_off(found) and _is_off(default)):
             reason = REFUSED.get(field.name, "PPOTrainer does not know it")
             raise UserError(f"{field.name}: expected {default!r}, found {found!r}: {reason}")

@@ -50,8 +50,14 @@ def build_roles(
     is its own reference; with a peft_config, that adapter is merged first and a fresh one is trained.
     Dropout of the base models is off; that of the adapters stays as configured.
     """
-    for part in (model, ref_model, reward_model, value_model):
+    for name, part in (
+        ("model", model),
+        ("ref_model", ref_model),
+        ("reward_model", reward_model),
+        ("value_model", value_model),
+    ):
         if part is not None:
+            _check_device(name, part)
             disable_dropout(part)
     if peft_config is not None and isinstance(model, PeftModel):
         model = merged_model(model)
@@ -63,6 +69,12 @@ def build_roles(
             if not isinstance(part, ValueHead):
                 _checkpoint_activations(part, args.gradient_checkpointing_kwargs)
     return Roles(trained, reference, reward)
+
+
+def _check_device(name: str, model: Model) -> None:
+    devices = sorted({str(device) for device in (getattr(base_of(model), "hf_device_map", None) or {}).values()})
+    if len(devices) > 1:  # from device_map="auto"
+        raise UserError(f"{name}: expected a model on one device, found it on {', '.join(devices)}")
 
 
 def _policy_and_reference(

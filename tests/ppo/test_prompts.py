@@ -1,0 +1,75 @@
+"""Rows become prompts; what is too long, spread out or empty is answered as asked for."""
+
+from itertools import chain
+
+import pytest
+import tiny
+import torch
+from tiny_ppo import trainer
+
+from rlhf.data.chat import prepare_tokenizer
+from rlhf.errors import UserError
+from rlhf.ppo.prompts import as_row, batches, read_prompts
+
+LONG = [{"prompt": "a"}, {"prompt": "a b c d e f g h i j"}, {"prompt": "b"}]
+
+
+def tokenizer():
+    return prepare_tokenizer(tiny.chat_tokenizer())
+
+
+def test_long_prompts_are_refused_dropped_or_cut_at_the_front():
+    with pytest.raises(UserError, match="train_dataset row 1: expected 1 to 5 tokens, found 1"):
+        read_prompts(LONG, tokenizer(), 5)
+    assert [p.prompt_id for p in read_prompts(LONG, tokenizer(), 5, "drop")] == ["0", "2"]
+    whole = read_prompts(LONG, tokenizer())[1].input_ids
+    assert read_prompts(LONG, tokenizer(), 5, "truncate")[1].input_ids == whole[-5:]
+
+
+def test_prompt_and_response_have_to_fit_the_models_positions(tmp_path):
+    rows = [{"prompt": "word " * 300}]
+    with pytest.raises(UserError, match="expected prompts of at most 250 tokens, so that response_length=6 more fit"):
+        trainer(tmp_path, rows=rows)
+    trainer(tmp_path, rows=rows, max_prompt_tokens=250, long_prompts="truncate")
+
+
+def test_a_model_spread_over_devices_is_refused(tmp_path):
+    policy = tiny.llama()
+    policy.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    with pytest.raises(UserError, match="model: expected a model on one device, found it on cpu, disk"):
+        trainer(tmp_path, given={"model": policy})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": "a"}, "expected column 'prompt', 'messages' or 'input_ids', found .'text'."),
+        ({"prompt": ""}, "expected 1 or more tokens, found 0"),
+        ({"prompt": 5}, "expected text or messages with a role, found int"),
+        ({"prompt": [{"content": "a"}]}, "expected text or messages with a role, found list"),
+    ],
+)
+def test_a_row_that_is_no_prompt_is_named(row, words):
+    with pytest.raises(UserError, match=f"train_dataset row 0: {words}"):
+        read_prompts([row], tokenizer())
+
+
+def test_columns_stay_and_ids_are_the_rows_own():
+    (prompt,) = read_prompts([{"prompt": "a", "prompt_id": 7, "answer": 42}], tokenizer())
+    assert (prompt.prompt_id, prompt.columns, prompt.text) == ("7", {"answer": 42}, "a")
+
+
+def test_bare_prompts_become_rows():
+    assert as_row("a", "x") == {"prompt_id": "x", "prompt": "a"}
+    assert as_row(torch.tensor([1, 2]), "x") == {"prompt_id": "x", "input_ids": [1, 2]}
+    assert as_row([{"role": "user", "content": "a"}], "x")["prompt"][0]["content"] == "a"
+
+
+def test_each_epoch_has_its_own_order_and_every_prompt_once():
+    prompts = read_prompts([{"prompt": str(i)} for i in range(10)], tokenizer())
+    seen = [[p.prompt_id for p in batch] for batch in batches(prompts, 4, 3, 6)]
+    assert [len(batch) for batch in seen] == [4, 4, 2, 4, 4, 2]
+    first, second = list(chain(*seen[:3])), list(chain(*seen[3:]))
+    assert sorted(first) == sorted(second) == [str(i) for i in range(10)]
+    assert first != second
+    assert [[p.prompt_id for p in b] for b in batches(prompts, 4, 3, 6)] == seen
