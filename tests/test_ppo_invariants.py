@@ -67,7 +67,7 @@ def test_optimizer_steps_are_epochs_times_minibatches(tmp_path, accumulation, mi
     options = {"gradient_accumulation_steps": accumulation, "num_mini_batches": minibatches, "num_ppo_epochs": epochs}
     run = trainer(tmp_path, rows=RAGGED, max_steps=1, **options)
     count = []
-    run.optimizer.register_step_post_hook(lambda *_: count.append(1))
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: count.append(1))
     run.train()
     assert len(count) == metrics(tmp_path)[0]["val/updates"] == epochs * minibatches
 

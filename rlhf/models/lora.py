@@ -73,6 +73,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     lists the layers it has; so is an option under which the base model would not stay as it is.
     """
     config = copy.deepcopy(config)
+    config.inference_mode = False  # set on a config that came with a loaded adapter; nothing would be trained
     if config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian"):
         # With the adapter off, the model has to be the one it was: reference and reward are read from it.
         raise UserError(
@@ -92,7 +93,9 @@ def merged_model(peft_model: PeftModel) -> PreTrainedModel:
     merged: Any = copy.deepcopy(peft_model).merge_and_unload()
     fuse_attention(merged)
     merged.tie_weights()
-    return merged.requires_grad_(True)
+    for parameter in merged.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # not the codes of a quantised base
+    return merged
 
 
 def save_adapter(peft_model: PeftModel, folder: Path) -> None:

@@ -23,6 +23,7 @@ from rlhf.models.actor_critic import (
 )
 from rlhf.models.heads import has_token_head
 from rlhf.models.lora import add_lora, merged_model, trainable_share
+from rlhf.models.quantised import prepare_4bit
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ def build_roles(
     ):
         if part is not None:
             _check_device(name, part)
+            prepare_4bit(name, part)
             disable_dropout(part)
     if peft_config is not None and isinstance(model, PeftModel):
+        if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
+            raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")
         model = merged_model(model)
     policy, reference = _policy_and_reference(args, model, ref_model, peft_config)
     critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
@@ -119,6 +123,9 @@ def _critic_and_reward(
     if lora is None:
         if start is None:
             return critic_from(policy), own_reward
+        if is_quantised(start):
+            name = "reward_model" if value_model is None else "value_model"
+            raise UserError(f"{name}: expected a peft_config beside a quantised model for the critic, found none")
         critic = merged_model(start) if isinstance(start, PeftModel) else start
         return (critic if start is value_model else copy.deepcopy(critic)).requires_grad_(True), own_reward
     if start is None:
@@ -128,6 +135,8 @@ def _critic_and_reward(
     critic = add_lora(_prepared(start), _critic_config(lora))
     # The reward model's backbone serves both roles, unless the critic has one of its own.
     shares = reward_model is not None and value_model is None and has_token_head(reward_model)
+    if is_quantised(reward_model) and isinstance(reward_model, PeftModel):
+        shares = False  # the critic's is a merged one, rounded once more: its scores are others
     return critic, FrozenRole(critic, shared=True) if shares else own_reward
 
 

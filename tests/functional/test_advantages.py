@@ -30,6 +30,23 @@ def test_gae_is_the_discounted_sum_of_td_errors():
         assert (advantages[b, n:] == 0).all()
 
 
+def test_lambda_1_is_monte_carlo_and_lambda_0_is_td():
+    rewards, values = tensor([[1.0, 2.0, 4.0]]), tensor([[0.5, 0.25, 0.125]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    _, returns = gae(rewards, values, mask, 1.0, 1.0)
+    assert_close(returns, tensor([[7.0, 6.0, 4.0]]))  # what was earned from there on
+    advantages, _ = gae(rewards, values, mask, 1.0, 0.0)
+    assert_close(advantages, tensor([[1 + 0.25 - 0.5, 2 + 0.125 - 0.25, 4 - 0.125]]))
+
+
+def test_a_cut_response_goes_on_with_the_value_after_it():
+    # As in test_gae_by_hand, with 8 after the last token: d1 = 4 + 0.5*8 - 2 = 6, A0 = 0 + 0.25*6 = 1.5
+    mask = tensor([[True, True, False]])
+    advantages, returns = gae(tensor([[0.0, 4.0, 9.0]]), tensor([[1.0, 2.0, 9.0]]), mask, 0.5, 0.5, tensor([8.0]))
+    assert_close(advantages, tensor([[1.5, 6.0, 0.0]]))
+    assert_close(returns, tensor([[2.5, 8.0, 0.0]]))
+
+
 def test_moments_of_shards_are_those_of_the_whole():
     x = tensor([1.0, 2.0, 3.0, 6.0])
     m = moments(tensor(12.0), tensor(50.0), tensor(4.0))  # sums over shards, added up

@@ -128,6 +128,16 @@ def test_steps_are_counted_and_every_row_is_used_once_an_epoch(epochs, size, acc
     assert sums["tokens"] == epochs * sum(LENGTHS[:count])
 
 
+def test_each_pass_has_its_own_order():
+    _, _, passes, _ = update(
+        num_ppo_epochs=3, per_device_train_batch_size=1, gradient_accumulation_steps=8, num_mini_batches=8
+    )
+    used = [row for rows in passes for row in rows]
+    epochs = [used[i : i + 8] for i in (0, 8, 16)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
 def test_fewer_rows_than_minibatches_make_no_empty_step():
     rows, targets = experience(3)
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_mini_batches": 4}

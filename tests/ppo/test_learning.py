@@ -78,6 +78,11 @@ def test_it_reaches_nine_tenths_of_the_best_reward(tmp_path, seed, lora):
     assert mean(rows[-5:]) >= 0.9
 
 
+def test_warm_up_keeps_the_first_updates_small(tmp_path):
+    rows = learn(tmp_path, 0, warmup_steps=20, lr_scheduler_type="linear", max_steps=10)
+    assert max(row["policy/approxkl_avg"] for row in rows) < 0.02
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_with_the_sign_flipped_it_goes_down(tmp_path, lora):
     rows = learn(tmp_path, 0, lora, reward=contrary, max_steps=30)
