@@ -53,6 +53,8 @@ def main() -> None:
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
         script = [str(ROOT / "scripts" / f"{STAGES[stage]}.py"), "--config", str(recipe / f"{stage}.yaml")]
         _run([*_launcher(engine), *script, *where], stage)
+        if not is_done(run.folder() / stage):  # told to stop by a signal
+            sys.exit(f"{stage}: not done yet; call the same command again to go on")
     _run([sys.executable, str(ROOT / "scripts" / "report.py"), *where], "report")
 
 

@@ -55,6 +55,10 @@ def main() -> None:
             print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
         saved = checkpoints(folder)
         trainer.train(resume_from_checkpoint=saved[-1] if saved else None)
+        if trainer.stopped:
+            stage.stopped = True
+            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            return
         trainer.save_model(folder)
     if stage.is_main:
         print(f"{name}: policy in {folder}")

@@ -47,7 +47,11 @@ def main() -> None:
             models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
         )
         before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
-        trainer = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
+        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
+        if not ended:
+            stage.stopped = True
+            print(f"reward: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            return
         after = evaluate_pairs(model, rows["test"], args)
         trainer.save_model(str(folder))
         report = {

@@ -2,9 +2,10 @@
 
 Enough of it for huggingface_hub's downloads and what is built on them: repository info, file trees, path
 infos, and files by HEAD and (ranged) GET with ETag and X-Repo-Commit; errors carry the hub's X-Error-Code.
-Read only, no tokens.
+Uploads: new repositories, and commits of files sent in the request itself (no LFS, no Xet). No tokens.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -19,6 +20,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 _INFO = re.compile(r"/api/(datasets|models)/((?:[^/]+/)?[^/]+?)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/(datasets|models)/((?:[^/]+/)?[^/]+)/tree/([^/]+)(?:/(.*))?")
 _PATHS = re.compile(r"/api/(datasets|models)/((?:[^/]+/)?[^/]+)/paths-info/([^/]+)")
+_CREATE = re.compile(r"/api/repos/create")
+_CARD = re.compile(r"/api/validate-yaml")
+_MODES = re.compile(r"/api/(models)/((?:[^/]+/)?[^/]+)/preupload/([^/]+)")
+_COMMIT = re.compile(r"/api/(models)/((?:[^/]+/)?[^/]+)/commit/([^/]+)")
 _FILE = re.compile(r"/(datasets/)?((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -32,6 +37,7 @@ class HubServer:
     def __init__(self, repos: Mapping[str, Path]) -> None:
         self.repos = {name: _Repo(name, folder) for name, folder in repos.items()}
         self.requests: list[str] = []
+        self.commits: list[tuple[str, str, list[str]]] = []  # repository, message, paths
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self  # type: ignore[attr-defined]
@@ -51,10 +57,14 @@ class HubServer:
 
 
 class _Repo:
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path | None) -> None:
         self.id = name.split("/", 1)[1]
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+        self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if folder}
+        self.commit()
+
+    def commit(self) -> None:
+        """Name the files as they are now."""
         self.oids = {name: _git_blob(content) for name, content in self.files.items()}
         self.sha = hashlib.sha1(json.dumps([self.id, self.oids]).encode()).hexdigest()
 
@@ -135,6 +145,19 @@ class _Handler(BaseHTTPRequestHandler):
             repo = self._repo(*match.groups())
             form = json.loads(body) if body.startswith(b"{") else parse_qs(body.decode())
             self._send_json([entry for name in form["paths"] if (entry := repo.entry(name))])
+        elif _CREATE.fullmatch(path):
+            asked = json.loads(body)
+            repo_id = f"{asked['organization']}/{asked['name']}"
+            self.hub.repos.setdefault(f"models/{repo_id}", _Repo(f"models/{repo_id}", None))
+            self._send_json({"url": f"{self.hub.url}/{repo_id}"})
+        elif _CARD.fullmatch(path):
+            self._send_json({"warnings": [], "errors": []})
+        elif match := _MODES.fullmatch(path):
+            self._repo(*match.groups())
+            names = [file["path"] for file in json.loads(body)["files"]]
+            self._send_json({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+        elif match := _COMMIT.fullmatch(path):
+            self._commit(self._repo(*match.groups()), [json.loads(line) for line in body.splitlines()])
         elif match := _INFO.fullmatch(path):
             self._send_json(self._repo(*match.groups()).info())
         else:
@@ -147,6 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in (None, "main", repo.sha):
             raise _MissingError("RevisionNotFound")
         return repo
+
+    def _commit(self, repo: _Repo, lines: list[dict[str, Any]]) -> None:
+        files = [line["value"] for line in lines if line["key"] == "file"]
+        repo.files |= {file["path"]: base64.b64decode(file["content"]) for file in files}
+        repo.commit()
+        (header,) = (line["value"] for line in lines if line["key"] == "header")
+        self.hub.commits.append((repo.id, header["summary"], sorted(file["path"] for file in files)))
+        self._send_json({"commitUrl": f"{self.hub.url}/{repo.id}/commit/{repo.sha}", "commitOid": repo.sha})
 
     def _send_file(self, repo: _Repo, name: str) -> None:
         if name not in repo.files:

@@ -101,6 +101,8 @@ class PPOConfig(TrainingArguments):
             )
         if self.save_strategy == "best":
             raise UserError("save_strategy: expected no, steps or epoch, found best")
+        if self.hub_strategy not in ("end", "every_save"):
+            raise UserError(f"hub_strategy: expected end or every_save, found {self.hub_strategy}")
         self._check_division()
         choose_hardware(self)
         super().__post_init__()

@@ -23,7 +23,7 @@ from rlhf.ppo.flow import Flow
 from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
 from rlhf.ppo.roles import Roles, parameter_lines
 from rlhf.ppo.setup import prompts_that_fit
-from rlhf.runtime.checkpoint import checkpoints, load_checkpoint
+from rlhf.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rlhf.runtime.tracking import Recorder
 
 Rows = Dataset | list[dict[str, Any]]
@@ -46,6 +46,7 @@ class TrainerBase:
     recorder: Recorder
     episode: int  # responses so far, over all ranks
     timings: dict[str, float]  # seconds of each phase of the step
+    stopped: bool  # told to stop by a signal, before the last step
 
     @property
     def folder(self) -> Path:
@@ -141,6 +142,14 @@ class TrainerBase:
             self._fit_scores(self.args.score_norm_samples)
         if self.args.eval_on_start and first == 0:
             self.evaluate()
+
+    def _stop(self, step: int) -> None:
+        """Leave a checkpoint of this step, unless there is one or the run is over."""
+        self.stopped = step < self.num_total_batches
+        newest = checkpoints(self.folder)
+        if self.stopped and not (newest and newest[-1].name == f"step-{step}"):
+            save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit)
+            self.flow.event("on_save")
 
     def _fit_scores(self, n: int) -> None:
         if not self.prompts:

@@ -26,6 +26,7 @@ from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
 from rlhf.runtime.checkpoint import save_checkpoint
 from rlhf.runtime.distributed import all_sum, equal_share
+from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.tracking import Recorder
 
 
@@ -84,11 +85,14 @@ class PPOTrainer(TrainerBase):
         main = self.accelerator.is_main_process
         self.flow = Flow(args, callbacks or [], main, model=self.roles.trained.policy, **shown)
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event)
-        self.episode, self.timings = 0, dict[str, float]()
+        self.episode, self.timings, self.stopped = 0, dict[str, float](), False
         self.flow.event("on_init_end")
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
-        """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it."""
+        """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.
+
+        Told to stop by SIGUSR1 or SIGTERM, it ends the step it is in, saves a checkpoint and sets `stopped`.
+        """
         for name, found in (("train_dataset", self.prompts), ("reward_model", self.actor.rewards)):
             if not found:
                 raise UserError(f"{name}: expected one to train on, found none")
@@ -96,7 +100,7 @@ class PPOTrainer(TrainerBase):
         self._begin(first)
         per_epoch = self.steps_per_epoch
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        with self._bar(first) as bar:
+        with StopRequest() as request, self._bar(first) as bar:
             for step, batch in enumerate(batches(self.prompts, self.batch_size, seed, self.num_total_batches), start=1):
                 if step <= first:  # done before the run was cut
                     self.episode += len(batch)
@@ -111,9 +115,12 @@ class PPOTrainer(TrainerBase):
                     self._obey(step, row)
                 if self.flow.control.should_training_stop:
                     break
+                if request.asked():
+                    self._stop(step)
+                    break
         self.flow.event("on_train_end")
         self.recorder.end()
-        if self.args.push_to_hub:
+        if self.args.push_to_hub and not self.stopped:
             self.push_to_hub()
 
     def act(self, step: int, batch: list[Prompt]) -> Experience:

@@ -24,6 +24,7 @@ from rlhf.data.hh_rlhf import Pair
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.scoring import score_rows
+from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
 
 
@@ -106,8 +107,9 @@ def train_reward_model(
     train_rows: list[dict[str, list[int]]],
     validation_rows: list[dict[str, list[int]]],
     args: RewardStageConfig,
-) -> PreferenceTrainer:
-    """Train, leave the checkpoint with the best validation loss in the model, and return the trainer.
+) -> tuple[PreferenceTrainer, bool]:
+    """Train, leave the checkpoint with the best validation loss in the model; returns the trainer, and whether it
+    got to its end: told to stop by a signal, it saves a checkpoint and stops.
 
     Goes on from the newest checkpoint in args.output_dir if there is one with its optimizer.
     """
@@ -129,8 +131,11 @@ def train_reward_model(
     )
     if not checkpoints:
         trainer.evaluate()  # the learning curve starts before the first step
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1].parent) if checkpoints else None)
-    return trainer
+    with StopRequest() as request:
+        stop = StopCallback(request)
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoints[-1].parent) if checkpoints else None)
+    return trainer, not stop.stopped
 
 
 def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:

@@ -6,13 +6,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
 
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     """float [K] -> float [K], summed over ranks, in double precision: one collective."""
     return accelerator.reduce(values.double(), reduction="sum")
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank: one collective, none for a single process."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device), reduction="sum") > 0)
 
 
 def all_rows(rows: Sequence[Any]) -> list[Any]:

@@ -65,12 +65,13 @@ def require_stage(stage_folder: Path) -> Path:
 
 
 class Stage:
-    """One stage of a run as a context: run.json says running, then done or failed. Written by rank 0 only."""
+    """One stage of a run as a context: run.json says running, then done, stopped or failed. Written by rank 0 only."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
         self.folder = folder
         state = PartialState()
         self.is_main = state.is_main_process
+        self.stopped = False  # set when the stage was told to stop before its end; it can go on later
         self.facts: dict[str, Any] = {
             "stage": name,
             "status": "running",
@@ -106,7 +107,7 @@ class Stage:
     ) -> None:
         if error is not None:
             self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        status = "done" if error is None else "failed"
+        status = "failed" if error is not None else "stopped" if self.stopped else "done"
         self.record(status=status, ended=_now(), seconds=round(time.monotonic() - self._clock, 1))
 
 

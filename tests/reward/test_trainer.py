@@ -63,7 +63,7 @@ def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
     model, tokenizer, rows = setup
     # A learning rate that wrecks the model: the last step is not the best one.
     args = config(tmp_path, learning_rate=0.3, max_grad_norm=0.0, optim="sgd", per_device_train_batch_size=4)
-    trainer = train_reward_model(model, tokenizer, rows[:12], rows[24:48], args)
+    trainer, _ = train_reward_model(model, tokenizer, rows[:12], rows[24:48], args)
     trainer.save_model(str(tmp_path))
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["eval_loss"] for row in logged if "eval_loss" in row and row["step"] > 0]
