@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv with the pinned packages and activates it. A second call takes a second.
 RLHF_EXTRAS=${RLHF_EXTRAS:-}
 python=${PYTHON:-python3}

@@ -70,6 +70,9 @@ class Stage:
     def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
         self.folder = folder
         state = PartialState()
+        wanted = os.environ.get("RLHF_WORLD_SIZE")  # what a job script started
+        if wanted is not None and int(wanted) != state.num_processes:
+            raise UserError(f"processes: expected {wanted} that know of one another, found {state.num_processes}")
         self.is_main = state.is_main_process
         self.stopped = False  # set when the stage was told to stop before its end; it can go on later
         self.facts: dict[str, Any] = {

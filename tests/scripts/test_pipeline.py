@@ -7,53 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-import yaml
+from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = {
-    "prompt_dataset": ["demo:messages.jsonl"],
-    "max_prompt_length": 120,
-    "train_prompts": 10,
-    "evaluation_prompts": 7,
-    "rating_prompts": 3,
-}
-
-
-def recipe(folder: Path, base: Path) -> Path:
-    reward = {
-        "model_name_or_path": str(base),
-        "dataset_name": "demo:preferences.jsonl",
-        "max_examples": 16,
-        "validation_examples": 8,
-        "test_examples": 8,
-        "num_train_epochs": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "bf16": False,
-    }
-    ppo = PROMPTS | {
-        "model_name_or_path": str(base),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 1,
-        "num_ppo_epochs": 1,
-        "response_length": 6,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-    }
-    lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
-    evaluation = PROMPTS | {"base_model": str(base), "eval_response_length": 6}
-    folder.mkdir()
-    stages = {"reward": reward, "ppo_full": ppo, "ppo_lora": ppo | lora, "evaluation": evaluation}
-    for name, fields in stages.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
-    return folder
 
 
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,11 +26,8 @@ def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     top = tmp_path_factory.mktemp("pipeline")
-    base = top / "base"
-    tiny.gpt2().save_pretrained(base)
-    tiny.gpt2_tokenizer().save_pretrained(base)
-    arguments = ["--recipe", str(recipe(top / "recipe", base)), "--run", "tiny", "--runs_dir", str(top / "runs")]
-    return arguments, top / "runs" / "tiny", base, pipeline(*arguments)
+    arguments = ["--recipe", str(recipe(top / "recipe")), "--run", "tiny", "--runs_dir", str(top / "runs")]
+    return arguments, top / "runs" / "tiny", top / "recipe" / "base", pipeline(*arguments)
 
 
 def test_all_stages_end_and_say_so(run):

@@ -1,0 +1,18 @@
+#!/bin/bash
+# One task a node: start this node's processes. Run by srun from stage.sh, which exports what is used here.
+# USR1 reaches every process of the step. The launcher would die of it, so it is ignored from here on; the training
+# script installs its own handler.
+trap '' USR1
+flags=(--config "$CONFIG" --run "$RUN" --runs_dir "$RUNS_DIR")
+[ -z "$SEED" ] || flags+=(--seed "$SEED")
+# shellcheck disable=SC2206  # words on purpose
+flags+=(${RLHF_FLAGS:-})
+if [ "$WORLD" = 1 ]; then
+    exec python "$SCRIPT" "${flags[@]}"
+fi
+engine=()
+[ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml")
+# SLURM_NODEID is this node's own only here, inside the task.
+exec python -m accelerate.commands.launch "${engine[@]}" --multi_gpu --num_machines "$SLURM_JOB_NUM_NODES" \
+    --num_processes "$WORLD" --machine_rank "$SLURM_NODEID" --main_process_ip "$MASTER" --main_process_port "$PORT" \
+    --mixed_precision no --dynamo_backend no "$SCRIPT" "${flags[@]}"

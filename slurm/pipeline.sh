@@ -1,0 +1,61 @@
+#!/bin/bash
+# Submit all stages of a run as one chain of jobs, full and LoRA side by side, and print the job ids.
+#
+#   slurm/pipeline.sh --recipe gpt2-medium --run study [--seeds 1,2,3] [options of sbatch for every stage]
+#   e.g. --account=lab --partition=gpu --nodes=2 --gres=gpu:4 --time=08:00:00
+#
+# A stage that is done is left out. A stage that fails cancels those that wait for it; submitting again goes on with it.
+# --seeds runs every stage as a job array, one task a seed, in runs RUN-seed1, RUN-seed2, ...
+set -eu
+export RLHF_HOME="${RLHF_HOME:-$(cd "$(dirname "$0")/.." && pwd)}" RUNS_DIR="${RUNS_DIR:-runs}"
+cd "$RLHF_HOME"
+seeds="" options=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --recipe) RECIPE="$2" && shift 2 ;;
+    --run) RUN="$2" && shift 2 ;;
+    --seeds) seeds="$2" && shift 2 ;;
+    *) options+=("$1") && shift ;;
+    esac
+done
+: "${RECIPE:?expected --recipe NAME}" "${RUN:?expected --run NAME}"
+export RECIPE RUN
+[ -d "rlhf/recipes/$RECIPE" ] || [ -d "$RECIPE" ] || {
+    echo "error: recipe: expected a folder in rlhf/recipes, or a path, found $RECIPE" >&2
+    exit 2
+}
+# sbatch starts no job whose log folder is missing, and says nothing.
+logs="$RUNS_DIR/$RUN/logs"
+mkdir -p "$logs"
+
+is_done() {
+    [ -z "$seeds" ] && grep -qs '"status": "done"' "$RUNS_DIR/$RUN/$1/run.json"
+}
+
+# submit FILE STAGE AFTER...: prints the job id, or nothing for a stage that is done.
+submit() {
+    local file=$1 stage=$2 after="" log="$logs/%x-%j.log" kind=afterok more=() id
+    shift 2
+    if is_done "$stage"; then
+        echo "$stage: done already" >&2
+        return
+    fi
+    # With seeds, each task waits for its own seed's task only.
+    [ -z "$seeds" ] || { kind=aftercorr more=(--array="$seeds") log="$logs/%x-%A_%a.log"; }
+    for id in "$@"; do after="$after:$id"; done
+    [ -z "$after" ] || more+=(--dependency="$kind$after" --kill-on-invalid-dep=yes)
+    [ "$stage" != report ] || more+=(--nodes=1 --gres=none)
+    id=$(sbatch --parsable --output="$log" "${options[@]}" "${more[@]}" "slurm/$file.sbatch") || exit 1
+    echo "$stage: job ${id%%;*}" >&2
+    echo "${id%%;*}"
+}
+
+# shellcheck disable=SC2046,SC2086  # no id is no word
+{
+    reward=$(submit reward reward)
+    full=$(submit ppo_full ppo_full $reward)
+    lora=$(submit ppo_lora ppo_lora $reward)
+    evaluation=$(submit evaluate evaluation $full $lora)
+    report=$(submit report report $evaluation)
+}
+echo "submitted: ${reward:--} ${full:--} ${lora:--} ${evaluation:--} ${report:--}"

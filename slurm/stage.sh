@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# Sourced by the .sbatch files: one stage of a run, over all nodes of the job, stopped and continued by Slurm.
+#
+# From the environment: RECIPE (a name in rlhf/recipes, or a folder), RUN (name of the run). Optional: RLHF_HOME (the
+# repository; the folder of submission when not set), RUNS_DIR (runs), RLHF_VENV (its .venv), RLHF_ENGINE (a name in
+# accelerate_configs), RLHF_PROCESSES (a node; its GPUs when not set, 1 without), RLHF_FLAGS (more flags for the script).
+
+set -u
+cd "${RLHF_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
+: "${RECIPE:?expected a recipe in the environment: RECIPE=gpt2-medium}" "${RUN:?expected the name of a run: RUN=study}"
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || RUN="$RUN-seed$SLURM_ARRAY_TASK_ID"
+export RUN RUNS_DIR="${RUNS_DIR:-runs}"
+# shellcheck disable=SC1091  # made by scripts/environment.sh
+source "${RLHF_VENV:-.venv}/bin/activate" || exit 2
+recipe="rlhf/recipes/$RECIPE"
+[ -d "$recipe" ] || recipe="$RECIPE"
+
+# status STAGE: what its run.json says.
+status() {
+    python - "$RUNS_DIR/$RUN/$1/run.json" <<'PY'
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+print(json.loads(path.read_text()).get("status") if path.exists() else "not run")
+PY
+}
+
+# run_stage STAGE SCRIPT: the stage over all nodes. On USR1 (Slurm's warning before the time limit, or a preemption) it
+# ends its step and saves; the job then requeues itself.
+run_stage() {
+    local stage=$1 script=$2 step code told=0
+    if [ "$(status "$stage")" = "done" ]; then
+        echo "$stage: done already"
+        exit 0
+    fi
+    mkdir -p "$RUNS_DIR/$RUN/logs"
+    PROCESSES="${RLHF_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
+    WORLD=$((SLURM_JOB_NUM_NODES * PROCESSES))
+    MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have ids of their own
+    SCRIPT="$script" CONFIG="$recipe/$stage.yaml" SEED="${SLURM_ARRAY_TASK_ID:-}" ENGINE="${RLHF_ENGINE:-}"
+    export PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
+    echo "$(date +%FT%T) $stage of $RUN: $SLURM_JOB_NUM_NODES nodes x $PROCESSES processes, restart ${SLURM_RESTART_COUNT:-0}"
+    # In the background, or bash would run the trap only when srun has ended.
+    srun --kill-on-bad-exit=1 --ntasks-per-node=1 --output="$RUNS_DIR/$RUN/logs/$stage-%j-node%n.log" --open-mode=append \
+        bash slurm/node.sh &
+    step=$!
+    trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
+    wait "$step"
+    code=$?
+    while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the trap cut the wait short
+        wait "$step"
+        code=$?
+    done
+    echo "$(date +%FT%T) $stage: $(status "$stage"), code $code"
+    if [ "$code" = 0 ] && [ "$(status "$stage")" = "stopped" ]; then
+        [ "$told" = 1 ] || echo "$stage: stopped without a signal to this job"
+        scontrol requeue "$SLURM_JOB_ID"
+        sleep 600 # Slurm ends this job; without the sleep it would complete first
+    fi
+    exit "$code"
+}

@@ -1,0 +1,154 @@
+"""The real .sbatch files on a real Slurm of two nodes, with tiny models on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_recipe import recipe
+from torch.testing import assert_close
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster import Cluster, missing
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")]
+LONG = {"max_steps": 120, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2, "num_sample_generations": 0}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    recipe(folder / "recipe", ppo_full=LONG)
+    return folder
+
+
+def settings(top):
+    return {
+        "RLHF_HOME": str(ROOT),
+        "RLHF_VENV": sys.prefix,
+        "RUNS_DIR": str(top / "runs"),
+        "RLHF_PROCESSES": "1",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def submit(cluster, top, run, *options, recipe="recipe"):
+    """The chain; returns stage -> job id."""
+    command = ["bash", "slurm/pipeline.sh", "--recipe", str(top / recipe), "--run", run, *options]
+    said = cluster.run(*command, cwd=ROOT, env=settings(top))
+    jobs = dict(line.split(": job ") for line in said.splitlines() if ": job " in line)
+    assert jobs, said
+    return jobs
+
+
+def logs(top, run):
+    return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in sorted((top / "runs" / run / "logs").iterdir()))
+
+
+def facts(top, run, stage):
+    return json.loads((top / "runs" / run / stage / "run.json").read_text())
+
+
+def steps(top, run):
+    path = top / "runs" / run / "ppo_full" / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def chain(cluster, top):
+    """The whole chain over two nodes, run once."""
+    jobs = submit(cluster, top, "whole", "--nodes=2", "--time=10")
+    return {stage: cluster.finish(job, 400) for stage, job in jobs.items()}
+
+
+def test_the_whole_chain_over_two_nodes(top, chain):
+    assert chain == dict.fromkeys(["reward", "ppo_full", "ppo_lora", "evaluation", "report"], "COMPLETED"), logs(
+        top, "whole"
+    )
+    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+        assert facts(top, "whole", stage)["status"] == "done"
+        assert facts(top, "whole", stage)["world_size"] == 2
+    assert (top / "runs" / "whole" / "report" / "report.html").exists()
+    assert steps(top, "whole") == list(range(1, 121))
+
+
+def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
+    jobs = submit(cluster, top, "whole", "--time=10")
+    assert set(jobs) == {"report"}
+    cluster.finish(jobs["report"], 120)
+
+
+def branch(top, run):
+    """A run whose reward model is there already."""
+    (top / "runs" / run).mkdir(parents=True)
+    shutil.copytree(top / "runs" / "whole" / "reward", top / "runs" / run / "reward")
+
+
+def only_ppo(cluster, top, run, *options):
+    environment = settings(top) | {"RECIPE": str(top / "recipe"), "RUN": run}
+    (top / "runs" / run / "logs").mkdir()
+    output = f"--output={top}/runs/{run}/logs/ppo_full-%j.log"
+    return cluster.run(
+        "sbatch", "--parsable", output, *options, "slurm/ppo_full.sbatch", cwd=ROOT, env=environment
+    ).split()[-1]
+
+
+def same_policy(top, run):
+    one, other = (load_file(top / "runs" / r / "ppo_full" / "model.safetensors") for r in ("whole", run))
+    for name, tensor in one.items():
+        assert_close(other[name], tensor, atol=1e-4, rtol=0, msg=name)
+
+
+def test_a_time_limit_costs_nothing(cluster, top, chain):
+    """Slurm warns 70 s before the limit of 2 minutes; the job saves, requeues itself and goes on."""
+    branch(top, "limited")
+    job = only_ppo(cluster, top, "limited", "--nodes=2", "--time=2", "--signal=B:USR1@85")
+    assert cluster.finish(job, 300) == "COMPLETED", logs(top, "limited")
+    assert int(cluster.state(job)["Restarts"]) >= 1, logs(top, "limited")
+    assert steps(top, "limited") == list(range(1, 121))
+    same_policy(top, "limited")
+    assert "told to stop" in logs(top, "limited")
+
+
+def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster, top, chain):
+    branch(top, "broken")
+    job = only_ppo(cluster, top, "broken", "--nodes=1", "--time=10", "--nodelist=n1")
+    cluster.wait_for(lambda: len(steps(top, "broken")) > 10, 120)
+    cluster.run("scontrol", "update", f"job={job}", "reqnodelist=")
+    cluster.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "broken")
+    cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+    assert int(cluster.state(job)["Restarts"]) == 1
+    assert steps(top, "broken") == list(range(1, 121))
+    same_policy(top, "broken")
+
+
+def test_a_failing_stage_cancels_what_waits_for_it(cluster, top):
+    recipe(top / "wrong", reward={"learning_rat": 1.0})
+    jobs = submit(cluster, top, "failed", "--time=10", recipe="wrong")
+    states = {stage: cluster.finish(job, 120) for stage, job in jobs.items()}
+    assert states == {"reward": "FAILED"} | dict.fromkeys(["ppo_full", "ppo_lora", "evaluation", "report"], "CANCELLED")
+    assert "learning_rat" in logs(top, "failed")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck_finds_nothing():
+    files = [str(path) for pattern in ("*.sbatch", "*.sh") for path in sorted((ROOT / "slurm").glob(pattern))]
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 0, done.stdout
