@@ -1,6 +1,7 @@
 """Learn: a few clipped steps on one rollout, the same however the rows are split."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, trim
 from rlhf.runtime.distributed import all_sum
+from rlhf.runtime.engine import is_deepspeed
 
 SUMS = (
     "loss/policy",
@@ -38,6 +40,7 @@ class Learner:
         """event: called with the name of a TrainerCallback method at each micro-batch and optimizer step."""
         self.model, self.optimizer, self.accelerator, self.args = model, optimizer, accelerator, args
         self.event = event
+        self.deepspeed = is_deepspeed(accelerator)
 
     def learn(
         self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
@@ -46,7 +49,8 @@ class Learner:
 
         positions: int [B], each local row's place in the global batch of n_global rows. In the first
         critic_warmup_steps steps only the critic learns. With target_kl the update ends, before the optimizer
-        step that would follow, once a minibatch shows 1.5 times that much KL to the rollout's policy.
+        step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times that much KL to the
+        rollout's policy.
         Returns sums over this rank (losses, already divided by global counts, and per-token statistics), each
         float64 [], under the names in SUMS, "tokens" that were summed over, and under "grad_norm",
         "grad_norm_critic" and "updates" the last gradient norms and the optimizer steps done, alike on all ranks.
@@ -56,18 +60,20 @@ class Learner:
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         norms = torch.zeros(2, dtype=torch.float64, device=device)
         tokens, updates = torch.zeros((), dtype=torch.float64, device=device), 0
+        policy_learns = step > self.args.critic_warmup_steps
         for groups in self._minibatches(rollout, positions, n_global, step):
             n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
             n_tokens = all_sum(self.accelerator, n_local.reshape(1)).squeeze().clamp(min=1)
             own = torch.zeros_like(sums)
-            for index in self._accumulate(groups):
-                own += self._backward(rollout, targets, index, n_tokens, len(groups))
-                self.event("on_substep_end")
+            with self._policy_rate(policy_learns):
+                for index in self._accumulate(groups):
+                    own += self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns))
+                    self.event("on_substep_end")
             sums, tokens = sums + own, tokens + n_local
             if self._went_far(own[SUMS.index("approxkl")], n_tokens):
                 self.optimizer.zero_grad()
                 break
-            norms = self._step(policy_learns=step > self.args.critic_warmup_steps)
+            norms = self._step(policy_learns)
             updates += 1
         self.model.eval()
         result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
@@ -108,7 +114,9 @@ class Learner:
             with self.accelerator.accumulate(self.model):
                 yield index
 
-    def _backward(self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int) -> Tensor:
+    def _backward(
+        self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int, policy: float
+    ) -> Tensor:
         args = self.args
         # A rank that has run out of rows still takes part in the pass, with a row that counts for nothing.
         counts = len(index) > 0
@@ -121,10 +129,11 @@ class Learner:
             values = values[:, :-1]
         pg = policy_loss(logp, old_logp, targets.advantages[index, :width], mask, args.cliprange, n_tokens)
         vf = value_loss(values, old_values, targets.returns[index, :width], mask, args.cliprange_value, n_tokens)
-        # The loss is divided by the global token count already. Accelerate divides by the micro-batches and
-        # the ranks' gradients are averaged: both are undone here, as in Accelerate's example
+        # The loss is divided by the global token count already. Accelerate divides by the micro-batches (DeepSpeed
+        # does not) and the ranks' gradients are averaged: both are undone here, as in Accelerate's example
         # gradient_accumulation_for_autoregressive_models.py.
-        self.accelerator.backward((pg + args.vf_coef * vf) * parts * self.accelerator.num_processes)
+        scale = self.accelerator.num_processes * (1 if self.deepspeed else parts)
+        self.accelerator.backward((policy * pg + args.vf_coef * vf) * scale)
         with torch.no_grad():
             log_ratio = torch.where(mask, logp - old_logp, 0)
             ratio = log_ratio.exp()
@@ -138,7 +147,25 @@ class Learner:
             )
             return torch.stack([pg, vf, *(torch.where(mask, x, 0).sum() for x in per_token)]).double()
 
+    @contextmanager
+    def _policy_rate(self, learns: bool) -> Iterator[None]:
+        """DeepSpeed takes its step inside the last backward pass: learning rate 0 keeps the policy as it is."""
+        held = (
+            [g for g in self.optimizer.param_groups if g.get("role") == "policy"]
+            if self.deepspeed and not learns
+            else []
+        )
+        rates = [group["lr"] for group in held]
+        for group in held:
+            group["lr"] = 0.0
+        yield
+        for group, rate in zip(held, rates, strict=True):
+            group["lr"] = rate
+
     def _step(self, policy_learns: bool) -> Tensor:
+        if self.deepspeed:  # stepped and clipped already, with one norm for both
+            norm = torch.as_tensor(float(self.model.get_global_grad_norm() or 0.0), dtype=torch.float64)
+            return norm.repeat(2)
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")

@@ -212,10 +212,14 @@ def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, An
     and biases and norms without."""
     groups = []
     critic_rate = args.critic_learning_rate or args.learning_rate
-    for part, rate in ((trained.policy, args.learning_rate), (trained.critic, critic_rate)):
+    for role, part, rate in (
+        ("policy", trained.policy, args.learning_rate),
+        ("critic", trained.critic, critic_rate),
+    ):
+        shared = {"lr": rate, "role": role}
         parameters = [p for p in part.parameters() if p.requires_grad]
         groups += [
-            {"params": [p for p in parameters if p.ndim > 1], "lr": rate, "weight_decay": args.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay, **shared},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **shared},
         ]
     return [group for group in groups if group["params"]]

@@ -16,6 +16,7 @@ from rlhf.models.actor_critic import ActorCritic, base_of
 from rlhf.models.load import stop_ids
 from rlhf.ppo.prompts import Prompt, read_prompts
 from rlhf.ppo.roles import optimizer_groups
+from rlhf.runtime.engine import check_engine, configure_deepspeed, is_deepspeed, wants_deepspeed
 
 
 def make_accelerator(args: PPOConfig) -> Accelerator:
@@ -29,11 +30,15 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
     options = {name: value for name, value in given.items() if value is not None}
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-        cpu=args.use_cpu,
+        # On CPUs the training arguments have set the processes up already; cpu=True would turn DeepSpeed off.
+        cpu=args.use_cpu and not wants_deepspeed(),
         log_with=args.report_to or None,
         project_config=ProjectConfiguration(project_dir=args.output_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(**options)] if options else None,
     )
+    check_engine(accelerator)
+    if is_deepspeed(accelerator):
+        configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
     logging.set_verbosity(args.get_process_log_level())
     if args.full_determinism:
         enable_full_determinism(args.seed)

@@ -26,6 +26,7 @@ from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
 from rlhf.runtime.checkpoint import save_checkpoint
 from rlhf.runtime.distributed import all_sum, equal_share
+from rlhf.runtime.engine import check_wrapped
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.tracking import Recorder
 
@@ -76,6 +77,7 @@ class PPOTrainer(TrainerBase):
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
+        check_wrapped(self.accelerator, self.model)
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.

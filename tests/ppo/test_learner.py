@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+from accelerate.utils import DistributedType
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
@@ -23,6 +24,7 @@ class Rank:
     def __init__(self, index: int = 0, world: int = 1) -> None:
         self.process_index, self.num_processes = index, world
         self.step, self.gradient_accumulation_steps = 0, 1
+        self.distributed_type = DistributedType.NO
 
     def accumulate(self, model):
         return contextlib.nullcontext()
