@@ -2,7 +2,8 @@
 
 Enough of it for huggingface_hub's downloads and what is built on them: repository info, file trees, path
 infos, and files by HEAD and (ranged) GET with ETag and X-Repo-Commit; errors carry the hub's X-Error-Code.
-Uploads: new repositories, and commits of files sent in the request itself (no LFS, no Xet). No tokens.
+Uploads: new repositories, and commits of files sent in the request itself (no LFS, no Xet). No tokens: a
+repository created without an owner is that of the user "someone".
 """
 
 import base64
@@ -147,9 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json([entry for name in form["paths"] if (entry := repo.entry(name))])
         elif _CREATE.fullmatch(path):
             asked = json.loads(body)
-            repo_id = f"{asked['organization']}/{asked['name']}"
+            repo_id = f"{asked['organization'] or 'someone'}/{asked['name']}"
+            status = 409 if f"models/{repo_id}" in self.hub.repos else 200  # exist_ok is up to the client
             self.hub.repos.setdefault(f"models/{repo_id}", _Repo(f"models/{repo_id}", None))
-            self._send_json({"url": f"{self.hub.url}/{repo_id}"})
+            self._send_json({"url": f"{self.hub.url}/{repo_id}"}, status)
         elif _CARD.fullmatch(path):
             self._send_json({"warnings": [], "errors": []})
         elif match := _MODES.fullmatch(path):
@@ -190,8 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
             content, status = content[start:stop], 206
         self._send(status, headers | {"Content-Type": "application/octet-stream"}, content)
 
-    def _send_json(self, value: Any) -> None:
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+    def _send_json(self, value: Any, status: int = 200) -> None:
+        self._send(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.send_response(status)

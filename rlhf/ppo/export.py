@@ -42,6 +42,7 @@ def push_policy(
     """Upload a saved policy to hub_model_id (its folder's name if not set); returns the commit's address, on rank 0."""
     if not accelerator.is_main_process:
         return None
+    folder = folder.resolve()  # "." has no name
     data = ModelCardData(library_name="transformers", tags=["ppo", "rlhf", *tags], datasets=dataset_name)
     text = f"---\n{data.to_yaml()}\n---\n\n# {folder.name}\n\nFine-tuned by proximal policy optimisation with rlhf.\n"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -23,28 +23,34 @@ prompts = [Prompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 
 config = EvaluationConfig(base_model="unused", eval_response_length=9, eval_batch_size=2, eval_temperature=3.0)
 tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
 rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, [tokenizer.eos_token_id])
-print(f"rank {state.process_index}: {json.dumps(rows)}", flush=True)
+with open(f"{sys.argv[1]}/rows-{state.process_index}.json", "w") as file:
+    json.dump(rows, file)
 """
 
 
 def evaluate(folder: Path, processes: int) -> list[dict[str, object]]:
+    folder.mkdir()
     worker = folder / "worker.py"
     worker.write_text(WORKER)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *launch, str(worker)], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *launch, str(worker), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.split(": ", 1)[1] for line in done.stdout.splitlines() if line.startswith("rank ")]
-    assert len(lines) == processes
-    assert len(set(lines)) == 1  # every process gets all rows
-    return json.loads(lines[0])
+    texts = [path.read_text() for path in folder.glob("rows-*.json")]
+    assert len(texts) == processes
+    assert len(set(texts)) == 1  # every process gets all rows
+    return json.loads(texts[0])
 
 
 def test_three_processes_give_the_rows_of_one(tmp_path):
-    one, three = evaluate(tmp_path, 1), evaluate(tmp_path, 3)
+    one, three = evaluate(tmp_path / "one", 1), evaluate(tmp_path / "three", 3)
     assert [row["prompt_id"] for row in three] == [f"p{i}" for i in range(7)]
     for first, second in zip(one, three, strict=True):
         assert first.pop("score") == pytest.approx(second.pop("score"), abs=1e-5)

@@ -5,66 +5,91 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
 from hub_server import HubServer
 
 TESTS = Path(__file__).parents[1]
-# HF_ENDPOINT is read when huggingface_hub is imported, so this is a process of its own.
+# HF_ENDPOINT is read when huggingface_hub is imported, so each of these is a process of its own.
 PUSH = """
 import json, sys, torch
 from tiny_ppo import trainer
-options = json.loads(sys.argv[1])
-run = trainer(**options, hub_model_id="someone/tuned", report_to="tensorboard")
+run = trainer(**json.loads(sys.argv[1]))
 run.train()
-if not run.args.push_to_hub:
-    print(run.push_to_hub("By hand", dataset_name="our/prompts", tags=["tiny"]))
+address = run.push_to_hub("By hand", dataset_name="our/prompts", tags=["tiny"])
 with torch.no_grad():
-    print(run.roles.trained.policy.eval()(torch.tensor([[5, 6, 7]])).logits.double().sum().item())
+    logits = run.roles.trained.policy.eval()(torch.tensor([[5, 6, 7]])).logits
+print(json.dumps([address, logits.tolist()]))
 """
 PULL = """
-import torch
+import json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 AutoTokenizer.from_pretrained("someone/tuned")
 model = AutoModelForCausalLM.from_pretrained("someone/tuned")
 with torch.no_grad():
-    print(model(torch.tensor([[5, 6, 7]])).logits.double().sum().item())
+    print(json.dumps(model(torch.tensor([[5, 6, 7]])).logits.tolist()))
 """
+TRAIN = """
+import json, sys
+from tiny_ppo import trainer
+for options in json.loads(sys.argv[1]):
+    trainer(**options).train()
+print("null")
+"""
+SAVING = {"save_strategy": "steps", "save_steps": 1, "report_to": "tensorboard"}
 
 
-def output(code: str, *args: str, hub: HubServer, home: Path) -> list[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+def output(code: str, given: Any, hub: HubServer, home: Path, folder: Path) -> Any:
+    """What code, run in folder, prints as its last line of JSON; libraries may print warnings before it."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}
-    env = clean | settings | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", code, *args]
-    done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=240)
+    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    env = clean | settings | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    command = [sys.executable, "-c", code, json.dumps(given)]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_only_the_policy(hub: HubServer, folder: Path) -> None:
+    """The run left checkpoints and events in folder, and uploaded neither."""
+    assert list(folder.glob("checkpoints/*/*"))
+    assert list(folder.glob("tensorboard/**/events*"))
+    for _, _, paths in hub.commits:
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.jsonl"} <= set(paths)
+        assert not [path for path in paths if path.startswith(("checkpoints", "tensorboard"))]
 
 
 def test_a_policy_pushed_is_the_policy_pulled(tmp_path):
+    folder = tmp_path / "run"
+    options = {"folder": str(folder), "max_steps": 1, "hub_model_id": "someone/tuned"} | SAVING
     with HubServer({}) as hub:
-        options = {"folder": str(tmp_path / "run"), "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
-        address, here = output(PUSH, json.dumps(options), hub=hub, home=tmp_path)
-        (there,) = output(PULL, hub=hub, home=tmp_path)
-        assert float(there) == pytest.approx(float(here), abs=1e-4)
-        ((repo, message, paths),) = hub.commits
-        card = hub.repos["models/someone/tuned"].files["README.md"].decode()
-    assert (repo, message) == ("someone/tuned", "By hand")
-    assert address.startswith(f"{hub.url}/someone/tuned/commit/")
-    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.jsonl"} <= set(paths)
-    assert not [path for path in paths if path.startswith(("checkpoints", "tensorboard"))]
-    for word in ("- ppo", "- tiny", "our/prompts"):
-        assert word in card
+        address, here = output(PUSH, options, hub, home=tmp_path / "from", folder=tmp_path)
+        there = output(PULL, None, hub, home=tmp_path / "to", folder=tmp_path)
+    assert there == here
+    assert address == f"{hub.url}/someone/tuned/commit/{hub.repos['models/someone/tuned'].sha}"
+    assert [commit[:2] for commit in hub.commits] == [("someone/tuned", "By hand")]
+    assert_only_the_policy(hub, folder)
+    card = hub.repos["models/someone/tuned"].files["README.md"].decode()
+    before, facts, _ = card.split("---\n")
+    assert before == ""
+    lines = {"library_name: transformers", "datasets: our/prompts", "tags:", "- ppo", "- rlhf", "- tiny"}
+    assert set(facts.splitlines()) == lines
 
 
-@pytest.mark.parametrize(
-    ("strategy", "messages"),
-    [("end", ["End of training"]), ("every_save", ["Step 1", "Step 2", "End of training"])],
-)
-def test_training_pushes_when_asked_to(tmp_path, strategy, messages):
-    options = {"folder": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    options |= {"push_to_hub": True, "hub_strategy": strategy}
+def test_training_pushes_at_the_end_or_at_every_save(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    end = {"folder": str(tmp_path / "end"), "hub_strategy": "end", "hub_model_id": "someone/end"}
+    every_save = {"folder": ".", "hub_strategy": "every_save"}  # no hub_model_id: the folder's name
+    runs = [run | SAVING | {"max_steps": 2, "push_to_hub": True} for run in (end, every_save)]
     with HubServer({}) as hub:
-        output(PUSH, json.dumps(options), hub=hub, home=tmp_path)
-        assert [message for _, message, _ in hub.commits] == messages
+        output(TRAIN, runs, hub, home=tmp_path / "home", folder=here)
+    assert [commit[:2] for commit in hub.commits] == [
+        ("someone/end", "End of training"),
+        ("someone/here", "Step 1"),
+        ("someone/here", "Step 2"),
+        ("someone/here", "End of training"),
+    ]
+    for folder in (tmp_path / "end", here):
+        assert_only_the_policy(hub, folder)

@@ -55,7 +55,8 @@ def learn(folder, seed, lora=False, reward=odd_and_stop, **options):
         "cliprange_value": 10.0,
         "learning_rate": 1e-2 if lora else 3e-3,
         "critic_learning_rate": 3e-3,
-        "max_steps": 40,
+        "max_steps": 50,
+        "lr_scheduler_type": "linear",
         "seed": seed,
         "stop_token_id": EOS,
         "num_sample_generations": 0,
@@ -97,6 +98,7 @@ def test_with_the_sign_flipped_it_goes_down(tmp_path, lora):
 @pytest.mark.parametrize("seed", range(2))
 def test_the_controller_keeps_kl_in_the_band_while_the_reward_rises(tmp_path, seed, lora):
     options = {"kl_coef": 0.4, "kl_target": 0.055, "kl_horizon": 1000, "max_steps": 60, "num_ppo_epochs": 2}
+    options |= {"lr_scheduler_type": "constant"}
     options |= {"per_device_train_batch_size": 128, "learning_rate": 1e-3 if lora else 3e-4}
     rows = learn(tmp_path, seed, lora, **options)
     late = rows[15:]
