@@ -123,7 +123,7 @@ class FrozenRole:
     def to(self, device: torch.device) -> None:
         """Move a model of its own; a trained one is Accelerate's to move, a quantised one stays where it was loaded."""
         if not self.shared and not is_quantised(self.model):
-            self.model.to(device)
+            nn.Module.to(self.model, device)
 
     @contextmanager
     def active(self) -> Iterator[Model]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,7 @@ from rlhf.ppo.setup import prompts_that_fit
 from rlhf.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rlhf.runtime.tracking import Recorder
 
-Rows = Dataset | list[dict[str, Any]]
+Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
 class TrainerBase:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -164,7 +165,8 @@ class Learner:
 
     def _step(self, policy_learns: bool) -> Tensor:
         if self.deepspeed:  # stepped and clipped already, with one norm for both
-            norm = torch.as_tensor(float(self.model.get_global_grad_norm() or 0.0), dtype=torch.float64)
+            engine: Any = self.model
+            norm = torch.as_tensor(float(engine.get_global_grad_norm() or 0.0), dtype=torch.float64)
             return norm.repeat(2)
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.

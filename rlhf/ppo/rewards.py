@@ -41,7 +41,7 @@ def read_rewards(
 ) -> list[Given]:
     """One entry a reward, in order; what cannot be one, or a list of another length, is a UserError."""
     rewards: list[Any] = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-    kinds = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
+    kinds: list[Any] = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
     for name, found in (("reward_processing_classes", kinds), ("reward_weights", weights)):
         if found is not None and len(found) != len(rewards):
             raise UserError(f"{name}: expected {len(rewards)}, one a reward, found {len(found)}")

@@ -69,9 +69,9 @@ def build_roles(
     critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
     trained = ActorCritic(policy, critic, args.temperature)
     if args.gradient_checkpointing:
-        for part in (policy, critic):
-            if not isinstance(part, ValueHead):
-                _checkpoint_activations(part, args.gradient_checkpointing_kwargs)
+        for trunk in (policy, critic):
+            if not isinstance(trunk, ValueHead):
+                _checkpoint_activations(trunk, args.gradient_checkpointing_kwargs)
     return Roles(trained, reference, reward)
 
 
@@ -132,12 +132,12 @@ def _critic_and_reward(
         start = critic_from(policy)
     elif isinstance(start, PeftModel):
         start = merged_model(start)
-    critic = add_lora(_prepared(start), _critic_config(lora))
+    adapted = add_lora(_prepared(start), _critic_config(lora))
     # The reward model's backbone serves both roles, unless the critic has one of its own.
     shares = reward_model is not None and value_model is None and has_token_head(reward_model)
     if is_quantised(reward_model) and isinstance(reward_model, PeftModel):
         shares = False  # the critic's is a merged one, rounded once more: its scores are others
-    return critic, FrozenRole(critic, shared=True) if shares else own_reward
+    return adapted, FrozenRole(adapted, shared=True) if shares else own_reward
 
 
 def _critic_config(lora: Any) -> LoraConfig:
@@ -170,7 +170,7 @@ def _prepared(model: Any) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantised(model) else model
 
 
-def _checkpoint_activations(model: Any, options: dict[str, Any] | None) -> None:
+def _checkpoint_activations(model: Any, options: Any) -> None:
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or {"use_reentrant": False})
 
