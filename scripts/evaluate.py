@@ -13,7 +13,7 @@ from rlhf.evaluation.responses import respond
 from rlhf.evaluation.statistics import summarise
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse, run_script
-from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.distributed import join_processes, main_process_first
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
 from rlhf.runtime.tracking import write_summary
 
@@ -26,6 +26,7 @@ def main() -> None:
     if is_done(folder):
         print(f"evaluation: done already in {folder}")
         return
+    join_processes()
     reward_path = config.reward_model_path or str(require_stage(run.folder() / "reward"))
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:

@@ -10,6 +10,15 @@ from accelerate.utils import gather_object, reduce
 from torch import Tensor
 
 
+def join_processes() -> PartialState:
+    """Make the launched processes know of one another, by gloo where there is no accelerator.
+
+    For scripts without training arguments, which do it themselves: a bare PartialState() on CPUs would leave every
+    process alone.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     """float [K] -> float [K], summed over ranks, in double precision: one collective."""
     return accelerator.reduce(values.double(), reduction="sum")

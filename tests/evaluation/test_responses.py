@@ -12,13 +12,13 @@ TESTS = Path(__file__).parents[1]
 WORKER = """
 import json, sys
 import tiny
-from accelerate import PartialState
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.oasst import Prompt
 from rlhf.evaluation.responses import respond
+from rlhf.runtime.distributed import join_processes
 
-state = PartialState(cpu=True)
+state = join_processes()
 prompts = [Prompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 + 1)) for i in range(7)]
 config = EvaluationConfig(base_model="unused", eval_response_length=9, eval_batch_size=2, eval_temperature=3.0)
 tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
