@@ -24,6 +24,14 @@ print(json.loads(path.read_text()).get("status") if path.exists() else "not run"
 PY
 }
 
+# pass_on PID: tell the training to stop until srun, PID, has ended. Before the training has begun a signal is lost.
+pass_on() {
+    while kill -0 "$1" 2>/dev/null; do
+        scancel --signal=USR1 "$SLURM_JOB_ID.0"
+        sleep 5
+    done
+}
+
 # run_stage STAGE SCRIPT: the stage over all nodes. On USR1 (Slurm's warning before the time limit, or a preemption) it
 # ends its step and saves; the job then requeues itself.
 run_stage() {
@@ -44,7 +52,7 @@ run_stage() {
     srun --kill-on-bad-exit=1 --ntasks-per-node=1 --output="$RUNS_DIR/$RUN/logs/$stage-%j-node%n.log" --open-mode=append \
         bash slurm/node.sh &
     step=$!
-    trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
+    trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; pass_on "$step" &' USR1
     wait "$step"
     code=$?
     while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the trap cut the wait short

@@ -18,7 +18,7 @@ from cluster import Cluster, missing
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")]
-LONG = {"max_steps": 120, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2, "num_sample_generations": 0}
+LONG = {"max_steps": 400, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2, "num_sample_generations": 0}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_whole_chain_over_two_nodes(top, chain):
         assert facts(top, "whole", stage)["status"] == "done"
         assert facts(top, "whole", stage)["world_size"] == 2
     assert (top / "runs" / "whole" / "report" / "report.html").exists()
-    assert steps(top, "whole") == list(range(1, 121))
+    assert steps(top, "whole") == list(range(1, 401))
 
 
 def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
@@ -116,12 +116,12 @@ def same_policy(top, run):
 
 
 def test_a_time_limit_costs_nothing(cluster, top, chain):
-    """Slurm warns 70 s before the limit of 2 minutes; the job saves, requeues itself and goes on."""
+    """Slurm warns 45 s or more before the limit of 2 minutes; the job saves, requeues itself and goes on."""
     branch(top, "limited")
-    job = only_ppo(cluster, top, "limited", "--nodes=2", "--time=2", "--signal=B:USR1@85")
+    job = only_ppo(cluster, top, "limited", "--nodes=2", "--time=2", "--signal=B:USR1@45")
     assert cluster.finish(job, 300) == "COMPLETED", logs(top, "limited")
     assert int(cluster.state(job)["Restarts"]) >= 1, logs(top, "limited")
-    assert steps(top, "limited") == list(range(1, 121))
+    assert steps(top, "limited") == list(range(1, 401))
     same_policy(top, "limited")
     assert "told to stop" in logs(top, "limited")
 
@@ -135,7 +135,7 @@ def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster
     assert cluster.finish(job, 240) == "COMPLETED", logs(top, "broken")
     cluster.run("scontrol", "update", "nodename=n1", "state=resume")
     assert int(cluster.state(job)["Restarts"]) == 1
-    assert steps(top, "broken") == list(range(1, 121))
+    assert steps(top, "broken") == list(range(1, 401))
     same_policy(top, "broken")
 
 
