@@ -10,4 +10,4 @@ mypy
 if command -v shellcheck >/dev/null; then shellcheck slurm/*.sbatch slurm/*.sh; fi
 # Tiny models: a second thread costs more than it brings.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"
