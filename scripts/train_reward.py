@@ -1,6 +1,7 @@
 """Train the reward model of a run: python scripts/train_reward.py --config RECIPE/reward.yaml --run NAME."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -9,7 +10,7 @@ from trl import ModelConfig
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.data.chat import prompt_text
-from rlhf.data.hh_rlhf import load_pairs, split_pairs
+from rlhf.data.hh_rlhf import Pair, load_pairs, split_pairs
 from rlhf.models.load import load_tokenizer, new_reward_model
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required, run_script
@@ -17,6 +18,26 @@ from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_r
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.tracking import write_summary
+
+
+def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config: dict[str, Any]) -> None:
+    """The test's figures and four of its pairs to the trackers, the accuracy to the terminal."""
+    numbers = {
+        f"test/{when}/{name}": value
+        for when in ("before", "after")
+        for name, value in report[when].items()
+        if isinstance(value, float)
+    }
+    samples = {
+        f"pair/{i}": f"{prompt_text(pair.prompt)}\n\nchosen: {pair.chosen}\n\nrejected: {pair.rejected}"
+        for i, pair in enumerate(pairs[:4])
+    }
+    write_summary(folder, numbers, samples, config)
+    low, high = report["after"]["accuracy_interval"]
+    print(
+        f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "
+        f"{report['after']['accuracy']:.1%} after [{low:.1%}, {high:.1%}], n = {report['n']}"
+    )
 
 
 def main() -> None:
@@ -64,22 +85,7 @@ def main() -> None:
         }
         if stage.is_main:
             write_json(folder / "evaluation.json", report)
-            numbers = {
-                f"test/{when}/{name}": value
-                for when in ("before", "after")
-                for name, value in report[when].items()
-                if isinstance(value, float)
-            }
-            samples = {
-                f"pair/{i}": f"{prompt_text(pair.prompt)}\n\nchosen: {pair.chosen}\n\nrejected: {pair.rejected}"
-                for i, pair in enumerate(splits["test"][:4])
-            }
-            write_summary(folder, numbers, samples, config)
-            low, high = report["after"]["accuracy_interval"]
-            print(
-                f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "
-                f"{report['after']['accuracy']:.1%} after [{low:.1%}, {high:.1%}], n = {report['n']}"
-            )
+            show_outcome(folder, report, splits["test"], config)
 
 
 if __name__ == "__main__":
