@@ -75,6 +75,8 @@ class ValueHead(nn.Module):
 class ActorCritic(nn.Module):
     """What PPO trains. Its forward pass returns per-token numbers, so that no logits leave an engine."""
 
+    is_gradient_checkpointing = False  # of the module as a whole; TRL asks when it gathers weights
+
     def __init__(self, policy: Model, critic: Model | ValueHead, temperature: float) -> None:
         super().__init__()
         self.policy = policy

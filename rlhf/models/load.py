@@ -16,6 +16,7 @@ from transformers import (
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.gguf import convert, wheel_model
+from rlhf.runtime.engine import gathered
 
 
 def resolve_model(name: str) -> str:
@@ -55,7 +56,8 @@ def new_reward_model(
     if grew:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
-    torch.nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
+    with gathered([model.score], changed=True):
+        torch.nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
     return model
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
+from rlhf.runtime.engine import gathered, numel
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
@@ -50,7 +51,8 @@ def split_attention(model: nn.Module) -> None:
         fused = getattr(module, "c_attn", None)
         # Cross-attention fuses key and value only: its c_attn is two wide.
         if isinstance(fused, Conv1D) and fused.nf == 3 * fused.nx:
-            module.c_attn = SplitProjection(fused)
+            with gathered([fused]):
+                module.c_attn = SplitProjection(fused)
 
 
 def fuse_attention(model: nn.Module) -> None:
@@ -184,4 +186,4 @@ def _fused_factors(module: SplitProjection, used: list[str]) -> tuple[Tensor, Te
 def trainable_share(model: nn.Module) -> tuple[int, int]:
     """(parameters that are trained, all parameters)."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(numel(p) for p in parameters if p.requires_grad), sum(numel(p) for p in parameters)

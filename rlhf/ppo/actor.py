@@ -1,6 +1,7 @@
 """Act: responses of the policy to a share of prompts, seen once by every role and every reward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
 from rlhf.generation.engine import generate
@@ -16,8 +18,9 @@ from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, observe, pack
 from rlhf.ppo.score_scaling import ScoreScaler
-from rlhf.reward.sources import Finished, FunctionReward, RewardSource, weighted
+from rlhf.reward.sources import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
 from rlhf.runtime.distributed import all_sum, equal_share
+from rlhf.runtime.engine import gathered, is_sharded
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,31 @@ class Actor:
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: list[int],
         accelerator: Accelerator,
+        engine: Any,
     ) -> None:
+        """engine: roles.trained as Accelerate has prepared it."""
         self.args, self.roles, self.rewards = args, roles, rewards
         self.tokenizer, self.eos_ids, self.accelerator = tokenizer, eos_ids, accelerator
         self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
         self.scaler = ScoreScaler(args)
+        self.engine, self._is_whole = engine, False
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Under ZeRO-3, every role's weights gathered once for all that is done inside; no gradients. Nests."""
+        if self._is_whole or not is_sharded(self.roles.trained):
+            yield
+            return
+        frozen = [role.model for role in (self.roles.reference, self.roles.reward) if role is not None]
+        frozen += [source.role.model for source in self.rewards if isinstance(source, TokenReward | TextReward)]
+        trained = {id(p) for p in self.roles.trained.parameters()}
+        own = [m for m in frozen if not any(id(p) in trained for p in m.parameters())]
+        self._is_whole = True
+        try:
+            with torch.no_grad(), gathered(own), unwrap_model_for_generation(self.engine, self.accelerator):
+                yield
+        finally:
+            self._is_whole = False
 
     def sample(
         self, prompts: Sequence[Prompt], step: int, temperature: float | None = None, model: Any = None
@@ -55,7 +78,7 @@ class Actor:
         args = self.args
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
-        with self.accelerator.autocast():
+        with self.whole(), self.accelerator.autocast():
             ids = [prompt.input_ids for prompt in prompts]
             return generate(model or self.roles.trained.policy, ids, u, self.eos_ids, temperature or args.temperature)
 
@@ -93,7 +116,7 @@ class Actor:
         device = self.accelerator.device
         real = real.to(device)
         packed = pack([prompt.input_ids for prompt in prompts], responses, self.eos_ids[0], device)
-        with self.accelerator.autocast():
+        with self.whole(), self.accelerator.autocast():
             seen = observe(self.roles, packed, self.args)
             weights = self.weights if scores is None else torch.ones(scores.shape[1], device=device)
             scores = self.score(prompts, responses, real) if scores is None else scores
@@ -113,7 +136,7 @@ class Actor:
             part = mine[start : start + size]
             with self.roles.reference.active() as model:
                 responses = self.sample(part, 0, model=model)
-            with self.accelerator.autocast():
+            with self.whole(), self.accelerator.autocast():
                 raw.append(weighted(self.score(part, responses, real[start : start + size]), self.weights))
         m = self.scaler.fit(torch.cat(raw), real.to(raw[0].device), lambda x: all_sum(self.accelerator, x))
         return m.mean.item(), m.std.item()

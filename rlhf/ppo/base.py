@@ -101,7 +101,8 @@ class TrainerBase:
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Policy and tokenizer as safetensors. LoRA: the merged stock model, and the adapter in adapter/."""
         policy = self.roles.trained.policy
-        save_policy(policy, self.processing_class, Path(output_dir or self.folder), self.accelerator)
+        with self.actor.whole():
+            save_policy(policy, self.processing_class, Path(output_dir or self.folder), self.accelerator)
 
     def push_to_hub(
         self, commit_message: str = "End of training", dataset_name: str | None = None, tags: Sequence[str] = ()

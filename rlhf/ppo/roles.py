@@ -24,6 +24,7 @@ from rlhf.models.actor_critic import (
 from rlhf.models.heads import has_token_head
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.quantised import prepare_4bit
+from rlhf.runtime.engine import is_sharded
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def build_roles(
     adapter on it. reward_model: one that reads the policy's tokens, or None; then the critic starts from
     value_model, or as the policy under a new head. A policy that has an adapter already goes on training it and
     is its own reference; with a peft_config, that adapter is merged first and a fresh one is trained.
+    Weights that ZeRO-3 has spread cannot be copied: full fine-tuning then takes all four models as arguments.
     Dropout of the base models is off; that of the adapters stays as configured.
     """
     for name, part in (
@@ -64,7 +66,7 @@ def build_roles(
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
             raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")
-        model = merged_model(model)
+        model = merged_model(_copyable("peft_config", model))
     policy, reference = _policy_and_reference(args, model, ref_model, peft_config)
     critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
     trained = ActorCritic(policy, critic, args.temperature)
@@ -90,7 +92,7 @@ def _policy_and_reference(
     if not isinstance(model, PeftModel):
         if is_quantised(model):
             raise UserError("model: expected a peft_config beside a quantised policy, found none")
-        reference = FrozenRole(ref_model if ref_model is not None else frozen_copy(model))
+        reference = FrozenRole(ref_model if ref_model is not None else frozen_copy(_copyable("ref_model", model)))
         return model.requires_grad_(True), reference
     _prepared(model)
     for name in (args.model_adapter_name, args.ref_adapter_name):
@@ -126,12 +128,14 @@ def _critic_and_reward(
         if is_quantised(start):
             name = "reward_model" if value_model is None else "value_model"
             raise UserError(f"{name}: expected a peft_config beside a quantised model for the critic, found none")
+        if isinstance(start, PeftModel) or start is not value_model:
+            _copyable("value_model", start)
         critic = merged_model(start) if isinstance(start, PeftModel) else start
         return (critic if start is value_model else copy.deepcopy(critic)).requires_grad_(True), own_reward
     if start is None:
         start = critic_from(policy)
     elif isinstance(start, PeftModel):
-        start = merged_model(start)
+        start = merged_model(_copyable("value_model", start))
     adapted = add_lora(_prepared(start), _critic_config(lora))
     # The reward model's backbone serves both roles, unless the critic has one of its own.
     shares = reward_model is not None and value_model is None and has_token_head(reward_model)
@@ -149,6 +153,7 @@ def _critic_config(lora: Any) -> LoraConfig:
 
 def critic_from(policy: Model) -> PreTrainedModel:
     """The policy's trunk, copied, under a scalar head of zeros (value estimates start at 0)."""
+    _copyable("value_model", policy)
     inner = merged_model(policy) if isinstance(policy, PeftModel) else policy
     if is_quantised(inner):
         raise UserError("value_model: expected a model, or critic: shared, beside a quantised policy, found none")
@@ -163,6 +168,12 @@ def critic_from(policy: Model) -> PreTrainedModel:
     torch.nn.init.zeros_(critic.score.weight)
     disable_dropout(critic)
     return critic.to(inner.device).eval()
+
+
+def _copyable(role: str, model: Any) -> Any:
+    if is_sharded(model):
+        raise UserError(f"{role}: expected a model of its own under ZeRO-3, which copies none, found none")
+    return model
 
 
 def _prepared(model: Any) -> Any:

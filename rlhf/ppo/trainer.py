@@ -78,7 +78,7 @@ class PPOTrainer(TrainerBase):
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
         check_wrapped(self.accelerator, self.model)
-        self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator)
+        self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
         self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.actor.scaler)
@@ -130,10 +130,11 @@ class PPOTrainer(TrainerBase):
         self.flow.event("on_step_begin")
         self.timings = {}
         part, real = equal_share(batch, self.accelerator)
-        with self._timed("generate"):
-            responses = self.actor.sample(part, step)
-        with self._timed("score"):
-            rollout = self.actor.rollout(part, responses, real)
+        with self.actor.whole():
+            with self._timed("generate"):
+                responses = self.actor.sample(part, step)
+            with self._timed("score"):
+                rollout = self.actor.rollout(part, responses, real)
         return Experience(part, responses, rollout, len(batch), [source.name for source in self.actor.rewards])
 
     def judge(self, rollout: Rollout) -> Targets:

@@ -1,6 +1,8 @@
-"""What accelerate was asked to be, what it became, and the two ways in which a step is taken."""
+"""What accelerate was asked to be, what it became, and weights that an engine has spread over the processes."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -36,9 +38,7 @@ def check_engine(accelerator: Accelerator) -> None:
             raise UserError(
                 f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero2"
             )
-        raise UserError("engine: expected data parallel or ZeRO-2, found FSDP, which PPO does not support yet")
-    if is_deepspeed(accelerator) and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        raise UserError("engine: expected data parallel or ZeRO-2, found ZeRO-3, which PPO does not support yet")
+        raise UserError("engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP, which PPO does not support")
 
 
 def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:
@@ -53,3 +53,29 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1
     plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether ZeRO-3 has spread the model's weights over the processes."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def numel(parameter: torch.nn.Parameter) -> int:
+    """Elements of the whole parameter, of which ZeRO-3 may have left none here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+@contextmanager
+def gathered(modules: Iterable[torch.nn.Module], changed: bool = False) -> Iterator[None]:
+    """Weights that ZeRO-3 has spread are whole on every rank inside the block: one collective for all of them.
+
+    changed: what rank 0 writes to them inside is kept, on all ranks.
+    """
+    own = {id(p): p for module in modules for p in module.parameters() if hasattr(p, "ds_id")}
+    if not own:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters  # importing it takes seconds
+
+    with GatheredParameters(list(own.values()), modifier_rank=0 if changed else None):
+        yield
