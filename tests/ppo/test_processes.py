@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,28 @@ from torch.testing import assert_close
 TESTS = Path(__file__).parents[1]
 WORKER = """
 import json, sys
+from rlhf.runtime.engine import numel
 from tiny_ppo import trainer
 options = json.loads(sys.argv[1])
 run = trainer(**options)
 run.train()
+own = [p.numel() for p in run.roles.trained.parameters()]
+whole = [numel(p) for p in run.roles.trained.parameters()]
 run.save_model()
+print("held here", sum(own), "of", sum(whole), flush=True)
 run.accelerator.end_training()
 """
+
+
+ZERO3 = {
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+}
 
 
 def train(folder: Path, processes: int, lora: bool, engine: str = "ddp") -> list[dict[str, float]]:
@@ -47,6 +63,10 @@ def train(folder: Path, processes: int, lora: bool, engine: str = "ddp") -> list
     else:  # ACCELERATE_USE_CPU would turn DeepSpeed off
         config = yaml.safe_load((TESTS.parent / "accelerate_configs" / f"{engine}.yaml").read_text())
         changed = config | {"use_cpu": True, "num_processes": processes, "main_process_port": 0}
+        if engine == "zero3":  # a file of one's own, since DeepSpeed leaves parameters as small as these whole
+            (folder / "deepspeed.json").write_text(json.dumps(ZERO3))
+            changed["deepspeed_config"] = {"deepspeed_config_file": str(folder / "deepspeed.json")}
+            del changed["mixed_precision"]  # in the file's competence, then
         (folder / "engine.yaml").write_text(yaml.safe_dump(changed))
         command += ["-m", "accelerate.commands.launch", "--config_file", str(folder / "engine.yaml")]
         environment |= {"DS_ACCELERATOR": "cpu"}
@@ -54,6 +74,9 @@ def train(folder: Path, processes: int, lora: bool, engine: str = "ddp") -> list
         [*command, str(worker), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    if engine == "zero3":
+        held = re.findall(r"held here (\d+) of (\d+)", done.stdout)
+        assert len(held) == processes and all(int(own) == 0 < int(whole) for own, whole in held), done.stdout
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
