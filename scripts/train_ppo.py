@@ -5,15 +5,19 @@ from typing import Any, cast
 
 from peft import LoraConfig
 from transformers import AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.data.prompts import as_row, prompt_sets
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer
 from rlhf.parsing import parse, required, run_script
+from rlhf.ppo.dry_run import dry_run
+from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.memory import read_config
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
 
 
@@ -33,15 +37,24 @@ def main() -> None:
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
     dtype = model_args.dtype or "float32"
+    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
+    if args.dry_run:
+        lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in split.train], tokenizer)]
+        configs = read_config(base), read_config(reward_path, num_labels=1)
+        dry_run(args, *configs, lengths, dtype, peft_config)
+        return
+    # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
+    own = is_deepspeed_zero3_enabled() and peft_config is None
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
         model=load_causal_lm(base, dtype),
-        ref_model=None,
+        ref_model=load_causal_lm(base, dtype) if own else None,
         reward_model=load_reward_model(reward_path, dtype),
         train_dataset=[as_row(prompt) for prompt in split.train],
         reward_processing_classes=AutoTokenizer.from_pretrained(reward_path),
-        peft_config=cast(LoraConfig | None, get_peft_config(model_args)),
+        value_model=load_reward_model(reward_path, dtype) if own and args.critic == "separate" else None,
+        peft_config=peft_config,
     )
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path

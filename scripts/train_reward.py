@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 from trl import ModelConfig
+from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.data.chat import prompt_text
@@ -14,8 +15,11 @@ from rlhf.data.hh_rlhf import Pair, load_pairs, split_pairs
 from rlhf.models.load import load_tokenizer, new_reward_model
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required, run_script
+from rlhf.reward.dry_run import dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.engine import gathered
+from rlhf.runtime.memory import read_config
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.tracking import write_summary
 
@@ -58,8 +62,11 @@ def main() -> None:
     counts |= {f"split_{name}": len(part) for name, part in splits.items()}
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
-    model = new_reward_model(base, tokenizer, dtype="float32")
     rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
+    if args.dry_run:
+        dry_run(args, read_config(base, num_labels=1), rows["train"])
+        return
+    model = new_reward_model(base, tokenizer, dtype="float32")
     config: dict[str, Any] = asdict(run) | asdict(data) | {"model_name_or_path": base} | args.to_dict()
     with Stage(folder, "reward", config, args.seed) as stage:
         trainable, total = trainable_share(model)
@@ -67,13 +74,15 @@ def main() -> None:
             data={"preferences": counts},
             models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
         )
-        before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
+        with gathered([model]):
+            before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
         trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
         if not ended:
             stage.stopped = True
             print(f"reward: stopped at step {trainer.state.global_step}; the same command goes on from there")
             return
-        after = evaluate_pairs(model, rows["test"], args)
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
+            after = evaluate_pairs(model, rows["test"], args)
         trainer.save_model(str(folder))
         report = {
             "split": "test",

@@ -163,6 +163,7 @@ class PPOStageConfig(PPOConfig):
     """PPOConfig as a stage of a run takes it, with the reference recipe's values as defaults."""
 
     output_dir: str | None = help_text("set from RUNS_DIR/RUN/ppo_full or ppo_lora")
+    dry_run: bool = help_text("check data, models and folder, print steps and memory per device, and end", False)
     reward_model_path: str | None = help_text("trained reward model; RUNS_DIR/RUN/reward when not set")
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
     response_length: int = help_text("most tokens of a response", 128)

@@ -71,6 +71,7 @@ class RewardStageConfig(RewardConfig):
     """TRL's RewardConfig, with the margin ranking loss and the reference recipe's values as defaults."""
 
     output_dir: str | None = help_text("set from RUNS_DIR/RUN/reward")
+    dry_run: bool = help_text("check data, models and folder, print steps and memory per device, and end", False)
     loss_type: Literal["margin", "bradley_terry"] = help_text(
         "margin: max(0, margin - (chosen - rejected)); bradley_terry: -log sigmoid(chosen - rejected)",
         "margin",

@@ -76,7 +76,8 @@ def train(folder: Path, processes: int, lora: bool, engine: str = "ddp") -> list
     assert done.returncode == 0, done.stderr[-3000:]
     if engine == "zero3":
         held = re.findall(r"held here (\d+) of (\d+)", done.stdout)
-        assert len(held) == processes and all(int(own) == 0 < int(whole) for own, whole in held), done.stdout
+        assert len(held) == processes, done.stdout
+        assert all(int(own) == 0 < int(whole) for own, whole in held), done.stdout
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

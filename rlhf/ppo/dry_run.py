@@ -1,0 +1,88 @@
+"""What a PPO run would do and take, without loading a weight: `train_ppo.py --dry_run true`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+
+from rlhf.config import PPOConfig
+from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
+from rlhf.ppo.setup import count_steps
+from rlhf.runtime.engine import numel
+from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
+
+
+def dry_run(
+    args: PPOConfig,
+    policy: PretrainedConfig,
+    reward: PretrainedConfig,
+    lengths: Sequence[int],
+    dtype: Any,
+    peft_config: LoraConfig | None,
+) -> None:
+    """Print roles, steps and memory per device; a UserError where the run cannot work.
+
+    lengths: tokens of each training prompt. reward has one label.
+    """
+    check_writable(Path(args.output_dir or "."))
+    base = base_bytes(args.use_cpu)  # before anything is built here
+
+    def roles(layers: int | None) -> Roles:
+        configs = [policy, reward] if layers is None else [shallow(config, layers) for config in (policy, reward)]
+        with torch.device("meta" if layers is None else "cpu"):
+            model = AutoModelForCausalLM.from_config(configs[0], dtype=dtype)
+            judge = AutoModelForSequenceClassification.from_config(configs[1], dtype=dtype)
+        model.name_or_path, judge.name_or_path = policy.name_or_path, reward.name_or_path
+        return build_roles(args, model, None, judge, None, peft_config)
+
+    whole = roles(None)
+    sharding = Sharding.of(args)
+    print("\n".join(parameter_lines(describe_roles(whole))))
+    steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
+    print(f"{sharding.processes} processes, ZeRO stage {sharding.stage}, {steps} PPO steps")
+    parts = [
+        sharding.trained("policy", whole.trained.policy, args.optim),
+        sharding.trained("critic", whole.trained.critic, args.optim),
+    ]
+    for name, frozen in (("reference", whole.reference), ("reward", whole.reward)):
+        if frozen is not None and not frozen.shared:
+            parts.append(sharding.frozen(name, frozen.model))
+    width = max(lengths)
+
+    def activations(layers: int) -> int:
+        trained = roles(layers).trained.train()
+        ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            return kept_bytes(lambda: trained(ids, ids == 0, args.response_length), trained)
+
+    rows = args.per_device_train_batch_size
+    learning = rows * by_depth(activations, policy.num_hidden_layers)
+    learning += 2 * rows * _logits(args, policy)  # their gradients
+    parts.append(Part("activations, logits", learning=learning, rollout=_rollout(args, policy, width)))
+    if peft_config is not None:
+        merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
+        parts.append(Part("merged copy", saving=merged))
+    verdict(parts, base, args.use_cpu)
+
+
+def _logits(args: PPOConfig, config: PretrainedConfig) -> float:
+    """Bytes of one response's logits, float32."""
+    return 4.0 * (args.response_length + 1) * config.vocab_size
+
+
+def _rollout(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
+    """The larger of generation, which keeps keys and values, and one look at the responses, which holds logits."""
+    size = 2 if args.bf16 else 4
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_token = 2 * config.num_hidden_layers * heads * head * size
+    rows, tokens = args.local_batch_size, width + args.response_length
+    states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
+    generation = rows * (tokens * per_token + width * states)
+    # Two models' logits, and three temporaries: scaled, probabilities, their product.
+    looks = args.local_rollout_forward_batch_size * (5 * _logits(args, config) + tokens * states)
+    return max(generation, looks)

@@ -1,0 +1,47 @@
+"""What reward training would do and take, without loading a weight: `train_reward.py --dry_run true`."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+from rlhf.config import RewardStageConfig
+from rlhf.models.heads import token_values
+from rlhf.models.lora import trainable_share
+from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
+
+
+def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
+    """Print the model, steps and memory per device; a UserError where the run cannot work.
+
+    rows: token rows of the training pairs. config has one label.
+    """
+    check_writable(Path(args.output_dir or "."))
+    base = base_bytes(args.use_cpu)
+
+    def build(layers: int | None) -> Any:
+        with torch.device("meta" if layers is None else "cpu"):
+            own = config if layers is None else shallow(config, layers)
+            return AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
+
+    sharding = Sharding.of(args)
+    whole = build(None)
+    trainable, total = trainable_share(whole)
+    print(f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})")
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * sharding.processes
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / batch))
+    print(f"{sharding.processes} processes, ZeRO stage {sharding.stage}, {len(rows)} pairs, {steps} steps of {batch}")
+    longest = max(len(side) for row in rows for side in row.values())
+
+    def activations(layers: int) -> int:
+        model = build(layers).train()
+        ids = torch.zeros(1, longest, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+            return kept_bytes(lambda: token_values(model, ids, ids == 0), model)
+
+    # Both sides of each pair go through in one pass.
+    learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
+    parts = [sharding.trained("reward", whole, str(args.optim)), Part("activations", learning=learning)]
+    verdict(parts, base, args.use_cpu)
