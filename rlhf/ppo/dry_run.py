@@ -55,7 +55,7 @@ def dry_run(
     def activations(layers: int) -> int:
         trained = roles(layers).trained.train()
         ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             return kept_bytes(lambda: trained(ids, ids == 0, args.response_length), trained)
 
     rows = args.per_device_train_batch_size
@@ -84,5 +84,5 @@ def _rollout(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
     states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
     generation = rows * (tokens * per_token + width * states)
     # Two models' logits, and three temporaries: scaled, probabilities, their product.
-    looks = args.local_rollout_forward_batch_size * (5 * _logits(args, config) + tokens * states)
+    looks = min(rows, args.local_rollout_forward_batch_size) * (5 * _logits(args, config) + tokens * states)
     return max(generation, looks)
