@@ -1,13 +1,17 @@
 """All stages of a run, one after another: python scripts/pipeline.py --recipe NAME --run NAME.
 
-A stage that is done is skipped, one that was interrupted goes on.
+A stage that is done is skipped, one that was interrupted goes on. With --executor slurm the stages are submitted as
+a chain of jobs, as slurm/pipeline.sh does.
 """
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -35,15 +39,28 @@ class PipelineConfig:
         default=None,
         metadata={"help": "a name in accelerate_configs; not set: cpu, single_gpu or multi_gpu by what is there"},
     )
+    executor: Literal["local", "slurm"] = field(default="local", metadata={"help": "run here, or submit to Slurm"})
+    seeds: str | None = field(default=None, metadata={"help": "slurm: a run for each, e.g. 1,2,3, as job arrays"})
+    sbatch: str = field(
+        default="", metadata={"help": "slurm: options of sbatch for every stage, e.g. '--nodes=2 --gres=gpu:4'"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.executor == "local" and (self.seeds or self.sbatch):
+            raise UserError("seeds, sbatch: expected --executor slurm beside them, found local")
 
 
 def main() -> None:
     run, config = parse([RunConfig, PipelineConfig])
     recipe = recipe_folder(config.recipe)
-    engine = ROOT / "accelerate_configs" / f"{config.engine or _engine()}.yaml"
+    name = config.engine or (None if config.executor == "slurm" else _engine())  # not this machine's devices
+    engine = ROOT / "accelerate_configs" / f"{name or 'multi_gpu'}.yaml"
     if not engine.is_file():
         known = ", ".join(sorted(path.stem for path in engine.parent.glob("*.yaml")))
         raise UserError(f"engine: expected one of {known}, found {config.engine!r}")
+    if config.executor == "slurm":
+        _submit(run, config)
+        return
     where = ["--run", run.run, "--runs_dir", run.runs_dir]
     stages = [stage for stage in STAGES if (recipe / f"{stage}.yaml").is_file()]
     for number, stage in enumerate(stages, start=1):
@@ -56,6 +73,17 @@ def main() -> None:
         if not is_done(run.folder() / stage):  # told to stop by a signal
             sys.exit(f"{stage}: not done yet; call the same command again to go on")
     _run([sys.executable, str(ROOT / "scripts" / "report.py"), *where], "report")
+
+
+def _submit(run: RunConfig, config: PipelineConfig) -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("executor: expected Slurm's sbatch on this machine, found none")
+    command = ["bash", str(ROOT / "slurm" / "pipeline.sh"), "--recipe", config.recipe, "--run", run.run]
+    command += ["--seeds", config.seeds] if config.seeds else []
+    settings = {"RUNS_DIR": str(Path(run.runs_dir).absolute()), "RLHF_ENGINE": config.engine or ""}
+    code = subprocess.run([*command, *shlex.split(config.sbatch)], env=os.environ | settings, check=False).returncode
+    if code:
+        sys.exit(code)
 
 
 def _launcher(engine: Path) -> list[str]:

@@ -17,6 +17,7 @@ from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
 
@@ -61,6 +62,7 @@ def main() -> None:
     with Stage(folder, name, config, args.seed) as stage:
         stage.record(
             data={"prompts": counts},
+            engine=engine_name(trainer.accelerator),
             models=trainer.models,
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )

@@ -10,9 +10,10 @@ flags+=(${RLHF_FLAGS:-})
 if [ "$WORLD" = 1 ]; then
     exec python "$SCRIPT" "${flags[@]}"
 fi
-engine=()
-[ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml")
+# An engine's file says what it is; --multi_gpu beside it would win. Slurm is the launcher of DeepSpeed's nodes, too.
+engine=(--multi_gpu)
+[ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml" --deepspeed_multinode_launcher standard)
 # SLURM_NODEID is this node's own only here, inside the task.
-exec python -m accelerate.commands.launch "${engine[@]}" --multi_gpu --num_machines "$SLURM_JOB_NUM_NODES" \
+exec python -m accelerate.commands.launch "${engine[@]}" --num_machines "$SLURM_JOB_NUM_NODES" \
     --num_processes "$WORLD" --machine_rank "$SLURM_NODEID" --main_process_ip "$MASTER" --main_process_port "$PORT" \
     --mixed_precision no --dynamo_backend no "$SCRIPT" "${flags[@]}"

@@ -21,6 +21,12 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
+def engine_name(accelerator: Accelerator) -> str:
+    """What became of it, as run.json has it: NO, MULTI_GPU, DEEPSPEED ZeRO-3, ..."""
+    name = str(accelerator.distributed_type.value)
+    return f"{name} ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}" if is_deepspeed(accelerator) else name
+
+
 def check_engine(accelerator: Accelerator) -> None:
     """A UserError where the engine or the number of processes is not what was asked for.
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_recipe import recipe
 from torch.testing import assert_close
@@ -100,8 +102,8 @@ def branch(top, run):
     shutil.copytree(top / "runs" / "whole" / "reward", top / "runs" / run / "reward")
 
 
-def only_ppo(cluster, top, run, *options):
-    environment = settings(top) | {"RECIPE": str(top / "recipe"), "RUN": run}
+def only_ppo(cluster, top, run, *options, **changes):
+    environment = settings(top) | {"RECIPE": str(top / "recipe"), "RUN": run} | changes
     (top / "runs" / run / "logs").mkdir()
     output = f"--output={top}/runs/{run}/logs/ppo_full-%j.log"
     return cluster.run(
@@ -145,6 +147,44 @@ def test_a_failing_stage_cancels_what_waits_for_it(cluster, top):
     states = {stage: cluster.finish(job, 120) for stage, job in jobs.items()}
     assert states == {"reward": "FAILED"} | dict.fromkeys(["ppo_full", "ppo_lora", "evaluation", "report"], "CANCELLED")
     assert "learning_rat" in logs(top, "failed")
+
+
+def test_deepspeed_over_two_nodes(cluster, top, chain):
+    recipe(top / "sharded")
+    branch(top, "sharded")
+    changes = {
+        "RECIPE": str(top / "sharded"),
+        "RLHF_ENGINE": "zero3",
+        "ACCELERATE_USE_CPU": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+    job = only_ppo(cluster, top, "sharded", "--nodes=2", "--time=10", **changes)
+    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "sharded")
+    assert facts(top, "sharded", "ppo_full")["engine"] == "DEEPSPEED ZeRO-3"
+    assert facts(top, "sharded", "ppo_full")["world_size"] == 2
+    assert (top / "runs" / "sharded" / "ppo_full" / "model.safetensors").exists()
+
+
+def test_each_seed_is_a_run_of_its_own(cluster, top):
+    """By `pipeline.py --executor slurm`, as job arrays."""
+    recipe(top / "short")
+    command = [sys.executable, "scripts/pipeline.py", "--executor", "slurm", "--recipe", str(top / "short")]
+    command += ["--run", "many", "--seeds", "1,2", "--sbatch", "--time=10", "--runs_dir", str(top / "runs")]
+    said = cluster.run(*command, cwd=ROOT, env=settings(top))
+    jobs = dict(line.split(": job ") for line in said.splitlines() if ": job " in line)
+    assert set(jobs) == {"reward", "ppo_full", "ppo_lora", "evaluation", "report"}, said
+
+    def states():
+        return re.findall(r"JobState=(\w+)", cluster.run("scontrol", "show", "job", jobs["report"]))
+
+    cluster.wait_for(lambda: states() and not {"PENDING", "RUNNING", "COMPLETING"} & set(states()), 400)
+    assert states() == ["COMPLETED"] * 2, logs(top, "many")
+    for seed in (1, 2):
+        run = f"many-seed{seed}"
+        assert (top / "runs" / run / "report" / "report.html").exists()
+        assert {facts(top, run, stage)["seed"] for stage in ("reward", "ppo_full", "ppo_lora")} == {seed}
+    weights = [load_file(top / "runs" / f"many-seed{seed}" / "ppo_full" / "model.safetensors") for seed in (1, 2)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
