@@ -18,7 +18,7 @@ from rlhf.parsing import parse, required, run_script
 from rlhf.reward.dry_run import dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.distributed import main_process_first
-from rlhf.runtime.engine import gathered
+from rlhf.runtime.engine import engine_name, gathered
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.tracking import write_summary
@@ -77,6 +77,7 @@ def main() -> None:
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
         trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
+        stage.record(engine=engine_name(trainer.accelerator))
         if not ended:
             stage.stopped = True
             print(f"reward: stopped at step {trainer.state.global_step}; the same command goes on from there")

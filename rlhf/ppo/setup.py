@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, get_scheduler
 from transformers.utils import logging
 
@@ -37,6 +37,8 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(**options)] if options else None,
     )
     check_engine(accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError("engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP, which PPO does not support")
     if is_deepspeed(accelerator):
         configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
     logging.set_verbosity(args.get_process_log_level())

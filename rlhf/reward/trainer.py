@@ -24,6 +24,7 @@ from rlhf.data.hh_rlhf import Pair
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.scoring import score_rows
+from rlhf.runtime.engine import check_engine
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
 
@@ -121,6 +122,7 @@ def train_reward_model(
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     if not checkpoints:
         metrics.unlink(missing_ok=True)
+    args.eval_on_start = not checkpoints  # the learning curve starts before the first step
     trainer = PreferenceTrainer(
         model=model,
         args=args,
@@ -129,8 +131,7 @@ def train_reward_model(
         processing_class=tokenizer,
         callbacks=[MetricsFile(metrics)],
     )
-    if not checkpoints:
-        trainer.evaluate()  # the learning curve starts before the first step
+    check_engine(trainer.accelerator)
     with StopRequest() as request:
         stop = StopCallback(request)
         trainer.add_callback(stop)

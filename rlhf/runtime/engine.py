@@ -39,12 +39,8 @@ def check_engine(accelerator: Accelerator) -> None:
         raise UserError(f"processes: expected {world} that know of one another, found {accelerator.num_processes}")
     if wants_deepspeed() and found != DistributedType.DEEPSPEED:
         raise UserError(f"engine: expected DeepSpeed, found {found.value}; ACCELERATE_USE_CPU turns it off")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        if found != DistributedType.FSDP:
-            raise UserError(
-                f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero2"
-            )
-        raise UserError("engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP, which PPO does not support")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and found != DistributedType.FSDP:
+        raise UserError(f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero3")
 
 
 def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:

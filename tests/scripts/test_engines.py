@@ -1,0 +1,92 @@
+"""The scripts under each engine on two CPU processes; models load sharded under ZeRO-3."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from tiny_recipe import recipe
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(engine, script, *argv, processes=2):
+    """Run a script under a file of accelerate_configs, or alone where the engine is None."""
+    command, changes = [sys.executable], {"ACCELERATE_USE_CPU": "true"}
+    if engine is not None:
+        config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
+        file = Path(argv[-1]).parent / f"{engine}.yaml"
+        file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": processes, "main_process_port": 0}))
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(file)]
+        changes = {"DS_ACCELERATOR": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
+    return subprocess.run(
+        [*command, str(ROOT / "scripts" / f"{script}.py"), *map(str, argv)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def stage(engine, folder, run, name, script):
+    where = ["--config", folder / f"{name}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
+    done = launch(engine, script, *where)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((folder.parent / "runs" / run / name / "run.json").read_text())
+    assert (facts["status"], facts["world_size"]) == ("done", 1 if engine is None else 2)
+    return facts.get("engine")
+
+
+def rows(folder, run, name):
+    text = (folder.parent / "runs" / run / name / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_every_stage_gives_what_one_process_gives(tmp_path, engine):
+    halves = {"per_device_train_batch_size": 4}  # of the 8 pairs that one process takes
+    reward = dict.fromkeys(["alone", engine])
+    once = {"gradient_accumulation_steps": 1}
+    two = recipe(tmp_path / "two", reward=halves, ppo_full=once, ppo_lora=once)
+    one = recipe(tmp_path / "one")
+    shutil.rmtree(one / "base")
+    shutil.copytree(two / "base", one / "base")
+    for name, folder, kind in (("alone", one, None), (engine, two, engine)):
+        stage(kind, folder, name, "reward", "train_reward")
+        reward[name] = json.loads((tmp_path / "runs" / name / "reward" / "evaluation.json").read_text())
+    for when in ("before", "after"):
+        for figure in ("loss", "mean_margin"):
+            assert reward[engine][when][figure] == pytest.approx(reward["alone"][when][figure], abs=1e-3)
+    if engine == "zero2":  # PPO under it is held against one process in tests/ppo/test_processes.py
+        return
+    shutil.copytree(tmp_path / "runs" / engine / "reward", tmp_path / "runs" / "alone" / "reward", dirs_exist_ok=True)
+    for name in ("ppo_full", "ppo_lora"):
+        stage(None, one, "alone", name, "train_ppo")
+        assert stage(engine, two, engine, name, "train_ppo") == "DEEPSPEED ZeRO-3"
+        first, same = rows(one, "alone", name)[0], rows(two, engine, name)[0]
+        for figure in [key for key in first if key.startswith(("objective/", "loss/", "value/explained"))]:
+            assert same[figure] == pytest.approx(first[figure], abs=1e-4), figure
+        AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / engine / name)
+    stage(engine, two, engine, "evaluation", "evaluate")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "script"), [("reward", "train_reward"), ("ppo_full", "train_ppo")])
+def test_fsdp_is_refused_on_cpus(tmp_path, name, script):
+    folder = recipe(tmp_path / "recipe")
+    argv = ["--config", folder / f"{name}.yaml", "--run", "x"]
+    if name == "ppo_full":
+        tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
+        tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
+        argv += ["--reward_model_path", tmp_path / "reward"]
+    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs")
+    assert done.returncode != 0
+    assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs accelerate does not apply it" in done.stderr
