@@ -77,7 +77,7 @@ def gathered(modules: Iterable[torch.nn.Module], changed: bool = False) -> Itera
     if not own:
         yield
         return
-    from deepspeed.zero import GatheredParameters  # importing it takes seconds
+    from deepspeed import zero  # importing it takes seconds
 
-    with GatheredParameters(list(own.values()), modifier_rank=0 if changed else None):
+    with zero.GatheredParameters(list(own.values()), modifier_rank=0 if changed else None):
         yield

@@ -38,7 +38,7 @@ def launch(engine, script, *argv, processes=2):
 def stage(engine, folder, run, name, script):
     where = ["--config", folder / f"{name}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
     done = launch(engine, script, *where)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank0]" in line)[-3000:]
     facts = json.loads((folder.parent / "runs" / run / name / "run.json").read_text())
     assert (facts["status"], facts["world_size"]) == ("done", 1 if engine is None else 2)
     return facts.get("engine")
