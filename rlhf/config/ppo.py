@@ -50,6 +50,7 @@ class PPOConfig(TrainingArguments):
     stop_token_id: int | None = help_text("stop at this id instead")
     temperature: float = help_text("softmax temperature of sampling and of every log-prob", 0.7)
     missing_eos_penalty: float | None = help_text("subtracted from the score of a response cut at response_length")
+    close_truncated: bool = help_text("reward models see an EOS after a cut response: they know finished ones", False)
     sft_model_path: str = help_text("for scripts: the model to start from", "EleutherAI/pythia-160m")
     reward_model_path: str | None = help_text("for scripts: the reward model", "EleutherAI/pythia-160m")
     model_adapter_name: str | None = help_text("the adapter of the policy that is trained, where it has several")

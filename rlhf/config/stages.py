@@ -114,6 +114,7 @@ class EvaluationConfig:
     reward_model_path: str | None = help_text("reward model that scores; RUNS_DIR/RUN/reward when not set")
     eval_batch_size: int = help_text("prompts per device and generation", 16)
     eval_response_length: int = help_text("most tokens of a response", 128)
+    eval_close_truncated: bool = help_text("the reward model sees an EOS after a response that was cut", False)
     eval_temperature: float = help_text("sampling temperature; every model gets the same random numbers", 0.7)
     eval_seed: int = help_text("seed of sampling and of the bootstrap", 0)
     confidence: float = help_text("confidence level of the intervals", 0.95)

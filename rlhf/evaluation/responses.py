@@ -34,7 +34,7 @@ def respond(
     The prompts are spread over the processes and every process gets all rows back. Models that are asked the
     same prompts get the same random numbers, so that their difference is not one of luck.
     """
-    state = PartialState()
+    state, stop = PartialState(), set(eos_ids)
     mine = share(prompts, state)
     rows: list[dict[str, Any]] = []
     starts = range(0, len(mine), config.eval_batch_size)
@@ -43,7 +43,8 @@ def respond(
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
-        texts = [i + r for i, r in zip(inputs, responses, strict=True)]
+        close = [tokenizer.eos_token_id] if config.eval_close_truncated else []
+        texts = [i + r + (close if r[-1] not in stop else []) for i, r in zip(inputs, responses, strict=True)]
         scores = score_rows(reward_model, texts, config.eval_batch_size).tolist()
         for prompt, response, score in zip(batch, responses, scores, strict=True):
             rows.append(
@@ -54,7 +55,7 @@ def respond(
                     "response": decode_response(tokenizer, response),
                     "score": score,
                     "response_length": len(response),
-                    "eos": response[-1] in set(eos_ids),
+                    "eos": response[-1] in stop,
                 }
             )
     by_id = {row["prompt_id"]: row for row in all_rows(rows)}

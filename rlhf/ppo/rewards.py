@@ -70,9 +70,9 @@ def reward_sources(
         role = roles.reward if given.reward is first and roles.reward is not None else FrozenRole(given.reward)
         role.to(device)
         if given.tokenizer is None:
-            sources.append(TokenReward(given.name, role, size))
+            sources.append(TokenReward(given.name, role, size, policy.eos_token_id if args.close_truncated else None))
         else:
-            sources.append(TextReward(given.name, role, given.tokenizer, policy, size))
+            sources.append(TextReward(given.name, role, given.tokenizer, policy, size, args.close_truncated))
     return sources
 
 

@@ -41,14 +41,21 @@ class RewardSource(Protocol):
 
 
 class TokenReward:
-    """A sequence-classification model that reads the policy's own token ids."""
+    """A sequence-classification model that reads the policy's own token ids.
 
-    def __init__(self, name: str, role: FrozenRole, batch_size: int) -> None:
+    close: the id that it sees after a response that was cut; None for none.
+    """
+
+    def __init__(self, name: str, role: FrozenRole, batch_size: int, close: int | None = None) -> None:
         self.name, self.role, self.batch_size = name, role, batch_size
+        self.close = [] if close is None else [close]
 
     def __call__(self, finished: Finished) -> Tensor:
         """Scores of prompt and response ids."""
-        rows = [p + r for p, r in zip(finished.prompt_ids, finished.response_ids, strict=True)]
+        rows = [
+            prompt + response + ([] if ended else self.close)
+            for prompt, response, ended in zip(finished.prompt_ids, finished.response_ids, finished.ended, strict=True)
+        ]
         with self.role.active() as model:
             return score_rows(model, rows, self.batch_size)
 
@@ -63,15 +70,18 @@ class TextReward:
         tokenizer: PreTrainedTokenizerBase,
         policy: PreTrainedTokenizerBase,
         size: int,
+        close: bool = False,
     ) -> None:
+        """close: a response that was cut gets an EOS, too."""
+        self.close = close
         self.name, self.role, self.tokenizer, self.policy, self.batch_size = name, role, tokenizer, policy, size
 
     def __call__(self, finished: Finished) -> Tensor:
-        """Scores of the decoded texts; a response that was cut gets no EOS."""
+        """Scores of the decoded texts; a response that was cut gets no EOS, unless told so."""
         rows = []
         for prompt, ids, ended in zip(finished.prompts, finished.response_ids, finished.ended, strict=True):
             response = encode_response(self.tokenizer, prompt, decode_response(self.policy, ids))
-            rows.append(encode_prompt(self.tokenizer, prompt) + (response if ended else response[:-1]))
+            rows.append(encode_prompt(self.tokenizer, prompt) + (response if ended or self.close else response[:-1]))
         with self.role.active() as model:
             return score_rows(model, rows, self.batch_size)
 

@@ -7,6 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+
+from rlhf.config import EvaluationConfig
+from rlhf.data.chat import encode_prompt, prepare_tokenizer
+from rlhf.data.oasst import Prompt
+from rlhf.evaluation.responses import respond
+from rlhf.generation.engine import generate
+from rlhf.generation.sampling import uniforms
+from rlhf.reward.scoring import score_rows
 
 TESTS = Path(__file__).parents[1]
 WORKER = """
@@ -55,3 +64,20 @@ def test_three_processes_give_the_rows_of_one(tmp_path):
     for first, second in zip(one, three, strict=True):
         assert first.pop("score") == pytest.approx(second.pop("score"), abs=1e-5)
         assert first == second
+
+
+def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
+    tokenizer, judge = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama_reward()
+    prompts = [Prompt(prompt_id="p", tree_id="t", text="word word")]
+    eos = [tokenizer.eos_token_id]
+    rows = []
+    for close in (False, True):
+        config = EvaluationConfig(base_model="unused", eval_response_length=5, eval_close_truncated=close)
+        rows += respond("base", tiny.llama(), tokenizer, judge, prompts, config, eos)
+    assert rows[0]["response"] == rows[1]["response"]
+    assert not rows[0]["eos"]
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "word word"}])
+    u = uniforms(0, 0, ["p"], 5)
+    [response] = generate(tiny.llama(), [prompt], u, eos, 0.7)
+    expected = score_rows(judge, [prompt + response, prompt + response + eos], 2).tolist()
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)

@@ -12,7 +12,10 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaForSequ
 
 from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
+from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.heads import score_tokens
+from rlhf.reward.scoring import score_rows
+from rlhf.reward.sources import Finished, TokenReward
 
 TEXTS = [{"prompt": f"say {i}", "topic": f"t{i}", "weight": i} for i in range(4)]
 
@@ -217,3 +220,34 @@ def test_prompts_as_rows_of_any_kind_train(tmp_path):
         run = trainer(tmp_path / str(i), rows=rows, reward=lengths, max_steps=1, given={"processing_class": tokenizer})
         run.train()
         assert "never" not in str(run.prompts[0].text)
+
+
+def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
+    """Token by token by hand: an EOS where a response was cut, nothing beside one that ended."""
+    finished = Finished(
+        prompts=["say", "say"],
+        prompt_ids=[[5, 6], [5, 6]],
+        response_ids=[[7, 8], [9, 1]],
+        ended=[False, True],
+        columns=[{}, {}],
+    )
+    role = FrozenRole(tiny.llama_reward())
+    as_is = score_rows(role.model, [[5, 6, 7, 8], [5, 6, 9, 1]], 2)
+    closed = score_rows(role.model, [[5, 6, 7, 8, 1], [5, 6, 9, 1]], 2)
+    assert_close(TokenReward("judge", role, 2)(finished), as_is)
+    assert_close(TokenReward("judge", role, 2, close=1)(finished), closed)
+    assert as_is[0] != closed[0]
+
+
+@pytest.mark.parametrize("family", ["same", "other"])
+def test_close_truncated_reaches_every_model(tmp_path, family):
+    """The tiny policy answers 6 tokens and is cut: the score is that of the text with an EOS."""
+    model, given = tiny.gpt2_reward(), {"reward_processing_classes": tiny.gpt2_tokenizer()} if family == "other" else {}
+    model = model if family == "other" else tiny.llama_reward()
+    cut, closed = (
+        trainer(tmp_path / str(value), reward=model, given=given, close_truncated=value) for value in (False, True)
+    )
+    first, second = experience(cut), experience(closed)
+    assert first.responses == second.responses
+    assert not first.rollout.ended.any()
+    assert (first.rollout.raw_score != second.rollout.raw_score).all()
