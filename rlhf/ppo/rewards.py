@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
+from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole, Model, base_of
 from rlhf.ppo.roles import Roles
@@ -48,7 +49,7 @@ def read_rewards(
     names = [_checked_name(reward) for reward in rewards]
     count = Counter(names)
     names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
-    others = [None if t is None or same_vocabulary(policy, t) else t for t in kinds]
+    others = [None if t is None or same_vocabulary(policy, t) else prepare_tokenizer(t) for t in kinds]
     return [Given(*row) for row in zip(names, rewards, others, strict=True)]
 
 
