@@ -42,7 +42,7 @@ class PipelineConfig:
     executor: Literal["local", "slurm"] = field(default="local", metadata={"help": "run here, or submit to Slurm"})
     seeds: str | None = field(default=None, metadata={"help": "slurm: a run for each, e.g. 1,2,3, as job arrays"})
     sbatch: str = field(
-        default="", metadata={"help": "slurm: options of sbatch for every stage, e.g. '--nodes=2 --gres=gpu:4'"}
+        default="", metadata={"help": "slurm: options of sbatch for every stage, as in --sbatch='--nodes=2'"}
     )
 
     def __post_init__(self) -> None:
