@@ -86,13 +86,35 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """lora -> folder and metrics of the run on one process, made once."""
+    made = {}
+
+    def run(lora):
+        if lora not in made:
+            folder = tmp_path_factory.mktemp("alone") / "run"
+            made[lora] = folder, train(folder, 1, lora)
+        return made[lora]
+
+    return run
+
+
 @pytest.mark.parametrize(
-    ("engine", "processes"),
-    [("ddp", 2), slow("ddp", 4), slow("zero2", 2), slow("zero3", 2)],
+    ("engine", "processes", "lora"),
+    [
+        ("ddp", 2, False),
+        ("ddp", 2, True),
+        slow("ddp", 4, False),
+        slow("zero2", 2, False),
+        slow("zero2", 2, True),
+        slow("zero3", 2, False),
+        slow("zero3", 2, True),
+    ],
 )
-def test_several_processes_give_what_one_gives(tmp_path, lora, engine, processes):
-    one, two = train(tmp_path / "one", 1, lora), train(tmp_path / "two", processes, lora, engine)
+def test_several_processes_give_what_one_gives(tmp_path, alone, lora, engine, processes):
+    folder, one = alone(lora)
+    two = train(tmp_path / "two", processes, lora, engine)
     assert [row["step"] for row in one] == [row["step"] for row in two] == [1, 2, 3, 4]
     for first, second in zip(one, two, strict=True):
         assert first.keys() == second.keys()
@@ -100,6 +122,6 @@ def test_several_processes_give_what_one_gives(tmp_path, lora, engine, processes
             # DeepSpeed has one gradient norm for both roles.
             if name != "eps" and not name.startswith("time/") and not (engine != "ddp" and "grad_norm" in name):
                 assert second[name] == pytest.approx(first[name], abs=1e-4), name
-    weights = [load_file(tmp_path / run / "model.safetensors") for run in ("one", "two")]
+    weights = [load_file(path / "model.safetensors") for path in (folder, tmp_path / "two")]
     for name, tensor in weights[0].items():
         assert_close(weights[1][name], tensor, atol=1e-5, rtol=0)
