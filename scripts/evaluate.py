@@ -41,21 +41,24 @@ def main() -> None:
             raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
 
     device = PartialState().device
-    rows = []
+    rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
         stage.record(data={"prompts": counts})
         reward_model = load_reward_model(reward_path).to(device)
+        base = load_causal_lm(paths["base"]).to(device)
         for name, path in paths.items():
-            policy = load_causal_lm(path).to(device)
-            eos_ids = stop_ids(policy, tokenizer)
-            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids)
+            policy = base if name == "base" else load_causal_lm(path).to(device)
+            eos_ids, other = stop_ids(policy, tokenizer), None if policy is base else base
+            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids, other)
+            rating += respond(name, policy, tokenizer, reward_model, split.rating, config, eos_ids)
             del policy
-            gc.collect()  # one policy in memory at a time
+            gc.collect()  # one tuned policy in memory at a time
         summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
         for name, path in paths.items():
             summary["models"][name]["path"] = path
         if stage.is_main:
             write_rows(folder / "responses.jsonl", rows)
+            write_rows(folder / "rating_responses.jsonl", rating)
             write_json(folder / "evaluation.json", summary)
             numbers = {f"reward/{name}": model["mean_reward"] for name, model in summary["models"].items()}
             numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}

@@ -2,7 +2,14 @@
 
 from rlhf.config.common import bf16_is_fast
 from rlhf.config.ppo import PPOConfig, PPOStageConfig
-from rlhf.config.stages import EvaluationConfig, PreferenceConfig, PromptConfig, RewardStageConfig, RunConfig
+from rlhf.config.stages import (
+    EvaluationConfig,
+    PreferenceConfig,
+    PromptConfig,
+    RatingConfig,
+    RewardStageConfig,
+    RunConfig,
+)
 
 __all__ = [
     "EvaluationConfig",
@@ -10,6 +17,7 @@ __all__ = [
     "PPOStageConfig",
     "PreferenceConfig",
     "PromptConfig",
+    "RatingConfig",
     "RewardStageConfig",
     "RunConfig",
     "bf16_is_fast",

@@ -127,3 +127,20 @@ class EvaluationConfig:
                 raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not self.eval_temperature > 0:
             raise UserError(f"eval_temperature: expected a positive number, found {self.eval_temperature}")
+
+
+@dataclass
+class RatingConfig:
+    """Blind human rating of the responses to the rating prompts."""
+
+    rating_repeats: int = help_text("prompts that come twice on the sheet, for each rater's own consistency", 2)
+    files: list[str] = field(default_factory=list, metadata={"help": "import: the files that raters saved"})
+    port: int = help_text("serve: port on 127.0.0.1; 0 takes a free one", 0)
+    rating_confidence: float = help_text("confidence level of the intervals", 0.95)
+    rating_seed: int = help_text("seed of the bootstrap", 0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UserError(f"port: expected 0 to 65535, found {self.port}")
+        if not 0 < self.rating_confidence < 1:
+            raise UserError(f"rating_confidence: expected a number between 0 and 1, found {self.rating_confidence}")

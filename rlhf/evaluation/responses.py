@@ -11,6 +11,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.data.chat import decode_response, encode_prompt
 from rlhf.data.oasst import Prompt
 from rlhf.data.prompts import as_messages
+from rlhf.evaluation.divergence import response_kl
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.reward.scoring import score_rows
@@ -28,11 +29,13 @@ def respond(
     prompts: Sequence[Prompt],
     config: EvaluationConfig,
     eos_ids: Sequence[int],
+    base: PreTrainedModel | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows (prompt_id, model, prompt, response, score, response_length, eos) in the order of `prompts`.
+    """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
     The prompts are spread over the processes and every process gets all rows back. Models that are asked the
-    same prompts get the same random numbers, so that their difference is not one of luck.
+    same prompts get the same random numbers, so that their difference is not one of luck. With `base`, rows have
+    the KL to it too (nats a response).
     """
     state, stop = PartialState(), set(eos_ids)
     mine = share(prompts, state)
@@ -46,17 +49,22 @@ def respond(
         close = [tokenizer.eos_token_id] if config.eval_close_truncated else []
         texts = [i + r + (close if r[-1] not in stop else []) for i, r in zip(inputs, responses, strict=True)]
         scores = score_rows(reward_model, texts, config.eval_batch_size).tolist()
-        for prompt, response, score in zip(batch, responses, scores, strict=True):
-            rows.append(
-                {
-                    "prompt_id": prompt.prompt_id,
-                    "model": name,
-                    "prompt": prompt.text,
-                    "response": decode_response(tokenizer, response),
-                    "score": score,
-                    "response_length": len(response),
-                    "eos": response[-1] in stop,
-                }
-            )
+        new = [
+            {
+                "prompt_id": prompt.prompt_id,
+                "model": name,
+                "prompt": prompt.text,
+                "response": decode_response(tokenizer, response),
+                "score": score,
+                "prompt_length": len(ids),
+                "response_length": len(response),
+                "eos": response[-1] in stop,
+            }
+            for prompt, ids, response, score in zip(batch, inputs, responses, scores, strict=True)
+        ]
+        if base is not None:
+            kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
+            new = [row | {"kl": value} for row, value in zip(new, kl, strict=True)]
+        rows += new
     by_id = {row["prompt_id"]: row for row in all_rows(rows)}
     return [by_id[prompt.prompt_id] for prompt in prompts]

@@ -20,18 +20,20 @@ PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torc
 
 def write_json(path: Path, content: Any) -> None:
     """Write aside and rename, so that a reader never sees half a file. Values must be finite or None."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside and rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines, written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

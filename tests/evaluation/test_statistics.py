@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from rlhf.evaluation.statistics import mean_interval, paired_gain, summarise
+from rlhf.evaluation.statistics import mean_interval, paired_gain, paired_p_value, rank_correlation, summarise
 
 
-def row(prompt_id: str, model: str, score: float, length: int = 10, eos: bool = True) -> dict[str, Any]:
-    return {"prompt_id": prompt_id, "model": model, "score": score, "response_length": length, "eos": eos}
+def row(prompt_id: str, model: str, score: float, length: int = 10, eos: bool = True, **more: Any) -> dict[str, Any]:
+    fields = {"prompt_id": prompt_id, "model": model, "score": score, "response_length": length, "eos": eos}
+    return fields | {"response": "Well well", "prompt_length": 5} | more
 
 
 def test_interval_agrees_with_a_plain_bootstrap_and_the_normal_approximation() -> None:
@@ -61,6 +63,7 @@ def test_gain_by_hand() -> None:
         "before": 1.5,
         "after": 2.0,
         "gain": 0.5,
+        "p_value": 0.75,  # of the 16 sums of +-1 +-0 +-1 +-2, 6 are 2 or more and 6 are -2 or less
         "win_rate": 2.5 / 4,
         "wins": 2,
         "ties": 1,
@@ -88,11 +91,49 @@ def test_gain_needs_pairs() -> None:
         paired_gain([1.0, 2.0], [1.0], 0.95, seed=0)
 
 
+def test_p_value_of_many_pairs_agrees_with_the_t_test() -> None:
+    x = np.random.default_rng(4).normal(0.2, 1.0, 120)
+    assert paired_p_value(x, seed=0) == pytest.approx(ttest_1samp(x, 0).pvalue, abs=0.01)
+    assert paired_p_value(x, seed=0) == paired_p_value(x, seed=0)
+
+
+def test_p_value_at_its_ends() -> None:
+    assert paired_p_value([0.0, 0.0], seed=0) == 1
+    assert paired_p_value([1.0] * 10, seed=0) == pytest.approx(2 / 1024)  # two of 2^10 flips are as far out
+    with pytest.raises(ValueError, match="at least one, all finite"):
+        paired_p_value([], seed=0)
+
+
+def test_rank_correlation_by_hand() -> None:
+    # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 * 4 / (4 * 15) = 0.6.
+    assert rank_correlation([1, 5, 6, 90], [2, 1, 4, 3]) == pytest.approx(0.6)
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_gains_by_length_of_the_prompt() -> None:
+    lengths, gains = [3, 3, 8, 9, 40, 50], [1, 1, 0, 0, -1, -3]
+    rows = [row(str(i), "base", 0.0, prompt_length=n) for i, n in enumerate(lengths)]
+    rows += [
+        row(str(i), "full", float(g), prompt_length=n) for i, (n, g) in enumerate(zip(lengths, gains, strict=True))
+    ]
+    groups = summarise(rows, ["base", "full"], 0.95, 0)["length_groups"]
+    assert [(g["from"], g["to"], g["n"], g["gains"]["full"]["gain"]) for g in groups] == [
+        (3, 3, 2, 1.0),
+        (8, 9, 2, 0.0),
+        (40, 50, 2, -2.0),
+    ]
+
+
+def test_prompts_of_one_length_are_one_group() -> None:
+    rows = [row(str(i), model, 0.0) for model in ("base", "full") for i in range(5)]
+    assert [g["n"] for g in summarise(rows, ["base", "full"], 0.95, 0)["length_groups"]] == [5]
+
+
 def test_summary() -> None:
     rows = [
-        row("b", "full", 4.0, length=20),
+        row("b", "full", 4.0, length=20, kl=4.0),
         row("a", "base", 1.0, length=5),
-        row("a", "full", 2.0, length=10),
+        row("a", "full", 2.0, length=10, kl=2.0),
         row("b", "base", 3.0, length=8, eos=False),
         row("c", "other", 9.0),
     ]
@@ -100,8 +141,28 @@ def test_summary() -> None:
     assert json.loads(json.dumps(result)) == result
     assert (result["n_prompts"], result["confidence"]) == (2, 0.95)
     assert result["models"] == {
-        "base": {"mean_reward": 2.0, "interval": [1.0, 3.0], "response_length": 6.5, "eos_rate": 0.5},
-        "full": {"mean_reward": 3.0, "interval": [2.0, 4.0], "response_length": 15.0, "eos_rate": 1.0},
+        "base": {
+            "mean_reward": 2.0,
+            "interval": [1.0, 3.0],
+            "response_length": 6.5,
+            "eos_rate": 0.5,
+            "distinct_1": 1 / 4,  # "well" of four words
+            "distinct_2": 1 / 2,
+            "repetition": 0.0,
+            "length_correlation": pytest.approx(1.0),
+        },
+        "full": {
+            "mean_reward": 3.0,
+            "interval": [2.0, 4.0],
+            "response_length": 15.0,
+            "eos_rate": 1.0,
+            "distinct_1": 1 / 4,
+            "distinct_2": 1 / 2,
+            "repetition": 0.0,
+            "length_correlation": pytest.approx(1.0),
+            "kl": 3.0,  # 2 and 4 nats on 30 tokens
+            "kl_per_token": 0.2,
+        },
     }
     assert list(result["gains"]) == ["full"]
     gain = result["gains"]["full"]

@@ -1,0 +1,36 @@
+"""Whether raters agree with one another, and each with themselves."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def krippendorff_alpha(ratings: ArrayLike) -> float | None:
+    """Krippendorff's alpha for ordinal values (Krippendorff 2011, "Computing Krippendorff's alpha-reliability").
+
+    ratings: float [raters, units], nan where a rater gave none. 1: full agreement, 0: as by chance, below: worse.
+    Units that fewer than two rated do not count; None where no unit is left, or all values are the same.
+    """
+    x = np.asarray(ratings, float)
+    values = np.unique(x[~np.isnan(x)])
+    counts = np.array([[(unit == value).sum() for value in values] for unit in x.T], float)  # [units, values]
+    counts = counts.reshape(-1, len(values))
+    rated = counts.sum(1)
+    counts, rated = counts[rated > 1], rated[rated > 1]
+    if not len(counts):
+        return None
+    pairs = counts[:, :, None] * counts[:, None, :] - np.apply_along_axis(np.diag, 1, counts)
+    coincidence = (pairs / (rated - 1)[:, None, None]).sum(0)
+    totals = coincidence.sum(0)
+    # Ordinal distance: how many values lie between two, the two counted half.
+    upto = np.cumsum(totals) - totals / 2
+    distance = (upto[:, None] - upto[None, :]) ** 2
+    expected = (totals[:, None] * totals[None, :] * distance).sum()
+    if expected == 0:
+        return None
+    return float(1 - (totals.sum() - 1) * (coincidence * distance).sum() / expected)
+
+
+def self_consistency(first: ArrayLike, again: ArrayLike) -> dict[str, float | int]:
+    """Of N ratings given twice by one rater: the share that is the same, and the mean absolute difference in steps."""
+    difference = np.abs(np.asarray(first, float) - np.asarray(again, float))
+    return {"n": len(difference), "same": float((difference == 0).mean()), "mean_difference": float(difference.mean())}

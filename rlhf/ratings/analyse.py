@@ -1,0 +1,129 @@
+"""What the ratings say: means, preferences, agreement, and how far they carry.
+
+The unit is the prompt: raters' values of a prompt are averaged first, and prompts are resampled, since ten ratings of
+one response are not ten responses.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from rlhf.evaluation.statistics import mean_interval, paired_p_value
+from rlhf.ratings.agreement import krippendorff_alpha, self_consistency
+from rlhf.ratings.scale import CRITERIA
+from rlhf.ratings.words import in_words
+
+DETECT = 0.3  # points: the difference that the sample size is worked out for
+POWER = 0.8  # probability of seeing it, at a two-sided level of 1 - confidence
+
+
+def analyse(
+    key: dict[str, Any], sheets: Sequence[dict[str, Any]], models: Sequence[str], confidence: float, seed: int
+) -> dict[str, Any]:
+    """ratings.json: from a key and its checked sheets. Incomplete sheets are named and left out.
+
+    models: in the order of the report; pairs are compared as later minus earlier.
+    """
+    complete = [sheet for sheet in sheets if sheet["complete"]]
+    result: dict[str, Any] = {
+        "sheet_id": key["sheet_id"],
+        "confidence": confidence,
+        "criteria": {name: criterion.title for name, criterion in CRITERIA.items()},
+        "raters": [sheet["rater"] for sheet in complete],
+        "incomplete": [sheet["rater"] for sheet in sheets if not sheet["complete"]],
+        "n_prompts": len({item["prompt_id"] for item in key["items"]}),
+    }
+    if not complete:
+        return result | {"words": ["No complete sheet has come in, so nothing can be said about the responses."]}
+    x, again = _table(key, complete, models, repeat=False), _table(key, complete, models, repeat=True)
+    overall = x.mean(3)  # [raters, prompts, models]
+    result |= {
+        "models": {model: _means(x[:, :, m], confidence, seed) for m, model in enumerate(models)},
+        "pairs": [
+            {"of": models[b], "over": models[a], **_compare(overall[:, :, a], overall[:, :, b], confidence, seed)}
+            for a, b in combinations(range(len(models)), 2)
+        ],
+        "agreement": {
+            name: krippendorff_alpha(x[:, :, :, c].reshape(len(complete), -1)) for c, name in enumerate(CRITERIA)
+        },
+        "consistency": _consistency(x, again, complete),
+        "notes": _notes(key, sheets),
+    }
+    return result | {"words": in_words(result)}
+
+
+def _table(
+    key: dict[str, Any], sheets: Sequence[dict[str, Any]], models: Sequence[str], repeat: bool
+) -> NDArray[np.float64]:
+    """Ratings [raters, prompts, models, criteria]; nan for prompts that do not come (again)."""
+    prompts = list(dict.fromkeys(item["prompt_id"] for item in key["items"]))
+    table = np.full((len(sheets), len(prompts), len(models), len(CRITERIA)), math.nan)
+    for item in (item for item in key["items"] if item["repeat"] == repeat):
+        p, m = prompts.index(item["prompt_id"]), models.index(item["model"])
+        for r, sheet in enumerate(sheets):
+            table[r, p, m] = [sheet["items"][item["item_id"]]["ratings"][name] for name in CRITERIA]
+    return table
+
+
+def _means(x: NDArray[np.float64], confidence: float, seed: int) -> dict[str, Any]:
+    """Mean and interval, over all criteria and of each; x: [raters, prompts, criteria]."""
+    by_prompt = x.mean(0)
+    columns = {"overall": by_prompt.mean(1)} | {name: by_prompt[:, c] for c, name in enumerate(CRITERIA)}
+    intervals = {name: mean_interval(values, confidence, seed) for name, values in columns.items()}
+    return {name: {"mean": mean, "interval": interval} for name, (mean, interval) in intervals.items()}
+
+
+def _compare(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float, seed: int) -> dict[str, Any]:
+    """Preference for y over x and their difference in points; x, y: [raters, prompts], means over criteria."""
+    difference = y - x
+    wins, ties, losses = (int(n) for n in ((difference > 0).sum(), (difference == 0).sum(), (difference < 0).sum()))
+    share, share_interval = mean_interval((0.5 + 0.5 * np.sign(difference)).mean(0), confidence, seed)
+    by_prompt = difference.mean(0)
+    mean, interval = mean_interval(by_prompt, confidence, seed)
+    return {
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "preference": share,
+        "preference_interval": share_interval,
+        "difference": mean,
+        "interval": interval,
+        "p_value": paired_p_value(by_prompt, seed),
+        "prompts_needed": prompts_needed(by_prompt, confidence),
+    }
+
+
+def prompts_needed(differences: NDArray[np.float64], confidence: float) -> int | None:
+    """Prompts, each rated by as many raters as now, to see a difference of 0.3 points with a power of 80 %.
+
+    n = ((z_(1 - alpha/2) + z_power) s / 0.3)^2 for a paired comparison, s the standard deviation of the prompts'
+    differences, float [N]; None for fewer than two prompts.
+    """
+    if len(differences) < 2:
+        return None
+    z = norm.ppf((1 + confidence) / 2) + norm.ppf(POWER)
+    return math.ceil((z * float(np.std(differences, ddof=1)) / DETECT) ** 2)
+
+
+def _consistency(
+    x: NDArray[np.float64], again: NDArray[np.float64], sheets: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, float | int]]:
+    """Per rater, over all ratings that were asked for twice; {} where none were."""
+    twice = ~np.isnan(again)
+    if not twice.any():
+        return {}
+    return {sheet["rater"]: self_consistency(x[r][twice[r]], again[r][twice[r]]) for r, sheet in enumerate(sheets)}
+
+
+def _notes(key: dict[str, Any], sheets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {"prompt_id": item["prompt_id"], "model": item["model"], "rater": sheet["rater"], "note": note}
+        for item in key["items"]
+        for sheet in sheets
+        if (note := sheet["items"][item["item_id"]]["note"].strip())
+    ]

@@ -1,0 +1,142 @@
+"""What raters hand in: each file checked against the key before any of it counts, and stored by rater."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.ratings.scale import CRITERIA, STEPS
+from rlhf.runtime.run_folder import write_json
+
+MAX_BYTES = 4_000_000  # a filled sheet of 100 prompts is about half of this
+_RATER_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; a UserError that names the file otherwise."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: expected at most {MAX_BYTES:,} bytes, found {path.stat().st_size:,}")
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: expected a JSON file, found: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON, found: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def check_sheet(key: dict[str, Any], record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A rater's sheet as it may be stored: known fields only, `complete` counted anew.
+
+    Refused with a UserError that begins with `where`: the sheet of another key, items that are missing or more,
+    texts that are not those of the sheet, a rating that is no whole number from 1 to 5, a rater without a name.
+    """
+    if record.get("sheet_id") != key["sheet_id"]:
+        raise UserError(f"{where}: sheet_id: expected {key['sheet_id']}, found {_short(record.get('sheet_id'))}")
+    rater_id, rater = record.get("rater_id"), record.get("rater")
+    if not (isinstance(rater_id, str) and _RATER_ID.fullmatch(rater_id)):
+        raise UserError(f"{where}: rater_id: expected 32 hexadecimal digits, found {_short(rater_id)}")
+    if not (isinstance(rater, str) and rater.strip() and len(rater) <= 100):
+        raise UserError(f"{where}: rater: expected a name or initials, found {_short(rater)}")
+    found = record.get("items")
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: items: expected an object, found {_short(found)}")
+    expected = {item["item_id"]: item for item in key["items"]}
+    if found.keys() != expected.keys():
+        odd = sorted(found.keys() ^ expected.keys())[0]
+        what = "a response that is not on the sheet" if odd in found else "a response of the sheet left out"
+        raise UserError(f"{where}: item {_short(odd)}: expected the sheet's {len(expected)} responses, found {what}")
+    items = {name: _check_item(item, found[name], f"{where}: item {name}") for name, item in expected.items()}
+    return {
+        "sheet_id": key["sheet_id"],
+        "rater_id": rater_id,
+        "rater": rater.strip(),
+        "complete": all(len(item["ratings"]) == len(CRITERIA) for item in items.values()),
+        "items": items,
+    }
+
+
+def _check_item(item: dict[str, Any], found: Any, where: str) -> dict[str, Any]:
+    if not isinstance(found, dict) or not isinstance(found.get("ratings"), dict):
+        raise UserError(f"{where}: expected an object with ratings, found {_short(found)}")
+    for name in ("prompt", "response"):
+        if found.get(name) != item[name]:
+            raise UserError(
+                f"{where}: expected the sheet's own {name}, found an altered one: {_short(found.get(name))}"
+            )
+    for name, value in found["ratings"].items():
+        if name not in CRITERIA:
+            raise UserError(f"{where}: expected a rating of {', '.join(CRITERIA)}, found {_short(name)}")
+        if type(value) is not int or value not in STEPS:
+            raise UserError(f"{where}: {name}: expected a whole number from 1 to 5, found {_short(value)}")
+    note = found.get("note", "")
+    if not (isinstance(note, str) and len(note) <= 4000):
+        raise UserError(f"{where}: note: expected a text of at most 4000 characters, found {_short(note)}")
+    return {"ratings": found["ratings"], "note": note}
+
+
+def store_sheet(folder: Path, sheet: dict[str, Any]) -> Path:
+    """Write a checked sheet to folder/RATER_ID.json, in place of an earlier one of the same rater."""
+    path = folder / f"{sheet['rater_id']}.json"
+    write_json(path, sheet)
+    return path
+
+
+def stored_sheets(key: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """All stored sheets, by file name. Two by the same name of a rater are refused: one person counts once."""
+    sheets: list[dict[str, Any]] = []
+    names: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.json")):
+        sheet = _check_stored(key, read_object(path), path)
+        name = sheet["rater"].casefold()
+        if name in names:
+            raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another in {names[name]}")
+        names[name] = path
+        sheets.append(sheet)
+    return sheets
+
+
+def _check_stored(key: dict[str, Any], sheet: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Stored sheets leave out the texts; with the key's they pass the same check."""
+    items = sheet.get("items")
+    if isinstance(items, dict):
+        texts = {item["item_id"]: item for item in key["items"]}
+        items = {
+            name: {**item, **{text: texts[name][text] for text in ("prompt", "response")}}
+            for name, item in items.items()
+            if isinstance(item, dict) and name in texts
+        }
+    return check_sheet(key, {**sheet, "items": items}, str(path))
+
+
+def import_sheets(key: dict[str, Any], files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+    """Check all files, then store them, then return all stored sheets: one bad file and nothing is stored.
+
+    A rater's sheet that is stored already with other ratings is refused as doubled, by id and by name.
+    """
+    stored = {sheet["rater_id"]: sheet for sheet in stored_sheets(key, folder)}
+    names = {sheet["rater"].casefold(): sheet["rater_id"] for sheet in stored.values()}
+    new: dict[str, dict[str, Any]] = {}
+    for path in files:
+        sheet = check_sheet(key, read_object(path), str(path))
+        rater_id, name = sheet["rater_id"], sheet["rater"].casefold()
+        if rater_id in new:
+            raise UserError(f"{path}: expected one file of a rater, found a second of {sheet['rater']!r}")
+        if names.setdefault(name, rater_id) != rater_id:
+            raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another by that name")
+        earlier = stored.get(rater_id)
+        if earlier and earlier["complete"] and earlier != sheet:
+            raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another one stored already")
+        new[rater_id] = sheet
+    for sheet in new.values():
+        store_sheet(folder, sheet)
+    return stored_sheets(key, folder)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,105 @@
+"""What ratings say: means and comparisons worked by hand, and words that say no more than the numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import rating_sheets
+
+from rlhf.ratings.analyse import analyse, prompts_needed
+from rlhf.ratings.collect import check_sheet
+
+KEY = rating_sheets.key(prompts=6, repeats=2)
+MODELS = list(rating_sheets.MODELS)
+
+
+def result(*values, key=KEY):
+    sheets = [
+        check_sheet(key, rating_sheets.filled(key, f"rater {i}", value, number=i), "test")
+        for i, value in enumerate(values)
+    ]
+    return analyse(key, sheets, MODELS, 0.95, seed=0)
+
+
+def by_model(base, full, lora):
+    return lambda item, criterion: {"base": base, "full": full, "lora": lora}[item["model"]]
+
+
+def test_means_by_hand():
+    def value(item, criterion):
+        return 5 if criterion == "coherence" else 2 + (item["prompt_id"] < "p3")
+
+    models = result(value)["models"]
+    for model in MODELS:
+        assert models[model]["coherence"] == {"mean": 5.0, "interval": [5.0, 5.0]}
+        assert models[model]["relevance"]["mean"] == pytest.approx(2.5)
+        assert models[model]["overall"]["mean"] == pytest.approx((5 + 4 * 2.5) / 5)
+
+
+def test_differences_and_preferences():
+    pairs = {(p["of"], p["over"]): p for p in result(by_model(2, 4, 2), by_model(3, 4, 2))["pairs"]}
+    assert set(pairs) == {("full", "base"), ("lora", "base"), ("lora", "full")}
+    pair = pairs["full", "base"]
+    assert (pair["difference"], pair["interval"], pair["preference"]) == (1.5, [1.5, 1.5], 1.0)
+    assert (pair["wins"], pair["ties"], pair["losses"]) == (12, 0, 0)
+    assert pair["p_value"] == pytest.approx(2 / 64)  # of the 2^6 flips of equal differences
+    pair = pairs["lora", "base"]
+    assert (pair["wins"], pair["ties"], pair["losses"], pair["preference"]) == (0, 6, 6, 0.25)
+
+
+def test_repeats_count_for_consistency_only():
+    def value(item, criterion):
+        return 5 if item["repeat"] else 3
+
+    found = result(value)
+    assert found["models"]["base"]["overall"]["mean"] == 3
+    assert found["consistency"] == {"rater 0": {"n": 2 * 3 * 5, "same": 0.0, "mean_difference": 2.0}}
+
+
+def test_agreement_is_that_of_the_raters():
+    same = result(*[lambda item, criterion: 1 + (ord(item["prompt_id"][1]) + len(item["model"])) % 5] * 2)
+    assert set(same["agreement"].values()) == {1.0}
+    assert any("agree well" in sentence for sentence in same["words"])
+    opposite = result(by_model(1, 5, 1), by_model(5, 1, 5))
+    assert all(alpha < 0 for alpha in opposite["agreement"].values())
+    assert any("do not agree enough" in sentence for sentence in opposite["words"])
+
+
+def test_incomplete_sheets_are_named_and_left_out():
+    sheets = [check_sheet(KEY, rating_sheets.filled(KEY, "Ann", 4), "test")]
+    half = check_sheet(KEY, rating_sheets.filled(KEY, "Bob", 1, number=2), "test")
+    half["items"][KEY["items"][0]["item_id"]]["ratings"].pop("coherence")
+    found = analyse(KEY, [*sheets, half | {"complete": False}], MODELS, 0.95, 0)
+    assert (found["raters"], found["incomplete"]) == (["Ann"], ["Bob"])
+    assert found["models"]["base"]["overall"]["mean"] == 4
+
+
+def test_without_a_complete_sheet_nothing_is_said():
+    found = analyse(KEY, [], MODELS, 0.95, 0)
+    assert "models" not in found
+    assert found["words"] == ["No complete sheet has come in, so nothing can be said about the responses."]
+
+
+def test_words_follow_the_intervals():
+    words = result(by_model(2, 4, 2))["words"]
+    assert any(s.startswith("Raters gave full higher ratings than base (+2.00 points") for s in words)
+    assert any(s.startswith("Raters gave lora lower ratings than full (-2.00 points") for s in words)
+    assert any(s.startswith("The ratings show no difference between lora and base") for s in words)
+    assert any("one rater" in s for s in words)
+
+
+def test_notes_go_with_their_model():
+    record = rating_sheets.filled(KEY, "Ann")
+    item = KEY["items"][3]
+    record["items"][item["item_id"]]["note"] = " too long "
+    found = analyse(KEY, [check_sheet(KEY, record, "test")], MODELS, 0.95, 0)
+    expected = {"prompt_id": item["prompt_id"], "model": item["model"], "rater": "Ann", "note": "too long"}
+    assert found["notes"] == [expected]
+
+
+def test_sample_size_by_hand():
+    # s = 1: ((1.959964 + 0.841621) * 1 / 0.3)^2 = 87.2
+    differences = np.array([-1.0, 1.0] * 3) * math.sqrt(5 / 6)
+    assert np.std(differences, ddof=1) == pytest.approx(1)
+    assert prompts_needed(differences, 0.95) == 88
+    assert prompts_needed(differences[:1], 0.95) is None

@@ -1,0 +1,119 @@
+"""What raters hand in counts once, whole, and unaltered, or is refused by one line."""
+
+import copy
+import json
+
+import pytest
+import rating_sheets
+
+from rlhf.errors import UserError
+from rlhf.ratings.collect import MAX_BYTES, check_sheet, import_sheets, read_object, store_sheet, stored_sheets
+
+KEY = rating_sheets.key()
+ITEM = KEY["items"][0]["item_id"]
+
+
+def write(folder, name, record):
+    path = folder / name
+    path.write_text(json.dumps(record))
+    return path
+
+
+def altered(change):
+    record = copy.deepcopy(rating_sheets.filled(KEY, "Ann"))
+    change(record)
+    return record
+
+
+def test_a_sheet_is_stored_without_what_does_not_belong_to_it(tmp_path):
+    record = rating_sheets.filled(KEY, " Ann ") | {"more": "x" * 99}
+    sheet = check_sheet(KEY, record, "a.json")
+    assert sheet["rater"] == "Ann"
+    assert sheet["complete"]
+    assert "more" not in sheet
+    assert set(sheet["items"][ITEM]) == {"ratings", "note"}
+    assert store_sheet(tmp_path, sheet).name == f"{record['rater_id']}.json"
+    assert stored_sheets(KEY, tmp_path) == [sheet]
+
+
+def test_complete_is_counted_not_believed():
+    record = altered(lambda r: r["items"][ITEM]["ratings"].pop("relevance"))
+    assert record["complete"]
+    assert not check_sheet(KEY, record, "a.json")["complete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(sheet_id="other"), "a.json: sheet_id: expected .* found 'other'"),
+        (lambda r: r.update(rater="  "), "rater: expected a name"),
+        (lambda r: r.update(rater_id="../../etc"), "rater_id: expected 32 hexadecimal"),
+        (lambda r: r.update(items=[]), "items: expected an object"),
+        (lambda r: r["items"].pop(ITEM), "a response of the sheet left out"),
+        (lambda r: r["items"].update(new={}), "a response that is not on the sheet"),
+        (lambda r: r["items"][ITEM].update(response="better"), "the sheet's own response, found an altered one"),
+        (lambda r: r["items"][ITEM].update(prompt=None), "the sheet's own prompt, found an altered one: None"),
+        (lambda r: r["items"][ITEM].update(ratings=[5]), "expected an object with ratings"),
+        (lambda r: r["items"][ITEM]["ratings"].update(coherence=6), "coherence: expected a whole number from 1 to 5"),
+        (lambda r: r["items"][ITEM]["ratings"].update(coherence=True), "coherence: expected a whole number"),
+        (lambda r: r["items"][ITEM]["ratings"].update(coherence=2.0), "coherence: expected a whole number"),
+        (lambda r: r["items"][ITEM]["ratings"].update(beauty=3), "expected a rating of coherence, .* found 'beauty'"),
+        (lambda r: r["items"][ITEM].update(note=7), "note: expected a text"),
+    ],
+)
+def test_a_sheet_that_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        check_sheet(KEY, altered(change), "a.json")
+
+
+def test_files_are_joined_and_may_be_imported_again(tmp_path):
+    store = tmp_path / "store"
+    ann = write(tmp_path, "a.json", rating_sheets.filled(KEY, "Ann", 4))
+    bob = write(tmp_path, "b.json", rating_sheets.filled(KEY, "Bob", 2, number=2))
+    assert [s["rater"] for s in import_sheets(KEY, [ann], store)] == ["Ann"]
+    assert [s["rater"] for s in import_sheets(KEY, [ann, bob], store)] == ["Ann", "Bob"]
+
+
+def test_a_sheet_that_was_incomplete_may_come_again_complete(tmp_path):
+    half = altered(lambda r: r["items"][ITEM]["ratings"].clear())
+    store = tmp_path / "store"
+    assert not import_sheets(KEY, [write(tmp_path, "a.json", half)], store)[0]["complete"]
+    whole = write(tmp_path, "b.json", rating_sheets.filled(KEY, "Ann"))
+    assert [s["complete"] for s in import_sheets(KEY, [whole], store)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (rating_sheets.filled(KEY, "Ann", 3), "one file of a rater, found a second"),
+        (rating_sheets.filled(KEY, "ANN", 3, number=2), "found another by that name"),
+    ],
+)
+def test_doubled_sheets_are_refused_and_nothing_is_stored(tmp_path, second, message):
+    files = [write(tmp_path, "a.json", rating_sheets.filled(KEY, "Ann")), write(tmp_path, "b.json", second)]
+    with pytest.raises(UserError, match=message):
+        import_sheets(KEY, files, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_other_ratings_of_a_complete_sheet_do_not_replace_it(tmp_path):
+    store = tmp_path / "store"
+    import_sheets(KEY, [write(tmp_path, "a.json", rating_sheets.filled(KEY, "Ann", 4))], store)
+    with pytest.raises(UserError, match="found another one stored already"):
+        import_sheets(KEY, [write(tmp_path, "b.json", rating_sheets.filled(KEY, "Ann", 5))], store)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "\0", '"text"', "[" * 100_000])
+def test_a_file_that_is_no_sheet(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a\.json: expected"):
+        read_object(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(UserError, match="expected at most 4,000,000 bytes"):
+        read_object(path)

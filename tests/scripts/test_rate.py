@@ -1,0 +1,106 @@
+"""rate.py from a run folder to ratings.json, and what it says to a mistake."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import rating_sheets
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(run_dir, *arguments):
+    return [str(ROOT / "scripts" / "rate.py"), *arguments, "--runs_dir", str(run_dir), "--run", "r"]
+
+
+@pytest.fixture
+def rate(run_dir, monkeypatch, capsys):
+    """Runs rate.py as python would, in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        argv = command(run_dir, *arguments)
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(argv[0], run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "r" / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "done"}')
+    (folder / "rating_responses.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rating_sheets.responses()))
+    return tmp_path
+
+
+def test_from_responses_to_ratings(run_dir, rate):
+    ratings = run_dir / "r" / "ratings"
+    code, _, error = rate("sheet")
+    assert (code, error) == (0, "")
+    key = json.loads((ratings / "key.json").read_text())
+    assert len(key["items"]) == (4 + 2) * 3
+    assert key["sheet_id"] in (ratings / "sheet.html").read_text()
+
+    code, _, error = rate("sheet")  # another key would orphan the sheets that are out
+    assert code == 2
+    assert "expected no sheet yet, found one" in error
+    assert json.loads((ratings / "key.json").read_text()) == key
+
+    files = []
+    for number, rater in enumerate(("Ann", "Bob"), start=1):
+        files.append(run_dir / f"{rater}.json")
+        files[-1].write_text(json.dumps(rating_sheets.filled(key, rater, number + 2, number)))
+    bad = run_dir / "bad.json"
+    bad.write_text(files[0].read_text().replace('"coherence": 3', '"coherence": 8', 1))
+    code, _, error = rate("import", "--files", str(files[1]), str(bad))
+    assert code == 2
+    assert re.fullmatch(r"error: .*bad\.json: item \w+: coherence: expected .* 1 to 5, found 8\n", error)
+    assert not (ratings / "ratings.json").exists()
+
+    code, output, error = rate("import", "--files", *map(str, files))
+    assert (code, error) == (0, "")
+    found = json.loads((ratings / "ratings.json").read_text())
+    assert found["raters"] == ["Ann", "Bob"]
+    assert found["models"]["base"]["overall"]["mean"] == 3.5
+    assert "no difference between full and base" in output
+
+
+def test_serve_until_it_is_stopped(run_dir, rate):
+    assert rate("sheet")[0] == 0
+    python = [sys.executable, *command(run_dir, "serve")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        url = re.search(r"http://127\S+", server.stdout.readline())[0]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.read() == (run_dir / "r" / "ratings" / "sheet.html").read_bytes()
+    finally:
+        server.send_signal(signal.SIGINT)  # as Ctrl+C does
+        _, error = server.communicate(timeout=20)
+    assert (server.returncode, error) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["look"], "expected one of sheet, serve, import first, found 'look'"),
+        (["serve"], "key.json: expected a JSON file, found: No such file"),
+        (["sheet", "--rating_repeats", "9"], "rating_repeats: expected 0 to 4"),
+        (["serve", "--port", "70000"], "port: expected 0 to 65535"),
+    ],
+)
+def test_mistakes_are_one_line(rate, arguments, message):
+    code, _, error = rate(*arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
