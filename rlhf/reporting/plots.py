@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import linregress
 
 Record = Mapping[str, Any]
 
@@ -104,19 +105,46 @@ def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
     return figure
 
 
-def kl_per_token(histories: Mapping[str, Sequence[Record]]) -> Figure:
-    """Plot the KL to the reference in nats a response token against the PPO step, the target band shaded.
+def kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
+    """Plot, against the PPO step, the KL to the reference and the coefficient of its penalty.
 
+    Left in nats a response token, the target band shaded; then in nats a response; then the coefficient.
     histories: "full" or "lora" -> the rows of that run's metrics.jsonl.
     """
-    figure, (axis,) = _panels(1)
+    figure, axes = _panels(3, width=10.4)
     low, high = KL_BAND
-    axis.axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+    axes[0].axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+    keys = ("objective/kl_per_token", "objective/kl", "objective/kl_coef")
+    units = ("KL (nats per response token)", "KL (nats per response)", "KL coefficient")
+    for axis, key, unit in zip(axes, keys, units, strict=True):
+        for name, rows in histories.items():
+            axis.plot(*series(rows, key), **_line(name))
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))  # the k1 estimate of a KL can fall below 0
+        _label(axis, "PPO step", unit)
+    _legend(axes[0])
+    return figure
+
+
+def scores_against_kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
+    """Plot a step's mean score against the square root of its KL a response, a dot a step, with its straight line.
+
+    Bai et al. 2022 (arXiv:2204.05862, section 4.3) find the relation roughly linear. Steps whose estimate of the
+    KL is below 0 are left out.
+    """
+    figure, (axis,) = _panels(1)
     for name, rows in histories.items():
-        axis.plot(*series(rows, "objective/kl_per_token"), **_line(name))
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))  # the k1 estimate of a KL can fall below 0
-    _label(axis, "PPO step", "KL (nats per response token)")
-    _legend(axis)
+        kl, score = series(
+            [row for row in rows if row.get("objective/kl", -1) >= 0], "objective/scores", "objective/kl"
+        )
+        root = [math.sqrt(value) for value in kl]
+        axis.scatter(root, score, s=16, color=_colour(name), alpha=0.6, label=NAMES.get(name, name))
+        if len(set(root)) > 2:
+            line = linregress(root, score)
+            ends = [min(root), max(root)]
+            label = f"{NAMES.get(name, name)}: slope {line.slope:.2f}, r {line.rvalue:.2f}"
+            axis.plot(ends, [line.intercept + line.slope * x for x in ends], **_line(name) | {"label": label})
+    _label(axis, "√KL (nats per response)", "mean score (reward units)")
+    _legend(axis, columns=2)
     return figure
 
 

@@ -16,7 +16,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from rlhf.errors import UserError
-from rlhf.reporting import plots
+from rlhf.reporting import kl, plots
 
 Record = dict[str, Any]
 
@@ -33,6 +33,7 @@ _REWARD_KINDS = {
     **dict.fromkeys(("before", "after", "classification_report", "calibration", "best"), dict),
     **dict.fromkeys(("confusion_matrix", "labels"), list),
 }
+_RATING_KINDS = {"models": dict, "criteria": dict, "pairs": list, "agreement": dict, "consistency": dict, "words": list}
 _KIND_NAMES: dict[type, str] = {dict: "an object", list: "a list"}
 
 
@@ -47,6 +48,8 @@ class Run:
     ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
     evaluation: Record  # evaluation/evaluation.json
     responses: list[Record]  # evaluation/responses.jsonl
+    rating_responses: list[Record]  # evaluation/rating_responses.jsonl
+    ratings: Record  # ratings/ratings.json
 
 
 def build_report(run_dir: Path) -> Path:
@@ -81,6 +84,8 @@ def read_run(run_dir: Path) -> Run:
         ppo={name: rows for name, rows in ppo.items() if rows},
         evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
         responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
+        rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
+        ratings=_read_json(run_dir / "ratings" / "ratings.json", _RATING_KINDS),
     )
 
 
@@ -95,8 +100,9 @@ def draw(run: Run) -> dict[str, Figure]:
     if bins:
         figures["reward_calibration"] = plots.calibration(bins, reward["calibration"].get("ece"))
     if run.ppo:
-        figures["ppo_kl"] = plots.kl_per_token(run.ppo)
+        figures["ppo_kl"] = plots.kl(run.ppo)
         figures["ppo_scores"] = plots.scores(run.ppo)
+        figures["ppo_scores_kl"] = plots.scores_against_kl(run.ppo)
         figures["ppo_responses"] = plots.response_shape(run.ppo)
     gains = {name: record for name, record in run.evaluation.get("gains", {}).items() if record}
     if gains:
@@ -116,8 +122,7 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
     )
     environment.filters |= {"num": _num, "signed": _signed, "percent": _percent, "duration": _duration}
     environment.filters["flat"] = lambda record: list(_flat(record))
-    environment.filters["named"] = lambda keys, names: [names[key] for key in keys]
-    kl = {name: plots.series(rows, "objective/kl_per_token")[1] for name, rows in run.ppo.items()}
+    environment.filters["named"] = lambda keys, names: [names.get(key, key) for key in keys]
     return environment.get_template("report.html.j2").render(
         run=run,
         stage_names=STAGES,
@@ -125,9 +130,11 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         labels=_labels(run.reward),
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         band=plots.KL_BAND,
-        kl={name: (len(values), plots.share_inside(values)) for name, values in kl.items()},
+        kl={name: kl.interpret(rows) for name, rows in run.ppo.items()},
+        kl_rules=kl.RULES,
         smooth=plots.SMOOTH,
         samples=choose_samples(run.responses),
+        rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),
     )
 
 

@@ -14,6 +14,8 @@ def ppo_rows(kl: list[float]) -> list[dict[str, float]]:
         {
             "step": i + 1,
             "objective/kl_per_token": value,
+            "objective/kl": 40 * value,
+            "objective/kl_coef": 0.05,
             "objective/scores": float(i),
             "objective/response_length": 40.0 + i,
             "objective/eos_rate": 0.1 * i,
@@ -45,18 +47,29 @@ def test_share_inside_counts_the_ends_of_the_band() -> None:
 
 
 def test_kl_shows_both_runs_and_the_band() -> None:
-    figure = plots.kl_per_token({"full": ppo_rows(KL), "lora": ppo_rows(KL[:2])})
+    figure = plots.kl({"full": ppo_rows(KL), "lora": ppo_rows(KL[:2])})
     assert lines(figure) == {"full": ([1, 2, 3, 4, 5], KL), "LoRA": ([1, 2], [0.01, 0.02])}
     (band,) = figure.axes[0].patches
     assert band.get_extents().transformed(figure.axes[0].transData.inverted()).intervaly == pytest.approx([0.02, 0.1])
     assert "0.02–0.1" in str(band.get_label())
     assert "nats" in figure.axes[0].get_ylabel()
+    assert lines(figure, 1)["full"][1] == [40 * value for value in KL]
+    assert lines(figure, 2)["LoRA"][1] == [0.05, 0.05]
 
 
 def test_colours_and_styles_tell_the_runs_apart() -> None:
-    full, lora = plots.kl_per_token({"full": ppo_rows(KL), "lora": ppo_rows(KL)}).axes[0].get_lines()
+    full, lora = plots.kl({"full": ppo_rows(KL), "lora": ppo_rows(KL)}).axes[0].get_lines()
     assert (to_hex(full.get_color()), full.get_linestyle()) == ("#0072b2", "-")
     assert (to_hex(lora.get_color()), lora.get_linestyle()) == ("#d55e00", "--")
+
+
+def test_scores_against_the_root_of_kl_with_their_line() -> None:
+    kl = [0.0, 1.0, 4.0, 9.0, -0.5]  # roots 0 1 2 3; an estimate below 0 has none
+    rows = [{"step": i, "objective/kl": value, "objective/scores": 1 + 2 * i} for i, value in enumerate(kl)]
+    figure = plots.scores_against_kl({"full": rows})
+    (dots,) = figure.axes[0].collections
+    assert dots.get_offsets().tolist() == [[0, 1], [1, 3], [2, 5], [3, 7]]
+    assert lines(figure)["full: slope 2.00, r 1.00"] == ([0, 3], [1, 7])
 
 
 def test_scores_are_shown_as_measured_and_smoothed() -> None:
@@ -115,6 +128,6 @@ def test_png_is_a_png_and_repeatable() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("draw", [plots.kl_per_token, plots.scores, plots.response_shape])
+@pytest.mark.parametrize("draw", [plots.kl, plots.scores, plots.scores_against_kl, plots.response_shape])
 def test_rows_without_the_metric_still_make_a_plot(draw) -> None:  # type: ignore[no-untyped-def]
     assert plots.to_png(draw({"full": [{"step": 1}]}))

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rating_sheets
 
 from rlhf.errors import UserError
+from rlhf.ratings.analyse import analyse
+from rlhf.ratings.collect import check_sheet
 from rlhf.reporting.report import build_report, choose_samples
 
 ATTACK = "<script>alert(1)</script>\n\"'><img src=http://example.com/x>"
 PLOTS = {f"reward_{name}" for name in ("learning", "confusion", "calibration")} | {"evaluation_gains"}
-PLOTS |= {f"ppo_{name}" for name in ("kl", "scores", "responses")}
+PLOTS |= {f"ppo_{name}" for name in ("kl", "scores", "scores_kl", "responses")}
 
 
 class Page(HTMLParser):
@@ -80,7 +83,8 @@ def reward_result() -> dict[str, Any]:
 
 def evaluation_result() -> dict[str, Any]:
     model = {"mean_reward": 0.1, "interval": [0.0, 0.2], "response_length": 48.25, "eos_rate": 0.9}
-    counts = {"win_rate": 0.7, "wins": 33, "ties": 4, "losses": 13}
+    model |= {"distinct_1": 0.91, "distinct_2": 0.98, "repetition": 0.01, "length_correlation": -0.12}
+    counts = {"p_value": 0.003, "win_rate": 0.7, "wins": 33, "ties": 4, "losses": 13}
     return {
         **{"n_prompts": 50, "confidence": 0.95},
         "models": {name: {**model, "path": f"runs/{name}"} for name in ("base", "full", "lora")},
@@ -88,6 +92,15 @@ def evaluation_result() -> dict[str, Any]:
             "full": {"before": 0.1, "after": 0.912, "gain": 0.812, "interval": [0.5, 1.1], **counts},
             "lora": {"before": 0.1, "after": 0.15, "gain": 0.05, "interval": [-0.1, 0.2], **counts},
         },
+        "length_groups": [
+            {
+                **{"from": 5, "to": 9, "n": 20},
+                "gains": {
+                    "full": {"gain": 0.5, "interval": [0.2, 0.8]},
+                    "lora": {"gain": -0.1, "interval": [-0.3, 0.1]},
+                },
+            }
+        ],
     }
 
 
@@ -120,7 +133,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_sections_stand_in_order(run_dir: Path) -> None:
     ids = [section["id"] for section in page_of(run_dir).all("section")]
-    assert ids == ["stages", "models", "reward", "ppo", "evaluation", "samples", "environment"]
+    assert ids == ["stages", "models", "reward", "ppo", "evaluation", "samples", "ratings", "environment"]
 
 
 def test_numbers_are_shown_as_written(run_dir: Path) -> None:
@@ -139,7 +152,12 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         "lora.r 16",
         "empty 100 5.0%",
         "kept 1,900 95.0%",
-        "full 42.5% of 40 steps; LoRA 100.0% of 40 steps",  # 0.005 i inside for i = 4 ... 20
+        "full : growing too fast: 0.178 nats a token over the last 10 steps, 42% of all steps inside 0.02 to 0.1",
+        "LoRA : moderate: 0.050 nats a token over the last 10 steps, 100% of all steps inside 0.02 to 0.1.",
+        "0.003 70.0% 33 / 4 / 13",
+        "48.2 90.0% 0.910 0.980 0.010 – – -0.120",
+        "5 to 9 20 +0.500 (0.200 to 0.800) -0.100 (-0.300 to 0.100)",
+        "no complete sheet has come in",
         "Best step: 120, validation loss 0.900",
         "loss/value_avg Clipped value loss 0.00031 0.00031",
         "time/act Time of this phase, s 1.250 1.250",
@@ -193,7 +211,7 @@ def test_stages_that_were_not_run_are_said_to_be_missing(run_dir: Path) -> None:
         assert f"{name}: not run." in page.text
     assert "PPO, full: not run." not in page.text
     assert "The policies were not evaluated" in page.text
-    assert len(page.all("img")) == 3
+    assert len(page.all("img")) == 4
 
 
 def test_an_empty_run_folder_still_makes_a_page_and_none_is_refused(tmp_path: Path) -> None:
@@ -233,6 +251,28 @@ def test_a_broken_file_is_named(run_dir: Path, file: str, content: str | bytes, 
         build_report(run_dir)
     assert "\n" not in str(caught.value)
     assert not (run_dir / "report").exists()
+
+
+def test_ratings_are_shown_with_their_prompts(run_dir: Path) -> None:
+    key = rating_sheets.key(prompts=5)
+
+    def value(item: dict[str, Any], criterion: str) -> int:
+        return 4 if item["model"] == "full" else 2
+
+    sheets = [check_sheet(key, rating_sheets.filled(key, name, value, i), "test") for i, name in enumerate(("A", "B"))]
+    write(run_dir / "ratings/ratings.json", analyse(key, sheets, ["base", "full", "lora"], 0.95, 0))
+    write(run_dir / "evaluation/rating_responses.jsonl", rating_sheets.responses(5))
+    page = page_of(run_dir)
+    text = re.sub(r" (?=[,;).])", "", page.text)
+    for words in [
+        "Raters gave full higher ratings than base (+2.00 points, 95% interval +2.00 to +2.00, p = 0.062, 5 prompts",
+        "Coherence 2.00 (2.000 to 2.000) 4.00 (4.000 to 4.000) 2.00 (2.000 to 2.000) 1.00",
+        "full over base 10 / 0 / 0 100.0%",
+        "Question <b>4</b>?",
+    ]:
+        assert words in text, words
+    assert page.all("b") == []
+    assert len(page.all("article")) == 8 + 5
 
 
 def test_samples_are_spread_and_the_later_row_counts() -> None:
