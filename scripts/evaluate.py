@@ -43,7 +43,7 @@ def main() -> None:
     device = PartialState().device
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
-        stage.record(data={"prompts": counts})
+        stage.record(data={"prompts": counts}, model_paths=paths)
         reward_model = load_reward_model(reward_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
         for name, path in paths.items():

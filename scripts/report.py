@@ -3,6 +3,7 @@
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
 from rlhf.parsing import parse, run_script
+from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
 from rlhf.runtime.run_folder import read_run
 
@@ -15,7 +16,7 @@ def main() -> None:
     if not any(read_run(folder / stage) for stage in STAGES):
         raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, found none of them")
     report = build_report(folder)
-    print(f"report: {report}   curves: tensorboard --logdir {folder}")
+    print(f"report: {report} and {write_pdf(report).name}   curves: tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rlhf.data.hh_rlhf import Pair, load_pairs, split_pairs
 from rlhf.models.load import load_tokenizer, new_reward_model
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required, run_script
+from rlhf.reward.audit import audit
 from rlhf.reward.dry_run import dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.distributed import main_process_first
@@ -85,6 +86,7 @@ def main() -> None:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
             after = evaluate_pairs(model, rows["test"], args)
         trainer.save_model(str(folder))
+        scores = after.pop("scores")
         report = {
             "split": "test",
             "loss_type": args.loss_type,
@@ -92,6 +94,7 @@ def main() -> None:
             "after": {name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")},
             "best": best_step(trainer),
             **after,
+            "audit": audit(splits["train"], splits["test"], scores["chosen"], scores["rejected"]),
         }
         if stage.is_main:
             write_json(folder / "evaluation.json", report)

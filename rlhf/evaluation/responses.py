@@ -41,7 +41,9 @@ def respond(
     mine = share(prompts, state)
     rows: list[dict[str, Any]] = []
     starts = range(0, len(mine), config.eval_batch_size)
-    for start in tqdm(starts, desc=f"evaluate {name}", unit="batch", disable=not state.is_main_process):
+    for start in tqdm(
+        starts, desc=f"evaluate {name}", unit="batch", disable=not state.is_main_process or len(starts) < 2
+    ):
         batch = mine[start : start + config.eval_batch_size]
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)

@@ -6,7 +6,6 @@ words are in report.html.j2. What a stage has not written is said to be missing,
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from rlhf.errors import UserError
 from rlhf.reporting import kl, plots
+from rlhf.runtime.run_folder import write_bytes
 
 Record = dict[str, Any]
 
@@ -30,7 +30,7 @@ N_SAMPLES = 8  # prompts whose responses are shown side by side
 
 _RUN_KINDS = {"data": dict, "config": dict, "versions": dict, "models": list}
 _REWARD_KINDS = {
-    **dict.fromkeys(("before", "after", "classification_report", "calibration", "best"), dict),
+    **dict.fromkeys(("before", "after", "classification_report", "calibration", "best", "audit"), dict),
     **dict.fromkeys(("confusion_matrix", "labels"), list),
 }
 _RATING_KINDS = {"models": dict, "criteria": dict, "pairs": list, "agreement": dict, "consistency": dict, "words": list}
@@ -64,9 +64,9 @@ def build_report(run_dir: Path) -> Path:
     folder = run.path / "report"
     folder.mkdir(exist_ok=True)
     for name, image in images.items():
-        _write(folder / f"{name}.png", image)
+        write_bytes(folder / f"{name}.png", image)
     # Half a surrogate pair is valid in JSON but not in UTF-8: one such character must not cost the page.
-    _write(folder / "report.html", page.encode("utf-8", "replace"))
+    write_bytes(folder / "report.html", page.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
@@ -207,16 +207,6 @@ def _parse(text: bytes, where: str) -> Record:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, found {text[:60]!r}")
     return {key: value for key, value in record.items() if value is not None}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, also when two reports are built at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flat(record: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

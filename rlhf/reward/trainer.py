@@ -84,7 +84,10 @@ def encode_pairs(
 
 
 def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], args: RewardStageConfig) -> dict[str, Any]:
-    """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows."""
+    """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows.
+
+    `scores` are those behind them: {"chosen": [N], "rejected": [N]}.
+    """
     was_training = model.training
     model.eval()
     sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
@@ -92,7 +95,8 @@ def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], arg
     model.train(was_training)
     chosen, rejected = scores.chunk(2)
     loss = preference_loss(chosen, rejected, args).item()
-    return {"loss": loss, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}
+    scores_of = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
+    return {"loss": loss, "scores": scores_of, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -> Tensor:

@@ -73,6 +73,32 @@ def test_evaluation_holds_every_prompt_and_model_once(run):
         assert summary["models"][name]["mean_reward"] == pytest.approx(sum(scores) / 7)
 
 
+def test_the_models_answer_side_by_side(run):
+    _, folder, _, _ = run
+    where = ["--run", folder.name, "--runs_dir", str(folder.parent)]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "compare.py"), *where],
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "90", "ACCELERATE_USE_CPU": "true"},
+        input="What is the moon?\nAnd the sun?\n\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    titles = [line for line in result.stdout.splitlines() if "score" in line]
+    assert len(titles) == 2
+    for title in titles:
+        assert [word for word in title.split() if word in ("base", "full", "lora")] == ["base", "full", "lora"]
+
+
+def test_rating_prompts_are_answered_by_every_model(run):
+    rows = [json.loads(line) for line in (run[1] / "evaluation" / "rating_responses.jsonl").read_text().splitlines()]
+    assert len({(row["prompt_id"], row["model"]) for row in rows}) == len(rows) == 3 * 3
+    evaluated = (run[1] / "evaluation" / "responses.jsonl").read_text()
+    assert not any(f'"prompt_id": "{row["prompt_id"]}"' in evaluated for row in rows)
+
+
 def test_tensorboard_has_every_stage(run):
     for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
         assert list((run[1] / stage).rglob("events.out.tfevents.*")), stage
