@@ -1,22 +1,25 @@
 """Report stage of a run, from its files alone: python scripts/report.py --run NAME."""
 
-from rlhf.config import RunConfig
+from rlhf.config import ReportConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.parsing import parse, run_script
+from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
+from rlhf.reporting.run import read_run as read_folder
 from rlhf.runtime.run_folder import read_run
 
 STAGES = ("reward", "ppo_full", "ppo_lora", "evaluation")
 
 
 def main() -> None:
-    (run,) = parse([RunConfig])
+    run, config = parse([RunConfig, ReportConfig])
     folder = run.folder()
     if not any(read_run(folder / stage) for stage in STAGES):
         raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, found none of them")
-    report = build_report(folder)
-    print(f"report: {report} and {write_pdf(report).name}   curves: tensorboard --logdir {folder}")
+    report = build_report(folder, config.title, config.author)
+    notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")
+    print(f"report: {report}, {write_pdf(report).name}, {notebook.name}   curves: tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":

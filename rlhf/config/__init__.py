@@ -7,6 +7,7 @@ from rlhf.config.stages import (
     PreferenceConfig,
     PromptConfig,
     RatingConfig,
+    ReportConfig,
     RewardStageConfig,
     RunConfig,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "PreferenceConfig",
     "PromptConfig",
     "RatingConfig",
+    "ReportConfig",
     "RewardStageConfig",
     "RunConfig",
     "bf16_is_fast",

@@ -130,6 +130,14 @@ class EvaluationConfig:
 
 
 @dataclass
+class ReportConfig:
+    """Heading and file name of the report."""
+
+    title: str | None = help_text("heading; the run's name when not set")
+    author: str | None = help_text("name under the heading")
+
+
+@dataclass
 class RatingConfig:
     """Blind human rating of the responses to the rating prompts."""
 

@@ -16,7 +16,7 @@ from fpdf.fonts import FontFace
 
 from rlhf.runtime.run_folder import write_bytes
 
-_TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "li", "figcaption", "caption", "th", "td"}
+_TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "pre", "li", "figcaption", "caption", "th", "td"}
 _SKIPPED = {"style", "title", "script"}
 _SIZES = {"h1": 18.0, "h2": 14.0, "h3": 11.0, "h4": 10.0}
 _BODY, _SMALL, _CELL = 9.0, 7.5, 7.5  # points
@@ -117,6 +117,7 @@ class _Document(FPDF):
         fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
         self.add_font("sans", "", fonts / "DejaVuSans.ttf")
         self.add_font("sans", "B", fonts / "DejaVuSans-Bold.ttf")
+        self.add_font("mono", "", fonts / "DejaVuSansMono.ttf")
         self.set_title(title)
         self.set_lang("en")
         self.set_margin(15)
@@ -166,6 +167,8 @@ def _set(pdf: _Document, block: Block) -> None:
     else:
         size = _SMALL if block.soft else _BODY
         pdf.set_font("sans", size=size)
+        if block.kind == "pre":
+            pdf.set_font("mono", size=size - 1.5)
         text = f"• {block.text}" if block.kind == "li" else block.text
         pdf.multi_cell(0, size / 2, text, align="L", new_x="LMARGIN", new_y="NEXT")
         pdf.ln(2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -121,7 +122,8 @@ class Stage:
         if error is not None:
             self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         status = "failed" if error is not None else "stopped" if self.stopped else "done"
-        self.record(status=status, ended=_now(), seconds=round(time.monotonic() - self._clock, 1))
+        seconds = round(time.monotonic() - self._clock, 1)
+        self.record(status=status, ended=_now(), seconds=seconds, peak_memory=_peak_memory())
 
 
 def _now() -> str:
@@ -134,6 +136,15 @@ def _device_name(state: PartialState) -> str:
     if state.device.type == "cuda":
         return torch.cuda.get_device_name(state.device)
     return f"{state.device.type}, {torch.get_num_threads()} threads"
+
+
+def _peak_memory() -> int:
+    """Bytes: the most that was allocated on the GPU, or that the process held resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _git_commit() -> str | None:

@@ -133,7 +133,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_sections_stand_in_order(run_dir: Path) -> None:
     ids = [section["id"] for section in page_of(run_dir).all("section")]
-    assert ids == ["stages", "models", "reward", "ppo", "evaluation", "samples", "ratings", "environment"]
+    assert ids == ["stages", "models", "reward", "ppo", "evaluation", "samples", "ratings", "how", "environment"]
 
 
 def test_numbers_are_shown_as_written(run_dir: Path) -> None:

@@ -1,0 +1,128 @@
+"""A run folder as the report reads it: every file checked, what is not there left empty."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.reporting import plots
+
+Record = dict[str, Any]
+
+STAGES = {
+    "reward": "Reward model",
+    "ppo_full": "PPO, full",
+    "ppo_lora": "PPO, LoRA",
+    "evaluation": "Evaluation",
+}
+
+_RUN_KINDS = {"data": dict, "config": dict, "versions": dict, "models": list}
+_REWARD_KINDS = {
+    **dict.fromkeys(("before", "after", "classification_report", "calibration", "best", "audit"), dict),
+    **dict.fromkeys(("confusion_matrix", "labels"), list),
+}
+_RATING_KINDS = {"models": dict, "criteria": dict, "pairs": list, "agreement": dict, "consistency": dict, "words": list}
+_KIND_NAMES: dict[type, str] = {dict: "an object", list: "a list"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read: {} or [] stands for a file that is not there."""
+
+    path: Path
+    stages: dict[str, Record]  # run.json of each stage whose folder is there
+    reward_log: list[Record]  # reward/metrics.jsonl
+    reward: Record  # reward/evaluation.json
+    ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
+    evaluation: Record  # evaluation/evaluation.json
+    responses: list[Record]  # evaluation/responses.jsonl
+    rating_responses: list[Record]  # evaluation/rating_responses.jsonl
+    ratings: Record  # ratings/ratings.json
+    sizes: dict[str, dict[str, int]]  # stage -> its weight files, checkpoints aside -> bytes
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read the files of a run folder that the report shows. Raises UserError for a folder that is not there,
+    and for a file that cannot be read as what it should be (names the file, and the line of a .jsonl).
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: expected a run folder, found none")
+    folders = {name: run_dir / name for name in STAGES}
+    ppo = {name: _read_jsonl(folders[f"ppo_{name}"] / "metrics.jsonl") for name in ("full", "lora")}
+    return Run(
+        path=run_dir,
+        stages={n: _read_json(path / "run.json", _RUN_KINDS) for n, path in folders.items() if path.is_dir()},
+        reward_log=_read_jsonl(folders["reward"] / "metrics.jsonl"),
+        reward=_read_reward(folders["reward"] / "evaluation.json"),
+        ppo={name: rows for name, rows in ppo.items() if rows},
+        evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
+        responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
+        rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
+        ratings=_read_json(run_dir / "ratings" / "ratings.json", _RATING_KINDS),
+        sizes={name: _weights(path) for name, path in folders.items()},
+    )
+
+
+def _weights(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*.safetensors") if "checkpoint" not in str(path.relative_to(folder)))
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def labels(reward: Record) -> list[str]:
+    """Names of the confusion matrix's rows and columns."""
+    size = len(reward.get("confusion_matrix", []))
+    return [str(label) for label in reward.get("labels") or range(size)]
+
+
+def _read_reward(path: Path) -> Record:
+    reward = _read_json(path, _REWARD_KINDS)
+    matrix, size = reward.get("confusion_matrix", []), len(labels(reward))
+    rows = [row for row in matrix if isinstance(row, list) and all(map(plots.is_number, row))]
+    if matrix and [len(row) for row in rows] != [size] * size:
+        raise UserError(f"{path}: expected confusion_matrix as {size} rows of {size} counts, found {matrix}")
+    bins = reward.get("calibration", {}).get("bins") or []
+    if not isinstance(bins, list) or not all(isinstance(row, dict) for row in bins):
+        raise UserError(f"{path}: expected calibration.bins as a list of objects, found {bins}")
+    return reward
+
+
+def _read_evaluation(path: Path) -> Record:
+    evaluation = _read_json(path, {"models": dict, "gains": dict})
+    for part in ("models", "gains"):
+        for name, record in evaluation.get(part, {}).items():
+            if not isinstance(record, dict | None):
+                raise UserError(f"{path}: expected {part}.{name} as an object, found {record!r}")
+            ends = (record or {}).get("interval") or [0, 0]
+            if not (isinstance(ends, list) and len(ends) == 2 and all(map(plots.is_number, ends))):
+                raise UserError(f"{path}: expected {part}.{name}.interval as [low, high], found {ends}")
+    return evaluation
+
+
+def _read_json(path: Path, kinds: Mapping[str, type]) -> Record:
+    """Read an object, {} where there is no file; refuse a key that is there but not of its kind in kinds."""
+    if not path.is_file():
+        return {}
+    record = _parse(path.read_bytes(), str(path))
+    for key, kind in kinds.items():
+        if key in record and not isinstance(record[key], kind):
+            raise UserError(f"{path}: expected {key} as {_KIND_NAMES[kind]}, found {record[key]!r}")
+    return record
+
+
+def _read_jsonl(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")  # not splitlines: it would also cut at a lone carriage return
+    return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(text: bytes, where: str) -> Record:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: expected JSON, found {text[:60]!r} ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected a JSON object, found {text[:60]!r}")
+    return {key: value for key, value in record.items() if value is not None}
