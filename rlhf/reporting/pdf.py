@@ -176,8 +176,9 @@ def _set(pdf: _Document, block: Block) -> None:
 
 def _image(pdf: _Document, block: Block) -> None:
     info = pdf.preload_image(io.BytesIO(block.image))[2]
-    width = min(pdf.epw, 25.4 * info["w"] / 130)  # 130 pixels an inch: a plot of 7.6 inches fills the page
-    height = width * info["h"] / info["w"]
+    pixels_wide, pixels_high = float(info["w"]), float(info["h"])  # type: ignore[arg-type]
+    width = min(pdf.epw, 25.4 * pixels_wide / 130)  # 130 pixels an inch: a plot of 7.6 inches fills the page
+    height = width * pixels_high / pixels_wide
     if pdf.get_y() + height > pdf.h - 30:
         pdf.add_page()
     pdf.image(io.BytesIO(block.image), w=width, h=height, alt_text=block.text)
