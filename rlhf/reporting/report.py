@@ -36,12 +36,14 @@ def build_report(run_dir: Path, title: str | None = None, author: str | None = N
     run = read_run(Path(run_dir))
     images = {name: plots.to_png(figure) for name, figure in draw(run).items()}
     page = render(run, images, title, author)
-    folder = run.path / "report"
-    folder.mkdir(exist_ok=True)
+    return write_page(run.path / "report" / f"{file_stem(title, author)}.html", page, images)
+
+
+def write_page(path: Path, page: str, images: Mapping[str, bytes]) -> Path:
+    """Write a page, and its plots (name -> PNG bytes) beside it, each whole or not at all; return the page's path."""
     for name, image in images.items():
-        write_bytes(folder / f"{name}.png", image)
+        write_bytes(path.with_name(f"{name}.png"), image)
     # Half a surrogate pair is valid in JSON but not in UTF-8: one such character must not cost the page.
-    path = folder / f"{file_stem(title, author)}.html"
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
@@ -73,9 +75,9 @@ def draw(run: Run) -> dict[str, Figure]:
     return figures
 
 
-def render(run: Run, images: Mapping[str, bytes], title: str | None = None, author: str | None = None) -> str:
-    """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
-    environment = Environment(
+def environment() -> Environment:
+    """What every page of the report is made with: the templates beside this file, and filters for numbers."""
+    made = Environment(
         # Every text of a model, a data set or a config is escaped; what was not written shows as a dash.
         autoescape=True,
         undefined=ChainableUndefined,
@@ -83,26 +85,35 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"num": _num, "signed": _signed, "percent": _percent, "duration": _duration}
-    environment.filters["flat"] = lambda record: list(_flat(record))
-    environment.filters["named"] = lambda keys, names: [names.get(key, key) for key in keys]
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        title=title or f"RLHF run {run.path.resolve().name}",
-        author=author,
-        first_rows=N_FIRST,
-        example=gain_example(run),
-        listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
-        stage_names=STAGES,
-        model_names=plots.NAMES,
-        labels=labels(run.reward),
-        images={name: base64.b64encode(image).decode() for name, image in images.items()},
-        band=plots.KL_BAND,
-        kl={name: kl.interpret(rows) for name, rows in run.ppo.items()},
-        kl_rules=kl.RULES,
-        smooth=plots.SMOOTH,
-        samples=choose_samples(run.responses),
-        rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),
+    made.filters |= {"num": _num, "signed": _signed, "percent": _percent, "duration": _duration}
+    made.filters["flat"] = lambda record: list(flat(record))
+    made.filters["named"] = lambda keys, names: [names.get(key, key) for key in keys]
+    return made
+
+
+def render(run: Run, images: Mapping[str, bytes], title: str | None = None, author: str | None = None) -> str:
+    """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            title=title or f"RLHF run {run.path.resolve().name}",
+            author=author,
+            first_rows=N_FIRST,
+            example=gain_example(run),
+            listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
+            stage_names=STAGES,
+            model_names=plots.NAMES,
+            labels=labels(run.reward),
+            images={name: base64.b64encode(image).decode() for name, image in images.items()},
+            band=plots.KL_BAND,
+            kl={name: kl.interpret(rows) for name, rows in run.ppo.items()},
+            kl_rules=kl.RULES,
+            smooth=plots.SMOOTH,
+            samples=choose_samples(run.responses),
+            rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),
+        )
     )
 
 
@@ -138,11 +149,11 @@ def choose_samples(responses: Sequence[Record], count: int = N_SAMPLES) -> list[
     return [groups[i * len(groups) // shown] for i in range(shown)]
 
 
-def _flat(record: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def flat(record: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield ("outer.inner", value) for each leaf of a nested record, in its order."""
     for key, value in record.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, (*prefix, str(key)))
+            yield from flat(value, (*prefix, str(key)))
         else:
             yield ".".join((*prefix, str(key))), value
 
