@@ -11,12 +11,17 @@ RULES = (
 )
 
 
+def last_quarter(values: Sequence[float]) -> Sequence[float]:
+    """The last quarter of values, at least four of them where there are as many."""
+    return values[-max(4, len(values) // 4) :]
+
+
 def interpret(rows: Sequence[Record], band: tuple[float, float] = KL_BAND) -> str | None:
     """A sentence on objective/kl_per_token over the PPO steps (rows of metrics.jsonl); None without a value."""
     _, values = series(rows, "objective/kl_per_token")
     if not values:
         return None
-    last = values[-max(4, len(values) // 4) :]
+    last = last_quarter(values)
     mean = math.fsum(last) / len(last)
     kind = "too low to learn much" if mean < band[0] else "moderate" if mean <= band[1] else "growing too fast"
     advice = {

@@ -56,21 +56,21 @@ def learning_curves(rows: Sequence[Record], best_step: int | None = None) -> Fig
 
     rows: a Trainer's log history; training under "loss" and "accuracy", validation under "eval_loss", ...
     """
-    figure, axes = _panels(2)
+    figure, axes = panels(2)
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
         axis.plot(*series(rows, key), color=_REWARD, alpha=0.5, linewidth=1, label="training")
         axis.plot(*series(rows, f"eval_{key}"), "o-", color=_REWARD, markersize=4, label="validation")
         if best_step is not None:
             label = f"best step ({best_step})"
             axis.axvline(best_step, color=_OTHER, linestyle=":", linewidth=1.5, label=label)
-        _label(axis, "optimizer step", "loss" if key == "loss" else "accuracy (share of pairs)")
-    _legend(axes[0])
+        label_axes(axis, "optimizer step", "loss" if key == "loss" else "accuracy (share of pairs)")
+    add_legend(axes[0])
     return figure
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     """Plot a confusion matrix (rows true, columns predicted): each cell's count and its share of the row."""
-    figure, (axis,) = _panels(1, width=4.2, height=3.4)
+    figure, (axis,) = panels(1, width=4.2, height=3.4)
     shares = [[count / (sum(row) or 1) for count in row] for row in matrix]
     axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     for i, row in enumerate(matrix):
@@ -80,13 +80,13 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     # Labels are data: a dollar sign in one must not be read as mathematics.
     axis.set_xticks(range(len(labels)), labels, parse_math=False)
     axis.set_yticks(range(len(labels)), labels, parse_math=False)
-    _label(axis, "predicted", "true", grid=False)
+    label_axes(axis, "predicted", "true", grid=False)
     return figure
 
 
 def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
     """Plot accuracy against confidence, one point a bin, its area by the bin's pairs, beside the diagonal."""
-    figure, (axis,) = _panels(1, width=4.2, height=3.4)
+    figure, (axis,) = panels(1, width=4.2, height=3.4)
     filled = [row for row in bins if row.get("n", 1)]
     confidence, accuracy = series(filled, "accuracy", x="confidence")
     _, counts = series(filled, "n", x="confidence")
@@ -100,8 +100,8 @@ def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
     low = min([0.5, *confidence]) - 0.02
     axis.set_xlim(low, 1.02)
     axis.set_ylim(min([low, *(value - 0.05 for value in accuracy)]), 1.05)
-    _label(axis, "confidence (predicted probability)", "accuracy (share of pairs)")
-    _legend(axis, columns=1)
+    label_axes(axis, "confidence (predicted probability)", "accuracy (share of pairs)")
+    add_legend(axis, columns=1)
     return figure
 
 
@@ -111,17 +111,17 @@ def kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
     Left in nats a response token, the target band shaded; then in nats a response; then the coefficient.
     histories: "full" or "lora" -> the rows of that run's metrics.jsonl.
     """
-    figure, axes = _panels(3, width=10.4)
+    figure, axes = panels(3, width=10.4)
     low, high = KL_BAND
     axes[0].axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
     keys = ("objective/kl_per_token", "objective/kl", "objective/kl_coef")
     units = ("KL (nats per response token)", "KL (nats per response)", "KL coefficient")
     for axis, key, unit in zip(axes, keys, units, strict=True):
         for name, rows in histories.items():
-            axis.plot(*series(rows, key), **_line(name))
+            axis.plot(*series(rows, key), **line_of(name))
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))  # the k1 estimate of a KL can fall below 0
-        _label(axis, "PPO step", unit)
-    _legend(axes[0])
+        label_axes(axis, "PPO step", unit)
+    add_legend(axes[0])
     return figure
 
 
@@ -131,46 +131,46 @@ def scores_against_kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
     Bai et al. 2022 (arXiv:2204.05862, section 4.3) find the relation roughly linear. Steps whose estimate of the
     KL is below 0 are left out.
     """
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = panels(1)
     for name, rows in histories.items():
         kl, score = series(
             [row for row in rows if row.get("objective/kl", -1) >= 0], "objective/scores", "objective/kl"
         )
         root = [math.sqrt(value) for value in kl]
-        axis.scatter(root, score, s=16, color=_colour(name), alpha=0.6, label=NAMES.get(name, name))
+        axis.scatter(root, score, s=16, color=colour_of(name), alpha=0.6, label=NAMES.get(name, name))
         if len(set(root)) > 2:
             line = linregress(root, score)
             ends = [min(root), max(root)]
             label = f"{NAMES.get(name, name)}: slope {line.slope:.2f}, r {line.rvalue:.2f}"
-            axis.plot(ends, [line.intercept + line.slope * x for x in ends], **_line(name) | {"label": label})
-    _label(axis, "√KL (nats per response)", "mean score (reward units)")
-    _legend(axis, columns=2)
+            axis.plot(ends, [line.intercept + line.slope * x for x in ends], **line_of(name) | {"label": label})
+    label_axes(axis, "√KL (nats per response)", "mean score (reward units)")
+    add_legend(axis, columns=2)
     return figure
 
 
 def scores(histories: Mapping[str, Sequence[Record]]) -> Figure:
     """Plot the mean score of a PPO step's responses: faint as measured, strong as a running mean."""
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = panels(1)
     for name, rows in histories.items():
         steps, values = series(rows, "objective/scores")
-        axis.plot(steps, values, color=_colour(name), linewidth=0.8, alpha=0.4, label="_measured")
-        axis.plot(steps, running_mean(values), **_line(name))
-    _label(axis, "PPO step", "mean score (reward units)")
-    _legend(axis)
+        axis.plot(steps, values, color=colour_of(name), linewidth=0.8, alpha=0.4, label="_measured")
+        axis.plot(steps, running_mean(values), **line_of(name))
+    label_axes(axis, "PPO step", "mean score (reward units)")
+    add_legend(axis)
     return figure
 
 
 def response_shape(histories: Mapping[str, Sequence[Record]]) -> Figure:
     """Plot, against the PPO step, the mean response length in tokens and the share that ended with EOS."""
-    figure, axes = _panels(2, height=2.6)
+    figure, axes = panels(2, height=2.6)
     for name, rows in histories.items():
-        axes[0].plot(*series(rows, "objective/response_length"), **_line(name))
-        axes[1].plot(*series(rows, "objective/eos_rate"), **_line(name))
+        axes[0].plot(*series(rows, "objective/response_length"), **line_of(name))
+        axes[1].plot(*series(rows, "objective/eos_rate"), **line_of(name))
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(-0.03, 1.03)
-    _label(axes[0], "PPO step", "length (tokens)")
-    _label(axes[1], "PPO step", "EOS rate (share)")
-    _legend(axes[0])
+    label_axes(axes[0], "PPO step", "length (tokens)")
+    label_axes(axes[1], "PPO step", "EOS rate (share)")
+    add_legend(axes[0])
     return figure
 
 
@@ -180,18 +180,18 @@ def gains(records: Mapping[str, Record], confidence: float = 0.95) -> Figure:
     records: model -> {"gain", "interval": [low, high]}; a model without a gain is left out.
     """
     shown = [name for name, record in records.items() if is_number(record.get("gain"))]
-    figure, (axis,) = _panels(1, height=1.3 + 0.6 * len(shown))
+    figure, (axis,) = panels(1, height=1.3 + 0.6 * len(shown))
     axis.axvline(0, color=COLOURS["base"], linestyle=":")
     for row, name in enumerate(shown):
         gain = records[name]["gain"]
         low, high = records[name].get("interval") or (gain, gain)
         # The interval is drawn by its ends: a skewed one need not be centred on the gain.
-        axis.plot([low, high], [row, row], color=_colour(name), linewidth=3, label=f"_{name} interval")
-        axis.plot([gain], [row], "o", color=_colour(name), markersize=9, label=name)
+        axis.plot([low, high], [row, row], color=colour_of(name), linewidth=3, label=f"_{name} interval")
+        axis.plot([gain], [row], "o", color=colour_of(name), markersize=9, label=name)
         axis.annotate(f"{gain:+.3f}", (gain, row), (0, 9), textcoords="offset points", ha="center")
     axis.set_yticks(range(len(shown)), [NAMES.get(name, name) for name in shown], parse_math=False)
     axis.set_ylim(len(shown) - 0.4, -0.7)  # the first model on top
-    _label(axis, f"gain in mean reward over base (reward units), {confidence:.0%} interval", "")
+    label_axes(axis, f"gain in mean reward over base (reward units), {confidence:.0%} interval", "")
     return figure
 
 
@@ -202,12 +202,14 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _panels(columns: int, width: float = 7.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def panels(columns: int, width: float = 7.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure, width by height in inches, with its axes side by side."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _label(axis: Axes, x: str, y: str, grid: bool = True) -> None:
+def label_axes(axis: Axes, x: str, y: str, grid: bool = True) -> None:
+    """Name the axes and give them the look of all plots."""
     axis.set_xlabel(x, color=_INK)
     axis.set_ylabel(y, color=_INK)
     if x.endswith("step"):
@@ -218,16 +220,18 @@ def _label(axis: Axes, x: str, y: str, grid: bool = True) -> None:
         axis.grid(True, color=_GRID, linewidth=0.7)
 
 
-def _legend(axis: Axes, columns: int = 3) -> None:
+def add_legend(axis: Axes, columns: int = 3) -> None:
     """Put the legend of an axes above the whole figure, where no curve can hide it."""
     handles, labels = axis.get_legend_handles_labels()
     axis.figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns)
 
 
-def _colour(name: str) -> str:
+def colour_of(name: str) -> str:
+    """The colour of a model."""
     return COLOURS.get(name, _OTHER)
 
 
-def _line(name: str) -> dict[str, Any]:
+def line_of(name: str) -> dict[str, Any]:
+    """Colour, style and label of a model's curve."""
     style = _STYLES.get(name, "-.")
-    return {"color": _colour(name), "linestyle": style, "linewidth": 1.8, "label": NAMES.get(name, name)}
+    return {"color": colour_of(name), "linestyle": style, "linewidth": 1.8, "label": NAMES.get(name, name)}
