@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -10,7 +11,7 @@ from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
 from rlhf.data.prompts import prompt_sets
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import respond
-from rlhf.evaluation.statistics import summarise
+from rlhf.evaluation.summary import summarise
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse, run_script
 from rlhf.runtime.distributed import join_processes, main_process_first
@@ -27,7 +28,7 @@ def main() -> None:
         print(f"evaluation: done already in {folder}")
         return
     join_processes()
-    reward_path = config.reward_model_path or str(require_stage(run.folder() / "reward"))
+    reward_path, gold_path = judges(run.folder(), config.reward_model_path)
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:
         raise UserError(f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
@@ -43,13 +44,14 @@ def main() -> None:
     device = PartialState().device
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
-        stage.record(data={"prompts": counts}, model_paths=paths)
+        stage.record(data={"prompts": counts}, model_paths=paths | {"reward": reward_path, "gold": gold_path})
         reward_model = load_reward_model(reward_path).to(device)
+        gold = None if gold_path is None else load_reward_model(gold_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
         for name, path in paths.items():
             policy = base if name == "base" else load_causal_lm(path).to(device)
             eos_ids, other = stop_ids(policy, tokenizer), None if policy is base else base
-            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids, other)
+            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids, other, gold)
             rating += respond(name, policy, tokenizer, reward_model, split.rating, config, eos_ids)
             del policy
             gc.collect()  # one tuned policy in memory at a time
@@ -71,6 +73,29 @@ def main() -> None:
                     f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
                     f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
                 )
+                if found := summary["validity"][name].get("gold"):
+                    low, high = found["interval"]
+                    print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
+    """The paths of the reward model that scores, and of the run's second one, where it has one.
+
+    That one must not have been trained on what the first was trained on: a UserError otherwise.
+    """
+    first, second = folder / "reward", folder / "reward_gold"
+    reward = reward_path or str(require_stage(first))
+    if not read_run(second):
+        return reward, None
+    require_stage(second)
+    if reward_path is None:
+        seen = set(read_run(first).get("train_openings", [])) & set(read_run(second).get("train_openings", []))
+        if seen:
+            raise UserError(
+                f"{second}: expected no training pair's opening that {first} was trained on, found {len(seen)}; "
+                "give both stages the same data settings"
+            )
+    return reward, str(second)
 
 
 def _first(rows: list[dict[str, Any]], count: int) -> list[tuple[int, dict[str, Any]]]:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Stage -> the script that runs it; a recipe folder holds a STAGE.yaml for each it has.
 STAGES = {
     "reward": "train_reward",
+    "reward_gold": "train_reward",
     "ppo_full": "train_ppo",
     "ppo_lora": "train_ppo",
     "evaluation": "evaluate",

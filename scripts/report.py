@@ -6,10 +6,9 @@ from rlhf.parsing import parse, run_script
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
+from rlhf.reporting.run import STAGES
 from rlhf.reporting.run import read_run as read_folder
 from rlhf.runtime.run_folder import read_run
-
-STAGES = ("reward", "ppo_full", "ppo_lora", "evaluation")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.data.chat import prompt_text
-from rlhf.data.hh_rlhf import Pair, load_pairs, split_pairs
+from rlhf.data.hh_rlhf import Pair, load_pairs, openings, split_pairs
 from rlhf.models.load import load_tokenizer, new_reward_model
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required, run_script
@@ -47,9 +47,10 @@ def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config
 
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig])
-    folder = run.folder() / "reward"
+    name = "reward_gold" if data.gold else "reward"
+    folder = run.folder() / name
     if is_done(folder):
-        print(f"reward: done already in {folder}")
+        print(f"{name}: done already in {folder}")
         return
     args.output_dir = str(folder)
     set_seed(args.seed)
@@ -59,7 +60,8 @@ def main() -> None:
         tokenizer = load_tokenizer(base)
     fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
     counts |= {"too_long": len(pairs) - len(fitting)}
-    splits = split_pairs(fitting, data.split_seed, data.max_examples, data.validation_examples, data.test_examples)
+    sizes = data.max_examples, data.validation_examples, data.test_examples
+    splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
     counts |= {f"split_{name}": len(part) for name, part in splits.items()}
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
@@ -69,11 +71,12 @@ def main() -> None:
         return
     model = new_reward_model(base, tokenizer, dtype="float32")
     config: dict[str, Any] = asdict(run) | asdict(data) | {"model_name_or_path": base} | args.to_dict()
-    with Stage(folder, "reward", config, args.seed) as stage:
+    with Stage(folder, name, config, args.seed) as stage:
         trainable, total = trainable_share(model)
         stage.record(
             data={"preferences": counts},
             models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
+            train_openings=openings([*splits["train"], *splits["validation"]]),
         )
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
@@ -81,7 +84,7 @@ def main() -> None:
         stage.record(engine=engine_name(trainer.accelerator))
         if not ended:
             stage.stopped = True
-            print(f"reward: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
             return
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
             after = evaluate_pairs(model, rows["test"], args)

@@ -20,7 +20,9 @@ while [ $# -gt 0 ]; do
 done
 : "${RECIPE:?expected --recipe NAME}" "${RUN:?expected --run NAME}"
 export RECIPE RUN
-[ -d "rlhf/recipes/$RECIPE" ] || [ -d "$RECIPE" ] || {
+folder="rlhf/recipes/$RECIPE"
+[ -d "$folder" ] || folder="$RECIPE"
+[ -d "$folder" ] || {
     echo "error: recipe: expected a folder in rlhf/recipes, or a path, found $RECIPE" >&2
     exit 2
 }
@@ -52,10 +54,12 @@ submit() {
 
 # shellcheck disable=SC2046,SC2086  # no id is no word
 {
-    reward=$(submit reward reward)
+    reward=$(submit reward reward) gold=""
+    # Beside the rest: the second reward model, where the recipe has one.
+    [ ! -f "$folder/reward_gold.yaml" ] || gold=$(submit reward_gold reward_gold)
     full=$(submit ppo_full ppo_full $reward)
     lora=$(submit ppo_lora ppo_lora $reward)
-    evaluation=$(submit evaluate evaluation $full $lora)
+    evaluation=$(submit evaluate evaluation $full $lora $gold)
     report=$(submit report report $evaluation)
 }
-echo "submitted: ${reward:--} ${full:--} ${lora:--} ${evaluation:--} ${report:--}"
+echo "submitted: ${reward:--} ${gold:--} ${full:--} ${lora:--} ${evaluation:--} ${report:--}"

@@ -47,6 +47,7 @@ run_stage() {
     PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have ids of their own
     SCRIPT="$script" CONFIG="$recipe/$stage.yaml" SEED="${SLURM_ARRAY_TASK_ID:-}" ENGINE="${RLHF_ENGINE:-}"
     [ "$stage" != evaluation ] || SEED="" # every seed is judged on the same random numbers
+    [ "$stage" != reward_gold ] || SEED="${SEED:+$((SEED + 1000))}" # another than that of the first reward model
     export PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
     echo "$(date +%FT%T) $stage of $RUN: $SLURM_JOB_NUM_NODES nodes x $PROCESSES processes, restart ${SLURM_RESTART_COUNT:-0}"
     # In the background, or bash would run the trap only when srun has ended.

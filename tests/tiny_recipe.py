@@ -48,7 +48,8 @@ def recipe(folder: Path, **changes: dict[str, Any]) -> Path:
     }
     lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
     evaluation = PROMPTS | {"base_model": str(base), "eval_response_length": 6}
-    stages = {"reward": reward, "ppo_full": ppo, "ppo_lora": ppo | lora, "evaluation": evaluation}
+    gold = {"reward_gold": reward | {"gold": True, "seed": 7}}
+    stages = {"reward": reward, **gold, "ppo_full": ppo, "ppo_lora": ppo | lora, "evaluation": evaluation}
     for name, fields in stages.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields | changes.get(name, {})))
     return folder

@@ -44,6 +44,9 @@ class PreferenceConfig:
     validation_examples: int = help_text("pairs for choosing the best checkpoint", 200)
     test_examples: int = help_text("pairs for the final evaluation, seen once before and once after training", 500)
     split_seed: int = help_text("seed of subset and split", 0)
+    gold: bool = help_text(
+        "train the run's second reward model, stage reward_gold, on pairs that stage reward does not use", False
+    )
 
     def __post_init__(self) -> None:
         self.dataset_dir = self.dataset_dir or None  # --dataset_dir "" undoes a recipe's subset

@@ -17,6 +17,7 @@ is counted once: as kept, or under the first rule below that drops it, so that r
 newline.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,18 +123,26 @@ def load_pairs(
 
 
 def split_pairs(
-    pairs: Sequence[Pair], seed: int, n_train: int, n_validation: int, n_test: int
+    pairs: Sequence[Pair], seed: int, n_train: int, n_validation: int, n_test: int, gold: bool = False
 ) -> dict[str, list[Pair]]:
     """Return {"train", "validation", "test"}, no two sharing an opening (white space and case aside).
 
     Test and validation are filled first, see `split_by_group`; train may come out shorter than asked.
-    Deterministic by seed, whatever the order of pairs. Raises UserError if test or validation cannot be
-    filled or train is empty.
+    Deterministic by seed, whatever the order of pairs. gold: the pairs of a second reward model, which share no
+    opening with the train and validation pairs of the first; the test pairs are the same. Raises UserError if
+    test or validation cannot be filled or train is empty.
     """
     sizes = {"test": n_test, "validation": n_validation, "train": n_train}
-    splits = split_by_group(pairs, lambda pair: text_key(pair.opening), seed, sizes)
-    require_sizes(splits, sizes, "preference pairs")
-    return {name: splits[name] for name in ("train", "validation", "test")}
+    second = {"gold_validation": n_validation, "gold_train": n_train} if gold else {}  # dealt after the first's
+    splits = split_by_group(pairs, lambda pair: text_key(pair.opening), seed, sizes | second)
+    require_sizes(splits, sizes | second, "preference pairs", train="gold_train" if gold else "train")
+    prefix = "gold_" if gold else ""
+    return {"train": splits[prefix + "train"], "validation": splits[prefix + "validation"], "test": splits["test"]}
+
+
+def openings(pairs: Sequence[Pair]) -> list[str]:
+    """Digests of the pairs' openings, sorted: whether two models were trained on the same can be told later."""
+    return sorted({hashlib.sha256(text_key(pair.opening).encode()).hexdigest()[:16] for pair in pairs})
 
 
 def parse_dialogue(text: str) -> tuple[str, list[Turn]]:

@@ -30,12 +30,13 @@ def respond(
     config: EvaluationConfig,
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
+    gold: PreTrainedModel | None = None,
 ) -> list[dict[str, Any]]:
     """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
     The prompts are spread over the processes and every process gets all rows back. Models that are asked the
     same prompts get the same random numbers, so that their difference is not one of luck. With `base`, rows have
-    the KL to it too (nats a response).
+    the KL to it too (nats a response), with `gold` a second reward model's score of the same responses.
     """
     state, stop = PartialState(), set(eos_ids)
     mine = share(prompts, state)
@@ -67,6 +68,9 @@ def respond(
         if base is not None:
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
             new = [row | {"kl": value} for row, value in zip(new, kl, strict=True)]
+        if gold is not None:
+            again = score_rows(gold, texts, config.eval_batch_size).tolist()
+            new = [row | {"gold_score": value} for row, value in zip(new, again, strict=True)]
         rows += new
     by_id = {row["prompt_id"]: row for row in all_rows(rows)}
     return [by_id[prompt.prompt_id] for prompt in prompts]

@@ -1,13 +1,10 @@
-"""Before, after and gain, with intervals; paired over prompts."""
+"""Means and gains with intervals and p-values; paired over prompts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, permutation_test, spearmanr
-
-from rlhf.evaluation.text import distinct, repetition
 
 RESAMPLES = 9999
 
@@ -79,79 +76,6 @@ def paired_p_value(differences: ArrayLike, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
-
-
-def summarise(rows: Sequence[dict[str, Any]], models: Sequence[str], confidence: float, seed: int) -> dict[str, Any]:
-    """evaluation.json from response rows; gains are those of each model over the first.
-
-    rows: one for each (prompt_id, model), with response, score (reward units), prompt_length and response_length
-    (tokens), eos (bool), and kl (nats) or not.
-    Rows of other models are left out. A (prompt_id, model) that is there twice, is missing for some model, or has
-    a score that is not finite, is a ValueError that names it.
-    """
-    by_key: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in (row for row in rows if row["model"] in models):
-        key = (row["prompt_id"], row["model"])
-        if key in by_key:
-            raise ValueError(f"responses: expected one row for {key}, found two")
-        if not np.isfinite(row["score"]):
-            raise ValueError(f"responses: expected a finite score for {key}, found {row['score']}")
-        by_key[key] = row
-    prompts = list(dict.fromkeys(prompt_id for prompt_id, _ in by_key))
-    if not prompts:
-        raise ValueError(f"responses: expected rows of {', '.join(models)}, found none")
-    for key in ((p, m) for p in prompts for m in models):
-        if key not in by_key:
-            raise ValueError(f"responses: expected a row for {key}, found none")
-    columns = {m: [by_key[p, m] for p in prompts] for m in models}
-    scores = {m: [row["score"] for row in column] for m, column in columns.items()}
-    return {
-        "n_prompts": len(prompts),
-        "confidence": confidence,
-        "models": {m: _describe(column, scores[m], confidence, seed) for m, column in columns.items()},
-        "gains": {m: paired_gain(scores[models[0]], scores[m], confidence, seed) for m in models[1:]},
-        "length_groups": _length_groups(columns, models, confidence, seed),
-    }
-
-
-def _length_groups(
-    columns: dict[str, list[dict[str, Any]]], models: Sequence[str], confidence: float, seed: int
-) -> list[dict[str, Any]]:
-    """Gains in three groups of prompts, short to long, about equally many in each; lengths in tokens."""
-    lengths = np.array([row["prompt_length"] for row in columns[models[0]]])
-    cuts = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
-    place = np.searchsorted(cuts, lengths)
-    groups = []
-    for at in (np.flatnonzero(place == i) for i in np.unique(place)):
-        scores = {m: [columns[m][i]["score"] for i in at] for m in models}
-        groups.append(
-            {
-                "from": int(lengths[at].min()),
-                "to": int(lengths[at].max()),
-                "n": len(at),
-                "gains": {m: paired_gain(scores[models[0]], scores[m], confidence, seed) for m in models[1:]},
-            }
-        )
-    return groups
-
-
-def _describe(rows: list[dict[str, Any]], scores: list[float], confidence: float, seed: int) -> dict[str, Any]:
-    mean, interval = mean_interval(scores, confidence, seed)
-    texts, lengths = [row["response"] for row in rows], [row["response_length"] for row in rows]
-    record = {
-        "mean_reward": mean,
-        "interval": interval,
-        "response_length": float(np.mean(lengths)),
-        "eos_rate": float(np.mean([row["eos"] for row in rows])),
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
-        "repetition": float(np.mean([repetition(text) for text in texts])),
-        "length_correlation": rank_correlation(lengths, scores),
-    }
-    if "kl" in rows[0]:
-        kl = [row["kl"] for row in rows]
-        record |= {"kl": float(np.mean(kl)), "kl_per_token": float(np.sum(kl) / np.sum(lengths))}
-    return record
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> float | None:

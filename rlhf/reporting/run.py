@@ -13,6 +13,7 @@ Record = dict[str, Any]
 
 STAGES = {
     "reward": "Reward model",
+    "reward_gold": "Second reward model",
     "ppo_full": "PPO, full",
     "ppo_lora": "PPO, LoRA",
     "evaluation": "Evaluation",
@@ -35,6 +36,7 @@ class Run:
     stages: dict[str, Record]  # run.json of each stage whose folder is there
     reward_log: list[Record]  # reward/metrics.jsonl
     reward: Record  # reward/evaluation.json
+    gold: Record  # reward_gold/evaluation.json
     ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
     evaluation: Record  # evaluation/evaluation.json
     responses: list[Record]  # evaluation/responses.jsonl
@@ -56,6 +58,7 @@ def read_run(run_dir: Path) -> Run:
         stages={n: _read_json(path / "run.json", _RUN_KINDS) for n, path in folders.items() if path.is_dir()},
         reward_log=_read_jsonl(folders["reward"] / "metrics.jsonl"),
         reward=_read_reward(folders["reward"] / "evaluation.json"),
+        gold=_read_reward(folders["reward_gold"] / "evaluation.json"),
         ppo={name: rows for name, rows in ppo.items() if rows},
         evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
         responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
@@ -89,7 +92,7 @@ def _read_reward(path: Path) -> Record:
 
 
 def _read_evaluation(path: Path) -> Record:
-    evaluation = _read_json(path, {"models": dict, "gains": dict})
+    evaluation = _read_json(path, {"models": dict, "gains": dict, "validity": dict})
     for part in ("models", "gains"):
         for name, record in evaluation.get(part, {}).items():
             if not isinstance(record, dict | None):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.hh_rlhf import Pair, load_pairs, split_pairs
+from rlhf.data.hh_rlhf import Pair, load_pairs, openings, split_pairs
 from rlhf.errors import UserError
 
 REAL = Path(__file__).parents[2] / "../shared/data/hh-rlhf/harmless-base.jsonl.gz"
@@ -144,8 +144,8 @@ def test_splits_share_no_opening_and_ignore_the_order() -> None:
     pairs = [crafted(n, f"Question {n // 2}" if n % 2 else f"question  {n // 2}") for n in range(80)]
     splits = split_pairs(pairs, 0, n_train=1000, n_validation=10, n_test=9)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 60, "validation": 10, "test": 9}
-    openings = [{pair.opening.lower().replace("  ", " ") for pair in rows} for rows in splits.values()]
-    assert not any(one & other for one, other in combinations(openings, 2))
+    starts = [{pair.opening.lower().replace("  ", " ") for pair in rows} for rows in splits.values()]
+    assert not any(one & other for one, other in combinations(starts, 2))
     shuffled = random.Random(1).sample(pairs, len(pairs))
     assert split_pairs(shuffled, 0, 1000, 10, 9) == splits
     assert split_pairs(pairs, 1, 1000, 10, 9) != splits
@@ -157,6 +157,20 @@ def test_splits_that_cannot_be_filled_are_errors() -> None:
         split_pairs(pairs, 0, n_train=1, n_validation=3, n_test=8)
     with pytest.raises(UserError, match=r"for train: .* found test 4, validation 6, train 0$"):
         split_pairs(pairs, 0, n_train=5, n_validation=6, n_test=4)
+
+
+def test_the_second_model_s_pairs_are_none_of_the_first_s() -> None:
+    pairs = [crafted(n, f"Question {n // 2}" if n % 2 else f"question  {n // 2}") for n in range(80)]
+    first = split_pairs(pairs, 3, n_train=20, n_validation=10, n_test=9)
+    second = split_pairs(pairs, 3, n_train=20, n_validation=10, n_test=9, gold=True)
+    assert {name: len(rows) for name, rows in second.items()} == {"train": 20, "validation": 10, "test": 9}
+    assert second["test"] == first["test"]
+    one, other = (openings([*splits["train"], *splits["validation"]]) for splits in (first, second))
+    assert len(one) == len(other) == 15  # of two spellings each
+    assert not set(one) & set(other)
+    assert not set(other) & set(openings(second["test"]))
+    with pytest.raises(UserError, match="for gold_validation and gold_train"):
+        split_pairs(pairs, 3, n_train=60, n_validation=10, n_test=9, gold=True)
 
 
 @needs_real
@@ -194,5 +208,5 @@ def test_real_splits() -> None:
         "validation": 200,
         "test": 300,
     }
-    openings = [{" ".join(pair.opening.lower().split()) for pair in rows} for rows in splits.values()]
-    assert not any(one & other for one, other in combinations(openings, 2))
+    starts = [{" ".join(pair.opening.lower().split()) for pair in rows} for rows in splits.values()]
+    assert not any(one & other for one, other in combinations(starts, 2))

@@ -11,6 +11,7 @@ from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
+STAGES = ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation")
 
 
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +34,7 @@ def run(tmp_path_factory):
 def test_all_stages_end_and_say_so(run):
     _, folder, _, result = run
     assert result.returncode == 0, result.stderr[-2000:]
-    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+    for stage in STAGES:
         facts = json.loads((folder / stage / "run.json").read_text())
         assert facts["status"] == "done"
         assert facts["world_size"] == 1
@@ -92,6 +93,22 @@ def test_the_models_answer_side_by_side(run):
         assert [word for word in title.split() if word in ("base", "full", "lora")] == ["base", "full", "lora"]
 
 
+def test_a_second_reward_model_of_other_pairs_judges_too(run):
+    _, folder, _, _ = run
+    first, second = (json.loads((folder / stage / "run.json").read_text()) for stage in ("reward", "reward_gold"))
+    assert first["seed"] != second["seed"]
+    assert len(first["train_openings"]) > 8
+    assert len(second["train_openings"]) > 8
+    assert not set(first["train_openings"]) & set(second["train_openings"])
+    rows = [json.loads(line) for line in (folder / "evaluation" / "responses.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    for name in ("full", "lora"):
+        gold = {m: [row["gold_score"] for row in rows if row["model"] == m] for m in ("base", name)}
+        gain = sum(gold[name]) / 7 - sum(gold["base"]) / 7
+        assert summary["validity"][name]["gold"]["gain"] == pytest.approx(gain)
+    assert gold["base"] != [row["score"] for row in rows if row["model"] == "base"]
+
+
 def test_rating_prompts_are_answered_by_every_model(run):
     rows = [json.loads(line) for line in (run[1] / "evaluation" / "rating_responses.jsonl").read_text().splitlines()]
     assert len({(row["prompt_id"], row["model"]) for row in rows}) == len(rows) == 3 * 3
@@ -100,7 +117,7 @@ def test_rating_prompts_are_answered_by_every_model(run):
 
 
 def test_tensorboard_has_every_stage(run):
-    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+    for stage in STAGES:
         assert list((run[1] / stage).rglob("events.out.tfevents.*")), stage
 
 
@@ -109,5 +126,5 @@ def test_a_second_call_skips_what_is_done(run):
     before = (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns
     again = pipeline(*arguments)
     assert again.returncode == 0
-    assert again.stdout.count("done already") == 4
+    assert again.stdout.count("done already") == 5
     assert (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -80,10 +80,10 @@ def chain(cluster, top):
 
 
 def test_the_whole_chain_over_two_nodes(top, chain):
-    assert chain == dict.fromkeys(["reward", "ppo_full", "ppo_lora", "evaluation", "report"], "COMPLETED"), logs(
-        top, "whole"
-    )
-    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):
+    assert chain == dict.fromkeys(
+        ["reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation", "report"], "COMPLETED"
+    ), logs(top, "whole")
+    for stage in ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation"):
         assert facts(top, "whole", stage)["status"] == "done"
         assert facts(top, "whole", stage)["world_size"] == 2
     assert (top / "runs" / "whole" / "report" / "report.html").exists()
@@ -150,7 +150,8 @@ def test_a_failing_stage_cancels_what_waits_for_it(cluster, top):
     recipe(top / "wrong", reward={"learning_rat": 1.0})
     jobs = submit(cluster, top, "failed", "--time=10", recipe="wrong")
     states = {stage: cluster.finish(job, 120) for stage, job in jobs.items()}
-    assert states == {"reward": "FAILED"} | dict.fromkeys(["ppo_full", "ppo_lora", "evaluation", "report"], "CANCELLED")
+    cancelled = dict.fromkeys(["ppo_full", "ppo_lora", "evaluation", "report"], "CANCELLED")
+    assert states == {"reward": "FAILED", "reward_gold": "COMPLETED"} | cancelled  # the second model waits for nothing
     assert "learning_rat" in logs(top, "failed")
 
 
@@ -177,7 +178,7 @@ def test_each_seed_is_a_run_of_its_own(cluster, top):
     command += ["--run", "many", "--seeds", "1,2", "--sbatch=--time=10", "--runs_dir", str(top / "runs")]
     said = cluster.run(*command, cwd=ROOT, env=settings(top))
     jobs = dict(line.split(": job ") for line in said.splitlines() if ": job " in line)
-    assert set(jobs) == {"reward", "ppo_full", "ppo_lora", "evaluation", "report"}, said
+    assert set(jobs) == {"reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation", "report"}, said
 
     def states():
         return re.findall(r"JobState=(\w+)", cluster.run("scontrol", "show", "job", jobs["report"]))
@@ -188,6 +189,7 @@ def test_each_seed_is_a_run_of_its_own(cluster, top):
         run = f"many-seed{seed}"
         assert (top / "runs" / run / "report" / "report.html").exists()
         assert {facts(top, run, stage)["seed"] for stage in ("reward", "ppo_full", "ppo_lora")} == {seed}
+        assert facts(top, run, "reward_gold")["seed"] == 1000 + seed
     weights = [load_file(top / "runs" / f"many-seed{seed}" / "ppo_full" / "model.safetensors") for seed in (1, 2)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

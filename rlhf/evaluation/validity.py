@@ -1,0 +1,74 @@
+"""Is a gain real? A second judge, the length of the responses, and responses that have degenerated."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import linregress, t
+
+from rlhf.evaluation.statistics import paired_gain, rank_correlation
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def validity(base: Rows, tuned: Rows, confidence: float, seed: int) -> dict[str, Any]:
+    """What speaks for and against the gain of a tuned model, from both models' rows, prompt by prompt.
+
+    Rows have score, response and response_length (tokens), and gold_score where a second reward model judged
+    them too. `gold`: its gain, as `paired_gain` has it, and in standard deviations of its scores of the base;
+    `proxy_in_sd`: the same of the first model's; `agreement`: Spearman's correlation of both models' differences.
+    """
+    score, length = (_differences(base, tuned, key) for key in ("score", "response_length"))
+    record: dict[str, Any] = {
+        "length": without_length(score, length, confidence),
+        "same_response": most_common_share([row["response"] for row in tuned]),
+        "empty": float(np.mean([not row["response"].strip() for row in tuned])),
+    }
+    if all("gold_score" in row for row in (*base, *tuned)):
+        before, after = ([row["gold_score"] for row in rows] for rows in (base, tuned))
+        record["gold"] = paired_gain(before, after, confidence, seed) | {"in_sd": _in_sd(before, after)}
+        record["proxy_in_sd"] = _in_sd([row["score"] for row in base], [row["score"] for row in tuned])
+        record["agreement"] = rank_correlation(score, _differences(base, tuned, "gold_score"))
+    return record
+
+
+def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> dict[str, Any] | None:
+    """The gain that is left at equal length: least squares of score on length, both float [N] differences.
+
+    `slope`: reward units a token, `gain`: the line at a length difference of 0, each with its t interval. None
+    with fewer than three prompts, or where the length differences are all equal.
+    """
+    y, x = np.asarray(score, float), np.asarray(length, float)
+    if len(x) < 3 or np.ptp(x) == 0:
+        return None
+    line = linregress(x, y)
+    half = float(t.ppf((1 + confidence) / 2, len(x) - 2))
+    return {
+        "mean_difference": float(x.mean()),
+        "slope": float(line.slope),
+        "slope_interval": _around(line.slope, half * line.stderr),
+        "gain": float(line.intercept),
+        "interval": _around(line.intercept, half * line.intercept_stderr),
+    }
+
+
+def most_common_share(texts: Sequence[str]) -> float:
+    """Share, 0 to 1, of the texts that are equal to the most common one; white space at the ends aside."""
+    return Counter(text.strip() for text in texts).most_common(1)[0][1] / len(texts)
+
+
+def _differences(base: Rows, tuned: Rows, key: str) -> np.ndarray[Any, Any]:
+    return np.array([after[key] - before[key] for before, after in zip(base, tuned, strict=True)], float)
+
+
+def _in_sd(before: ArrayLike, after: ArrayLike) -> float | None:
+    """Mean gain in standard deviations of the scores before, so that two reward models can be compared."""
+    x, y = np.asarray(before, float), np.asarray(after, float)
+    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    return float((y - x).mean()) / spread if spread > 0 else None
+
+
+def _around(middle: float, half: float) -> list[float]:
+    return [float(middle - half), float(middle + half)]

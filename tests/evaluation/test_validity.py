@@ -1,0 +1,64 @@
+"""Is a gain real: the second judge, length, degenerate responses; by hand and against an independent fit."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from rlhf.evaluation.validity import most_common_share, validity, without_length
+
+
+def rows(scores, lengths=None, gold=None, responses=None):
+    lengths = lengths or [10] * len(scores)
+    responses = responses or [f"answer {i}" for i in range(len(scores))]
+    made = [
+        {"score": s, "response_length": n, "response": text}
+        for s, n, text in zip(scores, lengths, responses, strict=True)
+    ]
+    return [r | {"gold_score": g} for r, g in zip(made, gold, strict=True)] if gold else made
+
+
+def test_second_judge_by_hand():
+    base = rows([0.0, 1.0, 2.0], gold=[10.0, 20.0, 30.0])
+    tuned = rows([1.0, 3.0, 5.0], gold=[15.0, 20.0, 25.0])
+    found = validity(base, tuned, 0.95, seed=0)
+    assert (found["gold"]["gain"], found["gold"]["wins"], found["gold"]["losses"]) == (0.0, 1, 1)
+    assert found["gold"]["in_sd"] == 0  # of a mean difference of 0
+    assert found["proxy_in_sd"] == pytest.approx(2.0)  # mean gain 2, standard deviation of 0, 1, 2 is 1
+    assert found["agreement"] == pytest.approx(-1)  # the proxy gains 1, 2, 3 where the gold model gains 5, 0, -5
+
+
+def test_without_a_second_judge_there_is_no_gold():
+    found = validity(rows([0.0, 1.0]), rows([1.0, 2.0]), 0.95, seed=0)
+    assert "gold" not in found
+    assert found["length"] is None  # two prompts of one length
+
+
+def test_gain_at_equal_length_agrees_with_the_normal_equations():
+    generator = np.random.default_rng(3)
+    length = generator.integers(-20, 30, 40).astype(float)
+    score = 0.4 + 0.05 * length + generator.normal(0, 0.5, 40)
+    found = without_length(score, length, 0.9)
+    design = np.stack([np.ones(40), length], 1)
+    inverse = np.linalg.inv(design.T @ design)
+    weights = inverse @ design.T @ score
+    variance = ((score - design @ weights) ** 2).sum() / 38
+    half = student.ppf(0.95, 38) * math.sqrt(variance * inverse[0, 0])
+    assert found["gain"] == pytest.approx(weights[0])
+    assert found["slope"] == pytest.approx(weights[1])
+    assert found["interval"] == pytest.approx([weights[0] - half, weights[0] + half])
+    assert found["mean_difference"] == pytest.approx(length.mean())
+
+
+def test_a_gain_that_is_all_length_leaves_nothing():
+    found = without_length([1.0, 2.0, 3.0, 4.0], [10, 20, 30, 40], 0.95)
+    assert found["gain"] == pytest.approx(0, abs=1e-9)
+    assert found["slope"] == pytest.approx(0.1)
+
+
+def test_degenerate_shares_by_hand():
+    assert most_common_share(["yes", "yes ", "no", "maybe"]) == 0.5
+    base, tuned = rows([0.0] * 4), rows([0.0] * 4, responses=["", " ", "ok", "ok then"])
+    found = validity(base, tuned, 0.95, seed=0)
+    assert (found["empty"], found["same_response"]) == (0.5, 0.5)
