@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from rlhf.functional.advantages import gae
 from rlhf.functional.losses import pairwise_margin_ranking_loss, policy_loss
-from rlhf.reporting import kl, plots
+from rlhf.reporting import evaluation_plots, kl, plots, verdict
 from rlhf.reporting.run import STAGES, Record, Run, labels, read_run
 from rlhf.runtime.run_folder import write_bytes
 
@@ -72,6 +72,11 @@ def draw(run: Run) -> dict[str, Figure]:
     gains = {name: record for name, record in run.evaluation.get("gains", {}).items() if record}
     if gains:
         figures["evaluation_gains"] = plots.gains(gains, run.evaluation.get("confidence", 0.95))
+    validity = {name: record for name, record in run.evaluation.get("validity", {}).items() if record.get("gold")}
+    if validity:
+        figures["evaluation_gold"] = evaluation_plots.proxy_and_gold(validity)
+    if any(plots.is_number(row.get("response_length")) for row in run.responses):
+        figures["evaluation_length"] = evaluation_plots.score_against_length(run.responses)
     return figures
 
 
@@ -110,6 +115,8 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             band=plots.KL_BAND,
             kl={name: kl.interpret(rows) for name, rows in run.ppo.items()},
             kl_rules=kl.RULES,
+            verdicts={name: verdict.verdict(run.evaluation, name) for name in run.evaluation.get("gains", {})},
+            verdict_rules=verdict.RULES,
             smooth=plots.SMOOTH,
             samples=choose_samples(run.responses),
             rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),

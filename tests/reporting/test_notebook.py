@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 
-from rlhf.evaluation.statistics import summarise
+from rlhf.evaluation.summary import summarise
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.run import read_run
 
@@ -19,7 +19,9 @@ def evaluated(run_dir):
     path = run_dir / "evaluation" / "responses.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for i, row in enumerate(rows):
-        row.update(score=float(i % 7), prompt_length=5 + i % 3, response_length=9, eos=True)
+        row.update(
+            score=float(i % 7), prompt_length=5 + i % 3, response_length=9 + i % 5, eos=True, gold_score=i % 11 / 2
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = summarise(rows, ["base", "full", "lora"], 0.95, 0)
     (run_dir / "evaluation" / "evaluation.json").write_text(json.dumps(summary))
@@ -37,10 +39,10 @@ def test_it_runs_and_shows_what_the_report_shows(evaluated, tmp_path):
     notebook = execute(path)
     nbformat.validate(notebook)
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 8
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 10
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     texts = "".join(o.get("text", "") + str(o.get("data", {}).get("text/html", "")) for o in outputs)
-    for words in ("moderate: 0.050 nats a token", "def gae(", "134515008", "0.871"):
+    for words in ("moderate: 0.050 nats a token", "full: The proxy", "def gae(", "134515008", "0.871"):
         assert words in texts, words
     assert "<script>alert" not in "".join(str(o.get("data", {}).get("text/html", "")) for o in outputs)
 

@@ -16,6 +16,7 @@ from rlhf.reporting.report import build_report, choose_samples
 
 ATTACK = "<script>alert(1)</script>\n\"'><img src=http://example.com/x>"
 PLOTS = {f"reward_{name}" for name in ("learning", "confusion", "calibration")} | {"evaluation_gains"}
+PLOTS |= {"evaluation_gold", "evaluation_length"}
 PLOTS |= {f"ppo_{name}" for name in ("kl", "scores", "scores_kl", "responses")}
 
 
@@ -81,6 +82,16 @@ def reward_result() -> dict[str, Any]:
     }
 
 
+def judged(outcome: str) -> dict[str, Any]:
+    gold = {"gain": 0.35, "interval": [0.1, 0.6] if outcome == "rose" else [-0.1, 0.8], "p_value": 0.012}
+    line = {"mean_difference": 7.5, "slope": 0.031, "slope_interval": [0.01, 0.05], "gain": 0.22}
+    return {
+        "gold": gold | {"in_sd": 0.44, "win_rate": 0.61},
+        **{"proxy_in_sd": 0.81, "agreement": 0.27, "same_response": 0.02, "empty": 0.0},
+        "length": line | {"interval": [-0.05, 0.49]},
+    }
+
+
 def evaluation_result() -> dict[str, Any]:
     model = {"mean_reward": 0.1, "interval": [0.0, 0.2], "response_length": 48.25, "eos_rate": 0.9}
     model |= {"distinct_1": 0.91, "distinct_2": 0.98, "repetition": 0.01, "length_correlation": -0.12}
@@ -92,6 +103,7 @@ def evaluation_result() -> dict[str, Any]:
             "full": {"before": 0.1, "after": 0.912, "gain": 0.812, "interval": [0.5, 1.1], **counts},
             "lora": {"before": 0.1, "after": 0.15, "gain": 0.05, "interval": [-0.1, 0.2], **counts},
         },
+        "validity": {"full": judged("rose"), "lora": judged("did not")},
         "length_groups": [
             {
                 **{"from": 5, "to": 9, "n": 20},
@@ -123,6 +135,7 @@ def run_dir(tmp_path: Path) -> Path:
             "prompt": f"Question {i}\nwhy?",
             "response": ATTACK,
             "score": 0.1 * i,
+            "response_length": 5 + i,
         }
         for model in ("base", "full", "lora")
         for i in range(20)
@@ -158,6 +171,11 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         "48.2 90.0% 0.910 0.980 0.010 – – -0.120",
         "5 to 9 20 +0.500 (0.200 to 0.800) -0.100 (-0.300 to 0.100)",
         "no complete sheet has come in",
+        "full : The proxy rose, and so did the gold model, which was trained on other pairs",
+        "Length explains the gain: responses became longer, and +0.220 (-0.050 to +0.490) is left at equal length.",
+        "LoRA : The proxy did not move beyond noise; the gold model did not move beyond noise",
+        "full +0.812 0.500 to 1.100 +0.350 0.100 to 0.600 0.012 61.0% +0.810 +0.440 0.270",
+        "LoRA +7.500 +0.031 0.010 to 0.050 +0.220 -0.050 to 0.490",
         "Best step: 120, validation loss 0.900",
         "loss/value_avg Clipped value loss 0.00031 0.00031",
         "time/act Time of this phase, s 1.250 1.250",
