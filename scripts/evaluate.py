@@ -44,7 +44,7 @@ def main() -> None:
     device = PartialState().device
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
-        stage.record(data={"prompts": counts}, model_paths=paths | {"reward": reward_path, "gold": gold_path})
+        stage.record(data={"prompts": counts}, model_paths=paths, judge_paths={"reward": reward_path, "gold": gold_path})
         reward_model = load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
