@@ -43,6 +43,7 @@ class Run:
     rating_responses: list[Record]  # evaluation/rating_responses.jsonl
     ratings: Record  # ratings/ratings.json
     sizes: dict[str, dict[str, int]]  # stage -> its weight files, checkpoints aside -> bytes
+    checkpoints: dict[str, int]  # stage -> bytes of its newest checkpoint, where it keeps one
 
 
 def read_run(run_dir: Path) -> Run:
@@ -65,12 +66,20 @@ def read_run(run_dir: Path) -> Run:
         rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
         ratings=_read_json(run_dir / "ratings" / "ratings.json", _RATING_KINDS),
         sizes={name: _weights(path) for name, path in folders.items()},
+        checkpoints={name: size for name, path in folders.items() if (size := _checkpoint(path))},
     )
 
 
 def _weights(folder: Path) -> dict[str, int]:
     files = sorted(path for path in folder.rglob("*.safetensors") if "checkpoint" not in str(path.relative_to(folder)))
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _checkpoint(folder: Path) -> int:
+    """Bytes of the newest checkpoint: PPO keeps them as checkpoints/step-N, a transformers Trainer as checkpoint-N."""
+    found = [*folder.glob("checkpoints/step-*"), *folder.glob("checkpoint-*")]
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest else 0
 
 
 def labels(reward: Record) -> list[str]:

@@ -141,6 +141,10 @@ def run_dir(tmp_path: Path) -> Path:
         for i in range(20)
     ]
     write(run / "evaluation/responses.jsonl", rows)
+    for step, size in ((9, 7_000_000), (10, 2_500_000)):
+        checkpoint = run / f"ppo_full/checkpoints/step-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "optimizer.bin").write_bytes(bytes(size))
     return run
 
 
@@ -158,6 +162,7 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         "65.5% of 200 test pairs; before training it was 48.5%",
         "1 h 02 min",
         "134,515,008",
+        "PPO, full 1 h 02 min – 1,345,150 2.5",  # the newest checkpoint's size, not the largest
         "1.000%",
         "59.0% to 72.0%",
         "33 / 4 / 13",
