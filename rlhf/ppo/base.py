@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from rlhf.config import PPOConfig
 from rlhf.data.chat import decode_response
 from rlhf.errors import UserError
+from rlhf.models.actor_critic import base_of
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.evaluation import completions, evaluate
 from rlhf.ppo.export import push_policy, save_policy
@@ -99,17 +100,25 @@ class TrainerBase:
         return rows
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Policy and tokenizer as safetensors. LoRA: the merged stock model, and the adapter in adapter/."""
-        policy = self.roles.trained.policy
+        """Policy, tokenizer and model card. LoRA: the merged stock model, and the adapter in adapter/."""
+        policy, folder = self.roles.trained.policy, Path(output_dir or self.folder)
         with self.actor.whole():
-            save_policy(policy, self.processing_class, Path(output_dir or self.folder), self.accelerator)
+            save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())
 
     def push_to_hub(
         self, commit_message: str = "End of training", dataset_name: str | None = None, tags: Sequence[str] = ()
     ) -> str | None:
         """Save the policy to output_dir and upload it with a model card; returns the commit's address on rank 0."""
         self.save_model()
-        return push_policy(self.folder, self.args, self.accelerator, commit_message, dataset_name, tags)
+        facts = self._card_facts()
+        return push_policy(self.folder, self.args, self.accelerator, commit_message, facts, dataset_name, tags)
+
+    def _card_facts(self) -> dict[str, Any]:
+        """What a model card can say where no stage of a run has left a run.json."""
+        name = base_of(self.roles.trained.policy).config.name_or_path or None
+        counts = {"split_train": len(self.prompts)} if self.prompts else {}
+        config = {"model_name_or_path": name, **self.args.to_dict()}
+        return {"config": config, "data": {"prompts": counts}, "models": self.models}
 
     def _read_data(self, train_dataset: Rows | None, eval_dataset: Rows | dict[str, Rows] | None) -> None:
         self.prompts = [] if train_dataset is None else self._read(train_dataset, "train_dataset")

@@ -1,23 +1,31 @@
 """The trained policy as files, and on the hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import Model, is_quantised
 from rlhf.models.lora import merged_model, save_adapter
+from rlhf.runtime.model_card import write_card
 
 
-def save_policy(policy: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, accelerator: Accelerator) -> None:
-    """Policy and tokenizer as safetensors, written by rank 0.
+def save_policy(
+    policy: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    accelerator: Accelerator,
+    facts: Mapping[str, Any],
+) -> None:
+    """Policy and tokenizer as safetensors, and a model card; written by rank 0.
 
     LoRA: the merged stock model, and the adapter in adapter/. On a quantised base, which a merge would round
-    once more, the adapter alone.
+    once more, the adapter alone. facts: for the card, where no stage of a run has left a run.json.
     """
     if accelerator.is_main_process:
         if isinstance(policy, PeftModel) and is_quantised(policy):
@@ -28,6 +36,7 @@ def save_policy(policy: Model, tokenizer: PreTrainedTokenizerBase, folder: Path,
         else:
             policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_card(folder, facts)  # in the place of the one that PEFT leaves with an adapter
     accelerator.wait_for_everyone()
 
 
@@ -36,6 +45,7 @@ def push_policy(
     args: PPOConfig,
     accelerator: Accelerator,
     message: str,
+    facts: Mapping[str, Any],
     dataset_name: str | None,
     tags: Sequence[str],
 ) -> str | None:
@@ -43,11 +53,9 @@ def push_policy(
     if not accelerator.is_main_process:
         return None
     folder = folder.resolve()  # "." has no name
-    data = ModelCardData(library_name="transformers", tags=["ppo", "rlhf", *tags], datasets=dataset_name)
-    text = f"---\n{data.to_yaml()}\n---\n\n# {folder.name}\n\nFine-tuned by proximal policy optimisation with rlhf.\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
     api = HfApi(token=args.hub_token)
     url = api.create_repo(args.hub_model_id or folder.name, private=args.hub_private_repo, exist_ok=True)
+    write_card(folder, facts, url.repo_id, [dataset_name] if dataset_name else [], tags)
     commit = api.upload_folder(
         repo_id=url.repo_id,
         folder_path=folder,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from accelerate import PartialState
 from rlhf.errors import UserError
 
 PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torch", "transformers", "trl")
+# Of the command line only what may be read by others is kept: --hub_token hf_...
+_TOKEN = re.compile(r"(--\w*hub[_-]token[ =]|\bhf_(?=\w{20}))\S+")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -53,13 +56,20 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def read_run(stage_folder: Path) -> dict[str, Any]:
     """A stage's run.json, or {} when the stage never started."""
-    path = stage_folder / "run.json"
+    return read_json(stage_folder / "run.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with a JSON object, or {} when there is none."""
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, found: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def is_done(stage_folder: Path) -> bool:
@@ -95,9 +105,9 @@ class Stage:
             "seed": seed,
             "world_size": state.num_processes,
             "device": _device_name(state),
-            "command": " ".join(sys.argv),
-            "versions": {p: metadata.version(p) for p in PACKAGES},
-            "git_commit": _git_commit(),
+            "command": _TOKEN.sub(r"\1...", " ".join(sys.argv)),
+            "versions": package_versions(),
+            "git_commit": git_commit(),
             "config": config,
         }
 
@@ -147,7 +157,13 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _git_commit() -> str | None:
+def package_versions() -> dict[str, str]:
+    """Version of each package that a result may depend on."""
+    return {p: metadata.version(p) for p in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that this code is in, None without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed without its repository
         return None

@@ -73,8 +73,11 @@ def test_a_policy_pushed_is_the_policy_pulled(tmp_path):
     card = hub.repos["models/someone/tuned"].files["README.md"].decode()
     before, facts, _ = card.split("---\n")
     assert before == ""
-    lines = {"library_name: transformers", "datasets: our/prompts", "tags:", "- ppo", "- rlhf", "- tiny"}
-    assert set(facts.splitlines()) == lines
+    lines = {"library_name: transformers", "datasets:", "- our/prompts", "tags:", "- ppo", "- rlhf", "- tiny"}
+    assert set(facts.splitlines()) == lines | {"pipeline_tag: text-generation"}
+    assert "# `someone/tuned`" in card
+    assert "model = AutoModelForCausalLM.from_pretrained('someone/tuned')" in card
+    assert str(tmp_path) not in card
 
 
 def test_training_pushes_at_the_end_or_at_every_save(tmp_path):

@@ -24,6 +24,14 @@ def test_a_stage_is_running_then_done(tmp_path):
     assert require_stage(folder) == folder
 
 
+def test_a_token_on_the_command_line_is_not_kept(tmp_path, monkeypatch):
+    token = "hf_" + "x" * 34
+    monkeypatch.setattr("sys.argv", ["train.py", "--hub_token", token, f"--hub-token={token}", token, "--run", "hf_a"])
+    with Stage(tmp_path, "reward", {}, seed=0):
+        pass
+    assert read_run(tmp_path)["command"] == "train.py --hub_token ... --hub-token=... hf_... --run hf_a"
+
+
 def test_a_stage_that_breaks_says_so(tmp_path):
     with pytest.raises(ZeroDivisionError), Stage(tmp_path, "reward", {}, seed=0):
         _ = 1 / 0
@@ -44,6 +52,9 @@ def test_writing_leaves_nothing_beside_the_file(tmp_path):
 def test_a_broken_run_json_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: expected JSON"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(UserError, match=r"run\.json: expected a JSON object, found list"):
         read_run(tmp_path)
 
 
