@@ -134,10 +134,19 @@ class EvaluationConfig:
 
 @dataclass
 class ReportConfig:
-    """Heading and file name of the report."""
+    """Heading and file name of the report, and whether it is of several runs."""
 
     title: str | None = help_text("heading; the run's name when not set")
     author: str | None = help_text("name under the heading")
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names of runs under RUNS_DIR, one a seed: RUNS_DIR/RUN/report/seeds.html gathers them"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.runs:
+            if not name or Path(name).name != name:
+                raise UserError(f"runs: expected plain folder names under RUNS_DIR, found {name!r}")
 
 
 @dataclass

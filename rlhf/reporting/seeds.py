@@ -1,0 +1,197 @@
+"""Several runs of one recipe that differ in their seeds: every run's value, their mean and its interval.
+
+A run's own interval is over prompts and speaks for that run; the interval here is over runs and speaks for the
+recipe. Full and LoRA of one run share its reward model and its prompts, so that they are compared run by run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from scipy.stats import t
+
+from rlhf.reporting import plots
+from rlhf.reporting.kl import last_quarter
+from rlhf.reporting.report import flat
+from rlhf.reporting.run import STAGES, Run
+
+CONFIDENCE = 0.95
+
+# What a model is measured by: (name in tables, how its values are shown). A gain is over the base model.
+MEASURES = {
+    "mean_reward": ("Mean reward", "num"),
+    "gain": ("Gain in mean reward", "signed"),
+    "gold_gain": ("Gain by the second reward model", "signed"),
+    "kl_per_token": ("KL at the end (nats a token)", "num"),
+    "response_length": ("Response length (tokens)", "num"),
+    "eos_rate": ("EOS rate", "percent"),
+}
+COMPARED = ("gain", "gold_gain", "kl_per_token", "response_length", "eos_rate")  # the reward's difference is the gain's
+
+_SEEDED = ("reward", "ppo_full", "ppo_lora")  # stages whose seed makes a run a draw of its own
+_OWN = {"run", "runs_dir", "output_dir", "logging_dir", "run_name", "seed", "data_seed", "eval_seed"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One quantity over the runs."""
+
+    name: str
+    form: str  # how to show a value: num, signed or percent
+    values: list[float | None]  # one a run, in the runs' order; None where the run has none
+    mean: float
+    interval: tuple[float, float] | None  # of the mean; None with one value
+    p_value: float | None  # two-sided, that the mean is 0; None with one value, or with equal ones
+
+    @property
+    def n(self) -> int:
+        """Runs that have a value."""
+        return sum(value is not None for value in self.values)
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Student's t interval of the mean of N values that are about normal; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, error = _mean_and_error(values)
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def t_p_value(values: Sequence[float]) -> float | None:
+    """Two-sided p-value of the t test that the mean of N values is 0; on differences it is the paired t test."""
+    if len(values) < 2:
+        return None
+    mean, error = _mean_and_error(values)
+    return float(2 * t.sf(abs(mean) / error, len(values) - 1)) if error > 0 else None
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def summarise(name: str, form: str, values: Sequence[float | None]) -> Summary | None:
+    """Mean, interval and p-value of the values that are there; None without any."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    mean = math.fsum(there) / len(there)
+    return Summary(name, form, list(values), mean, t_interval(there), t_p_value(there))
+
+
+def summaries(runs: Sequence[Run]) -> list[Summary]:
+    """Every quantity that some run has: accuracy of the reward model, then each measure of each model."""
+    accuracies = [_number(run.reward, "after", "accuracy") for run in runs]
+    made = [summarise("Reward model, accuracy", "percent", accuracies)]
+    for key, (name, form) in MEASURES.items():
+        for model, label in plots.NAMES.items():
+            made.append(summarise(f"{name}, {label}", form, [measure(run, key, model) for run in runs]))
+    return [summary for summary in made if summary]
+
+
+def gains(runs: Sequence[Run]) -> dict[str, Summary]:
+    """ "full", "lora" -> the gain in mean reward over the runs, where some run has it."""
+    name, form = MEASURES["gain"]
+    made = {model: summarise(name, form, [measure(run, "gain", model) for run in runs]) for model in ("full", "lora")}
+    return {model: summary for model, summary in made.items() if summary}
+
+
+def differences(runs: Sequence[Run]) -> list[Summary]:
+    """LoRA minus full, run by run, in each compared measure that some run has of both."""
+    made = []
+    for key in COMPARED:
+        name, form = MEASURES[key]
+        pairs = [(measure(run, key, "full"), measure(run, key, "lora")) for run in runs]
+        values = [None if full is None or lora is None else lora - full for full, lora in pairs]
+        made.append(summarise(f"{name} (share)" if form == "percent" else name, "signed", values))
+    return [summary for summary in made if summary]
+
+
+def measure(run: Run, key: str, model: str) -> float | None:
+    """A run's value of a measure of MEASURES for "base", "full" or "lora"; None where it has none."""
+    if key == "gain":
+        return _number(run.evaluation, "gains", model, "gain")
+    if key == "gold_gain":
+        return _number(run.evaluation, "validity", model, "gold", "gain")
+    if key == "kl_per_token":
+        _, values = plots.series(run.ppo.get(model, []), "objective/kl_per_token")
+        last = last_quarter(values)
+        return math.fsum(last) / len(last) if last else None
+    return _number(run.evaluation, "models", model, key)
+
+
+def _number(record: Any, *keys: str) -> float | None:
+    """The number at the end of the keys of nested records; None where there is none."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return float(record) if plots.is_number(record) else None
+
+
+def done(run: Run, stage: str) -> bool:
+    """Whether a stage came to its end."""
+    return stage in run.stages and run.stages[stage].get("status", "done") == "done"
+
+
+def finished(run: Run) -> Run:
+    """The run without the results of stages that did not come to their end: half a curve is no draw of the recipe."""
+    return replace(
+        run,
+        reward_log=run.reward_log if done(run, "reward") else [],
+        reward=run.reward if done(run, "reward") else {},
+        ppo={name: rows for name, rows in run.ppo.items() if done(run, f"ppo_{name}")},
+        evaluation=run.evaluation if done(run, "evaluation") else {},
+    )
+
+
+def same_seeds(runs: Sequence[Run]) -> list[str]:
+    """Sentences on runs that are not draws of their own: the same seed in a training stage."""
+    said = []
+    for stage in _SEEDED:
+        names = _by_value(runs, {run.path.name: run.stages[stage].get("seed") for run in runs if done(run, stage)})
+        said += [
+            f"{STAGES[stage]}: {_join(group)} have the same seed, {seed}, and are one draw rather than {len(group)}"
+            for seed, group in names.items()
+            if len(group) > 1 and seed != "None"
+        ]
+    return said
+
+
+def setting_differences(runs: Sequence[Run]) -> list[str]:
+    """Sentences on the settings, seeds and the run's own folder aside, that are not the same in all runs."""
+    said = []
+    for stage, title in STAGES.items():
+        settings = {run.path.name: _settings(run, stage) for run in runs if done(run, stage)}
+        for key in dict.fromkeys(key for record in settings.values() for key in record):
+            groups = _by_value(runs, {name: record.get(key, "not set") for name, record in settings.items()})
+            if len(groups) > 1:
+                values = "; ".join(f"{value} in {_join(names)}" for value, names in groups.items())
+                said.append(f"{title}, {key}: {values}")
+    return said
+
+
+def _settings(run: Run, stage: str) -> dict[str, str]:
+    """ "outer.inner" -> value as text; a path into the run's own folder begins with RUN."""
+    leaves = flat(run.stages[stage].get("config", {}))
+    return {key: _own_path(str(value), run.path.name) for key, value in leaves if key not in _OWN}
+
+
+def _own_path(value: str, name: str) -> str:
+    parts = PurePath(value).parts
+    return "/".join(("RUN", *parts[parts.index(name) + 1 :])) if name in parts else value
+
+
+def _by_value(runs: Sequence[Run], values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Value as text -> names of the runs that have it, in the runs' order."""
+    groups: dict[str, list[str]] = {}
+    for name in (run.path.name for run in runs):
+        if name in values:
+            groups.setdefault(str(values[name]), []).append(name)
+    return groups
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
