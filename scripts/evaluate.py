@@ -15,6 +15,7 @@ from rlhf.evaluation.summary import summarise
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse, run_script
 from rlhf.runtime.distributed import join_processes, main_process_first
+from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
 from rlhf.runtime.tracking import write_summary
 
@@ -44,7 +45,9 @@ def main() -> None:
     device = PartialState().device
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
-        stage.record(data={"prompts": counts}, model_paths=paths, judge_paths={"reward": reward_path, "gold": gold_path})
+        stage.record(
+            data={"prompts": counts}, model_paths=paths, judge_paths={"reward": reward_path, "gold": gold_path}
+        )
         reward_model = load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
@@ -76,6 +79,9 @@ def main() -> None:
                 if found := summary["validity"][name].get("gold"):
                     low, high = found["interval"]
                     print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    if stage.is_main:
+        for path in tuned.values():
+            write_card(path)  # once more: now it has figures
 
 
 def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:

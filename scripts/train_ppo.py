@@ -19,6 +19,7 @@ from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config
+from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
 
 
@@ -76,6 +77,7 @@ def main() -> None:
             return
         trainer.save_model(folder)
     if stage.is_main:
+        write_card(folder)  # once more: the stage has ended
         print(f"{name}: policy in {folder}")
 
 

@@ -21,6 +21,7 @@ from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_r
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name, gathered
 from rlhf.runtime.memory import read_config
+from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.tracking import write_summary
 
@@ -102,6 +103,8 @@ def main() -> None:
         if stage.is_main:
             write_json(folder / "evaluation.json", report)
             show_outcome(folder, report, splits["test"], config)
+    if stage.is_main:
+        write_card(folder)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,25 @@ def test_what_was_saved_loads_with_plain_transformers(run):
     assert AutoModelForSequenceClassification.from_pretrained(folder / "reward").config.num_labels == 1
 
 
+def test_every_model_has_a_card_with_the_figures_of_the_run(run):
+    _, folder, base, _ = run
+    for place in ("reward", "reward_gold", "ppo_full", "ppo_lora", "ppo_lora/adapter"):
+        text = (folder / place / "README.md").read_text()
+        facts = json.loads((folder / place.removesuffix("/adapter") / "run.json").read_text())
+        assert "Not evaluated yet" not in text
+        assert str(folder / place) in text
+        assert f"`{base}`" in text
+        assert f"| `ended` | `{facts['ended']}` |" in text
+        assert facts["command"].split()[-1] in text
+    gains = json.loads((folder / "evaluation" / "evaluation.json").read_text())["gains"]
+    for place, name in (("ppo_full", "full"), ("ppo_lora", "lora"), ("ppo_lora/adapter", "lora")):
+        low, high = gains[name]["interval"]
+        row = f"| gain in reward |  | {gains[name]['gain']:+.3f} [{low:+.3f}, {high:+.3f}] |"
+        assert row in (folder / place / "README.md").read_text()
+    reward = json.loads((folder / "reward" / "evaluation.json").read_text())["after"]
+    assert f"{reward['accuracy']:.1%}" in (folder / "reward" / "README.md").read_text()
+
+
 def test_evaluation_holds_every_prompt_and_model_once(run):
     rows = [json.loads(line) for line in (run[1] / "evaluation" / "responses.jsonl").read_text().splitlines()]
     assert len({(row["prompt_id"], row["model"]) for row in rows}) == len(rows) == 7 * 3
