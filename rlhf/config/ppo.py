@@ -17,9 +17,17 @@ _AT_LEAST_1 = (
     "num_ppo_epochs",
     "response_length",
     "local_rollout_forward_batch_size",
+    "max_skipped_updates",
 )
 _POSITIVE = ("temperature", "cliprange", "cliprange_value", "kl_horizon")
-_POSITIVE_OR_NONE = ("kl_target", "target_kl", "score_clip", "critic_learning_rate", "max_prompt_tokens")
+_POSITIVE_OR_NONE = (
+    "kl_target",
+    "target_kl",
+    "score_clip",
+    "critic_learning_rate",
+    "max_prompt_tokens",
+    "micro_batch_tokens",
+)
 _NOT_NEGATIVE = ("critic_warmup_steps", "score_norm_samples", "num_sample_generations", "kl_coef", "vf_coef")
 _FRACTIONS = ("gamma", "lam")
 
@@ -63,6 +71,13 @@ class PPOConfig(TrainingArguments):
     kl_target: float | None = help_text("nats per token; set it for the adaptive KL coefficient")
     kl_horizon: float = help_text("samples; how slowly the adaptive coefficient moves", 10000)
     target_kl: float | None = help_text("nats per token; an update stops once it moved the policy 1.5 times as far")
+    micro_batch_tokens: int | None = help_text(
+        "most tokens, padding included, of a forward and backward pass; rows are packed up to it, in place of "
+        "per_device_train_batch_size at a time; results do not depend on it"
+    )
+    max_skipped_updates: int = help_text(
+        "the run ends after this many optimizer steps in a row whose gradient is not finite; one alone is left out", 10
+    )
     cliprange: float = help_text("clip of the probability ratio", 0.2)
     vf_coef: float = help_text("weight of the value loss", 0.1)
     cliprange_value: float = help_text("clip of the value's change, reward units", 0.2)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
+from rlhf.errors import UserError
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.ppo.prompts import Prompt
@@ -121,11 +122,24 @@ class Actor:
             weights = self.weights if scores is None else torch.ones(scores.shape[1], device=device)
             scores = self.score(prompts, responses, real) if scores is None else scores
         raw = weighted(scores, weights)
+        self._check_finite(prompts, scores, real)
         shaped = self.scaler(raw, real, lambda x: all_sum(self.accelerator, x)) if learn else raw
         ids, attention, mask = packed
         ended = torch.tensor(self.ended(responses), device=device)
         mask = mask & real.unsqueeze(1)  # filler rows count for nothing from here on
         return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=shaped, **seen)
+
+    def _check_finite(self, prompts: Sequence[Prompt], scores: Tensor, real: Tensor) -> None:
+        """An infinite score is a UserError on all ranks: it would leave no advantage of the step finite."""
+        bad = scores.isinf() & real.unsqueeze(1)
+        if not all_sum(self.accelerator, bad.sum().reshape(1)):
+            return
+        if not bad.any():
+            raise UserError("rewards: expected finite scores, found one that is not on another process")
+        row, column = bad.nonzero()[0].tolist()
+        name = self.rewards[column].name if column < len(self.rewards) else "score"
+        found = f"{scores[row, column].item()} for prompt {prompts[row].prompt_id}"
+        raise UserError(f"reward {name}: expected finite scores, found {found}")
 
     @torch.no_grad()
     def fit_scores(self, prompts: Sequence[Prompt]) -> tuple[float, float]:

@@ -9,11 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
+from rlhf.errors import UserError
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, trim
-from rlhf.runtime.distributed import all_sum
+from rlhf.runtime.distributed import all_max, all_sum
 from rlhf.runtime.engine import is_deepspeed
+
+_NOT_FINITE = "gradient: expected a finite norm, found none"
+_HINT = "a lower learning rate or rewards within bounds may help; what was saved before is whole"
 
 SUMS = (
     "loss/policy",
@@ -42,6 +46,7 @@ class Learner:
         self.model, self.optimizer, self.accelerator, self.args = model, optimizer, accelerator, args
         self.event = event
         self.deepspeed = is_deepspeed(accelerator)
+        self.skipped_in_a_row = 0
 
     def learn(
         self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
@@ -52,15 +57,19 @@ class Learner:
         critic_warmup_steps steps only the critic learns. With target_kl the update ends, before the optimizer
         step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times that much KL to the
         rollout's policy.
+        An optimizer step whose gradient is not finite is left out, on all ranks alike; after max_skipped_updates of
+        them in a row the run ends by a UserError.
         Returns sums over this rank (losses, already divided by global counts, and per-token statistics), each
-        float64 [], under the names in SUMS, "tokens" that were summed over, and under "grad_norm",
-        "grad_norm_critic" and "updates" the last gradient norms and the optimizer steps done, alike on all ranks.
+        float64 [], under the names in SUMS, "tokens" that were summed over, this rank's "ratio_max", and, alike on
+        all ranks, "grad_norm" and "grad_norm_critic" of the last minibatch, the "minibatches" that were looked at,
+        the "updates" done and those "skipped".
         """
         self.model.train()
         device = rollout.ids.device
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         norms = torch.zeros(2, dtype=torch.float64, device=device)
-        tokens, updates = torch.zeros((), dtype=torch.float64, device=device), 0
+        tokens, self.ratio_max = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+        minibatches = updates = skipped = 0
         policy_learns = step > self.args.critic_warmup_steps
         for groups in self._minibatches(rollout, positions, n_global, step):
             n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
@@ -70,15 +79,20 @@ class Learner:
                 for index in self._accumulate(groups):
                     own += self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns))
                     self.event("on_substep_end")
-            sums, tokens = sums + own, tokens + n_local
-            if self._went_far(own[SUMS.index("approxkl")], n_tokens):
+            sums, tokens, minibatches = sums + own, tokens + n_local, minibatches + 1
+            far = self._went_far(own[SUMS.index("approxkl")], n_tokens)
+            if far and not self.deepspeed:
                 self.optimizer.zero_grad()
                 break
-            norms = self._step(policy_learns)
-            updates += 1
+            norms, done = self._step(policy_learns, step)
+            updates, skipped = updates + done, skipped + (not done)
+            if far:
+                break
         self.model.eval()
         result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
-        result |= {"tokens": tokens, "updates": torch.tensor(float(updates), dtype=torch.float64)}
+        counts = {"minibatches": minibatches, "updates": updates, "skipped": skipped}
+        result |= {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
+        result |= {"tokens": tokens, "ratio_max": self.ratio_max}
         return result | {"grad_norm": norms[0], "grad_norm_critic": norms[1]}
 
     def _went_far(self, approxkl: Tensor, n_tokens: Tensor) -> bool:
@@ -102,10 +116,13 @@ class Learner:
     def _micro_batches(self, rollout: Rollout, positions: Tensor, members: Tensor) -> list[Tensor]:
         world = self.accelerator.num_processes
         mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
-        most = max(int((members % world == rank).sum()) for rank in range(world))
-        count = max(1, -(-most // self.args.per_device_train_batch_size))
         mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
-        return list(mine.tensor_split(count))
+        if self.args.micro_batch_tokens is not None:
+            groups = within_tokens(rollout, mine, self.args.micro_batch_tokens)
+            empty = torch.zeros(0, dtype=torch.long)
+            return groups + [empty] * (max(1, all_max(self.accelerator, len(groups))) - len(groups))
+        most = max(int((members % world == rank).sum()) for rank in range(world))
+        return list(mine.tensor_split(max(1, -(-most // self.args.per_device_train_batch_size))))
 
     def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
@@ -138,6 +155,8 @@ class Learner:
         with torch.no_grad():
             log_ratio = torch.where(mask, logp - old_logp, 0)
             ratio = log_ratio.exp()
+            largest = torch.where(mask, ratio, 0).max().double()
+            self.ratio_max = torch.maximum(self.ratio_max.to(largest.device), largest)
             per_token = (
                 0.5 * log_ratio**2,
                 (ratio - 1).abs() > args.cliprange,
@@ -163,24 +182,54 @@ class Learner:
         for group, rate in zip(held, rates, strict=True):
             group["lr"] = rate
 
-    def _step(self, policy_learns: bool) -> Tensor:
+    def _step(self, policy_learns: bool, step: int) -> tuple[Tensor, bool]:
+        """The gradient norms of policy and critic, float64 [2], and whether the optimizer took its step."""
         if self.deepspeed:  # stepped and clipped already, with one norm for both
             engine: Any = self.model
             norm = torch.as_tensor(float(engine.get_global_grad_norm() or 0.0), dtype=torch.float64)
-            return norm.repeat(2)
+            if not norm.isfinite() and not self.args.fp16:  # under fp16 DeepSpeed itself leaves such a step out
+                raise UserError(f"{_NOT_FINITE} in step {step}, and DeepSpeed has taken its step; {_HINT}")
+            return norm.repeat(2), self._count(bool(norm.isfinite()), step)
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
         self.accelerator.unscale_gradients()
-        norms = [
-            torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
-            for part in (model.policy, model.critic)
-        ]
+        norms = torch.stack(
+            [
+                torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
+                for part in (model.policy, model.critic)
+            ]
+        ).double()
+        done = self._count(bool(norms.isfinite().all()), step)  # the ranks' gradients are averaged: all see the same
         if not policy_learns:  # without a gradient, an optimizer leaves a parameter and its moments as they are
             for parameter in model.policy.parameters():
                 parameter.grad = None
-        self.event("on_pre_optimizer_step")
-        self.optimizer.step()
-        self.event("on_optimizer_step")
+        if done or self.args.fp16:  # fp16's scaler has to see what overflowed; it leaves the step out itself
+            self.event("on_pre_optimizer_step")
+            self.optimizer.step()
+            self.event("on_optimizer_step")
         self.optimizer.zero_grad()
-        return torch.stack(norms).double()
+        return norms, done
+
+    def _count(self, finite: bool, step: int) -> bool:
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.args.max_skipped_updates:
+            raise UserError(f"{_NOT_FINITE} {self.skipped_in_a_row} times in a row, last in step {step}; {_HINT}")
+        return finite
+
+
+def within_tokens(rollout: Rollout, rows: Tensor, budget: int) -> list[Tensor]:
+    """Rows, int [N] from short to long, in groups whose padded tokens stay within the budget; one row may exceed it."""
+    prompt_width = rollout.attention.shape[1] - rollout.mask.shape[1]
+    lengths = torch.stack([rollout.attention[rows, :prompt_width].sum(1), rollout.mask[rows].sum(1)], 1).tolist()
+    groups: list[list[int]] = []
+    width = [0, 0]
+    for row, found in zip(rows.tolist(), lengths, strict=True):
+        wider = [max(pair) for pair in zip(width, found, strict=True)]
+        if groups and sum(wider) * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(row)
+            width = wider
+        else:
+            groups.append([row])
+            width = found
+    return [torch.tensor(group) for group in groups]

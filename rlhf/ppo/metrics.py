@@ -11,7 +11,8 @@ from rlhf.functional.kl import kl_penalty
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
 from rlhf.runtime.distributed import all_sum
 
-_SAME_ON_ALL_RANKS = ("grad_norm", "grad_norm_critic", "updates")
+_SAME_ON_ALL_RANKS = ("grad_norm", "grad_norm_critic", "minibatches", "updates", "skipped")
+_LARGEST = "ratio_max"  # each rank sends its own in a place of its own, so that one sum serves it, too
 
 
 def metrics_row(
@@ -28,10 +29,13 @@ def metrics_row(
     rewards: the names of the reward sources.
     """
     sums = rollout_sums(rollout, rewards, args.kl_estimator) | _target_sums(rollout, targets, kl_coef, args)
-    sums |= {k: v for k, v in learned.items() if k not in _SAME_ON_ALL_RANKS}
+    sums |= {k: v for k, v in learned.items() if k not in (*_SAME_ON_ALL_RANKS, _LARGEST)}
+    places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
+    sums |= dict.fromkeys(places, torch.zeros_like(learned[_LARGEST]))
+    sums[places[accelerator.process_index]] = learned[_LARGEST]
     total = summed(sums, accelerator)
     tokens, seen = max(total["response_tokens"], 1), max(total["tokens"], 1)
-    updates = max(learned["updates"].item(), 1)
+    minibatches = max(learned["minibatches"].item(), 1)
     spread = _std(total, "returns", tokens)
     row = rollout_means(total, rewards) | {
         "objective/kl_coef": kl_coef,
@@ -47,16 +51,18 @@ def metrics_row(
         "policy/clipfrac_avg": total["clipfrac"] / seen,
         "policy/entropy_avg": total["entropy"] / seen,
         "policy/grad_norm": learned["grad_norm"].item(),
-        "loss/policy_avg": total["loss/policy"] / updates,
-        "loss/value_avg": total["loss/value"] / updates,
+        "loss/policy_avg": total["loss/policy"] / minibatches,
+        "loss/value_avg": total["loss/value"] / minibatches,
         "value/grad_norm": learned["grad_norm_critic"].item(),
         # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that says the mean.
         "value/explained_variance": 1 - (_std(total, "value_errors", tokens) / (spread or 1)) ** 2,
         "val/clipfrac_avg": total["value_clipfrac"] / seen,
         "val/ratio": total["ratio"] / seen,
         "val/ratio_var": max(total["ratio_squared"] / seen - (total["ratio"] / seen) ** 2, 0),
+        "val/ratio_max": max(total[place] for place in places),
         "val/num_eos_tokens": total["ended"],
-        "val/updates": updates,
+        "val/updates": learned["updates"].item(),
+        "val/skipped_updates": learned["skipped"].item(),
     }
     return row
 

@@ -24,6 +24,13 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(values.double(), reduction="sum")
 
 
+def all_max(accelerator: Accelerator, value: int) -> int:
+    """The largest of the ranks' numbers: one collective, none for a single process."""
+    if accelerator.num_processes == 1:
+        return value
+    return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank: one collective, none for a single process."""
     state = PartialState()
