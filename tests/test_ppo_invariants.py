@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 RAGGED = [{"prompt": "a b c d e f g h i j k l m n o p"[: 4 * i + 1]} for i in range(8)]
 SPLITS = [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4)]  # gradient accumulation, minibatches
-TOLERANCE = {"fp32": 1e-5, "bf16 autocast": 5e-2, "bf16 weights": 5e-2}
+PRECISIONS = ["fp32", "bf16 autocast", "bf16 weights"]
 
 
 def run_at_0(folder, family, precision, **options):
@@ -24,17 +24,21 @@ def run_at_0(folder, family, precision, **options):
     return metrics(folder)
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("padding", ["equal", "ragged"])
 @pytest.mark.parametrize(("accumulation", "minibatches"), SPLITS)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_at_learning_rate_0_nothing_moves(tmp_path, family, accumulation, minibatches, padding, precision):
     options = {"gradient_accumulation_steps": accumulation, "num_mini_batches": minibatches}
     rows = RAGGED if padding == "ragged" else [{"prompt": "same"}] * 8
-    limit = TOLERANCE[precision]
-    for row in run_at_0(tmp_path, family, precision, rows=rows, **options):
-        assert row["val/ratio"] == pytest.approx(1, abs=limit)
-        assert row["policy/approxkl_avg"] < limit**2
+    # A micro-batch is summed in another order than the rollout's batch, which bf16 shows: 24 tokens a response are
+    # enough for the mean to see past it. Where the batch is not split, both are the same sum.
+    limits = {"ratio": 1e-6, "approxkl": 1e-12} if precision == "fp32" else {"ratio": 1e-3, "approxkl": 1e-5}
+    if (accumulation, minibatches) == (1, 1):
+        limits["approxkl"] = 1e-10  # of 48 tokens: no single ratio is 1e-4 away from 1
+    for row in run_at_0(tmp_path, family, precision, rows=rows, response_length=24, **options):
+        assert row["val/ratio"] == pytest.approx(1, abs=limits["ratio"])
+        assert row["policy/approxkl_avg"] < limits["approxkl"]
         assert row["policy/clipfrac_avg"] == 0
         assert abs(row["objective/kl"]) < 1e-5  # reference and policy take the same path in every precision
         assert row["objective/kl_exact_per_token"] < 1e-6
@@ -82,21 +86,6 @@ def test_every_split_of_a_batch_gives_the_same_gradient(tmp_path, size):
         moved.append(dict(run.roles.trained.named_parameters()))
     for name, value in moved[0].items():
         assert_close(moved[1][name], value, atol=1e-6, rtol=1e-5)
-
-
-def test_metrics_do_not_see_padding(tmp_path):
-    rows = [
-        {"input_ids": [5, 6, 7] + [2] * pad, "attention_mask": [1, 1, 1] + [0] * pad, "prompt_id": str(i)}
-        for pad in (0, 30)
-        for i in range(4)
-    ]
-    found = []
-    for part in (rows[:4], rows[4:]):
-        trainer(tmp_path / f"{len(found)}", rows=part, max_steps=1).train()
-        found.append(metrics(tmp_path / f"{len(found)}")[0])
-    for name, value in found[0].items():
-        if not name.startswith(("time/", "eps")):
-            assert found[1][name] == pytest.approx(value, abs=1e-6), name
 
 
 def test_an_update_stops_where_target_kl_is_passed(tmp_path):
