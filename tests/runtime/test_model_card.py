@@ -188,6 +188,10 @@ def test_figures_of_a_reward_model(tmp_path):
     assert "| mean margin, reward units | -0.012 | 0.346 |" in text
     assert "| `longer response` | 52.5% [45.6%, 59.3%] |" in text
     assert "length is -0.21." in text
+    facts = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"status": "running"}))  # the figures are of an earlier model
+    write_card(tmp_path)
+    assert "Not evaluated yet" in card(tmp_path)
 
 
 @pytest.mark.parametrize(
