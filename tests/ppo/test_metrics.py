@@ -1,0 +1,161 @@
+"""A row of metrics against numbers worked by hand; what lies beside the responses plays no part in it."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_learner import experience, update
+from test_rollout import MASK, config, rollout
+from torch import tensor
+
+from rlhf.ppo import metrics
+from rlhf.ppo.metrics import metrics_row, rollout_means, rollout_sums
+from rlhf.ppo.rollout import Rollout, Targets
+
+ARGS = config(missing_eos_penalty=1.5, kl_estimator="k1")
+# KL of the tokens of test_rollout's responses: 0.5, 0, -1; 2; 0, 0.5. Together 2, and 2.066679 by k3.
+EXPECTED = {
+    "objective/kl": 2 / 3,
+    "objective/kl_per_token": 2 / 6,
+    "objective/kl_k1_per_token": 2 / 6,
+    "objective/kl_k3_per_token": 2.066679 / 6,
+    "objective/kl_exact_per_token": 1.0,
+    "objective/entropy": 6 / 3,
+    "objective/scores": 0.5,  # of 2, -1, 0.5
+    "objective/scores_std": 1.5**0.5,
+    "objective/response_length": 2.0,
+    "objective/eos_rate": 2 / 3,
+    "rewards/judge/mean": 0.5,
+    "rewards/judge/std": 1.5**0.5,
+    "objective/kl_coef": 0.1,
+    "objective/non_score_reward": -0.2 / 3,
+    "objective/penalised_scores": 0.0,  # the third was cut: 1.5 less
+    "objective/rlhf_reward": -0.2 / 3,
+    "objective/advantages": 3.5,  # of 1 to 6
+    "objective/advantages_std": (35 / 12) ** 0.5,
+    "objective/returns": 2.0,  # of 1, 1, 1, 3, 3, 3
+    "objective/returns_std": 1.0,
+    "objective/values": 0.35,  # of 0.1 to 0.6
+    "value/explained_variance": 1 - (20.71 / 6 - 1.65**2),  # errors 0.9, 0.8, 0.7, 2.6, 2.5, 2.4
+    "policy/approxkl_avg": 0.25,
+    "policy/clipfrac_avg": 0.5,
+    "policy/entropy_avg": 1.5,
+    "policy/grad_norm": 7.0,
+    "value/grad_norm": 8.0,
+    "loss/policy_avg": -0.5,
+    "loss/value_avg": 1.0,
+    "val/clipfrac_avg": 0.75,
+    "val/ratio": 1.25,
+    "val/ratio_var": 0.4375,
+    "val/ratio_max": 3.0,
+    "val/num_eos_tokens": 2.0,
+    "val/updates": 3.0,
+    "val/skipped_updates": 1.0,
+}
+# Two passes over 6 tokens, two minibatches a pass; sums over this rank, norms and counts as they are.
+LEARNED = {"loss/policy": -2.0, "loss/value": 4.0, "approxkl": 3.0, "clipfrac": 6.0, "value_clipfrac": 9.0}
+LEARNED |= {"entropy": 18.0, "ratio": 15.0, "ratio_squared": 24.0, "tokens": 12.0, "ratio_max": 3.0}
+COUNTS = {"minibatches": 4.0, "updates": 3.0, "skipped": 1.0, "grad_norm": 7.0, "grad_norm_critic": 8.0}
+
+
+class Rank:
+    def __init__(self, index=0, world=1):
+        self.process_index, self.num_processes = index, world
+
+
+def targets():
+    advantages = tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0], [5.0, 6.0, 0.0]])
+    returns = tensor([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [3.0, 3.0, 0.0]])
+    return Targets(advantages, returns, advantages)
+
+
+def learned(share=1.0):
+    numbers = {name: value * (1 if name == "ratio_max" else share) for name, value in LEARNED.items()} | COUNTS
+    return {name: tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+
+def row_of(one, aims, rank=None, share=1.0):
+    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), ["judge"])
+
+
+def junk(one, extra):
+    """The record with 99 in every place beside the responses, and in as many more columns."""
+    wide, mask = {}, torch.cat([MASK, torch.zeros(3, extra, dtype=torch.bool)], 1)
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if value.shape == MASK.shape and value.is_floating_point():
+            value = torch.cat([value, torch.zeros(3, extra)], 1).where(mask, tensor(99.0))
+        wide[field.name] = value
+    if isinstance(one, Rollout):
+        wide["mask"] = mask
+    return type(one)(**wide)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(metrics, "all_sum", lambda _, values: values)
+
+
+def test_every_number_of_a_row_by_hand(alone):
+    row = row_of(rollout(), targets())
+    assert row.keys() == EXPECTED.keys()
+    assert row == pytest.approx(EXPECTED, abs=1e-6)
+
+
+@pytest.mark.parametrize("extra", [0, 30])
+def test_what_lies_beside_a_response_is_not_seen(alone, extra):
+    wide, aims = junk(rollout(), extra), junk(targets(), extra)
+    assert (wide.logp == 99).sum() == 3 + 3 * extra
+    assert row_of(wide, aims) == pytest.approx(EXPECTED, abs=1e-6)
+    sums = {name: value.item() for name, value in rollout_sums(wide, ["judge"], "k1").items()}
+    means = rollout_means(sums, ["judge"])  # what an evaluation logs
+    assert means == pytest.approx({name: EXPECTED[name] for name in means}, abs=1e-6)
+
+
+def test_a_filler_row_and_a_missing_opinion_are_not_seen(alone):
+    real = tensor([True, True, False])
+    scores = tensor([[2.0, float("nan")], [-1.0, 4.0], [50.0, 50.0]])
+    one = rollout(real=real, mask=MASK & real.unsqueeze(1), scores=scores)
+    sums = {name: value.item() for name, value in rollout_sums(one, ["judge", "rule"], "k1").items()}
+    means = rollout_means(sums, ["judge", "rule"])
+    assert (means["objective/scores"], means["objective/response_length"], means["objective/kl"]) == (0.5, 2.0, 0.75)
+    assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (1.0, 0.5, 4.0)
+
+
+def test_a_row_of_two_ranks_is_that_of_one(monkeypatch):
+    shards = [tensor([0, 2]), tensor([1])]
+
+    def rank_of(index):
+        one, aims = (
+            type(whole)(**{f.name: getattr(whole, f.name)[shards[index]] for f in dataclasses.fields(whole)})
+            for whole in (rollout(), targets())
+        )
+        return row_of(one, aims, Rank(index, 2), share=(0.75, 0.25)[index])
+
+    sent = []
+    monkeypatch.setattr(metrics, "all_sum", lambda _, values: (sent.append(values), values)[1])
+    for index in range(2):  # first for what each would send, then with the sum of both
+        rank_of(index)
+    monkeypatch.setattr(metrics, "all_sum", lambda *_: sent[0] + sent[1])
+    for index in range(2):
+        assert rank_of(index) == pytest.approx(EXPECTED, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 2])
+def test_what_learning_sums_up_does_not_see_padding(size):
+    """Ids, old log-probs, values and targets beside short responses, and beside prompts, are replaced by others."""
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+    rows, aims = experience()
+    clean = update(rows, aims, **options)
+    outside = {
+        name: torch.where(rows.mask, getattr(rows, name), 20.0)
+        for name in ("logp", "ref_logp", "entropy", "exact_kl", "values")
+    }
+    outside["ids"] = torch.where(rows.attention, rows.ids, 33)
+    noisy = [torch.where(rows.mask, getattr(aims, f.name), 20.0) for f in dataclasses.fields(aims)]
+    other = update(dataclasses.replace(rows, **outside), Targets(*noisy), **options)
+    assert 0 < (~rows.mask).sum() < rows.mask.numel()
+    assert {n: v.item() for n, v in other[3].items()} == pytest.approx({n: v.item() for n, v in clean[3].items()})
+    for one, two in zip(clean[1], other[1], strict=True):
+        for name, gradient in one.items():
+            torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
