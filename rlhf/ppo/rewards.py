@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
-from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole, Model, base_of
 from rlhf.ppo.roles import Roles
-from rlhf.reward.sources import FunctionReward, RewardSource, TextReward, TokenReward, same_vocabulary
+from rlhf.reward.sources import FunctionReward, RewardSource, model_reward
+from rlhf.reward.vocabulary import tokenizer_to_read
 
 Reward = PreTrainedModel | PeftModel | Callable[..., Any]
 
@@ -37,10 +37,15 @@ class Given:
 def read_rewards(
     given: Reward | Sequence[Reward] | None,
     tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
-    policy: PreTrainedTokenizerBase,
     weights: Sequence[float] | None,
+    policy: PreTrainedTokenizerBase,
+    model: Model,
 ) -> list[Given]:
-    """One entry a reward, in order; what cannot be one, or a list of another length, is a UserError."""
+    """One entry a reward, in order; what cannot be one, or a list of another length, is a UserError.
+
+    policy, model: the policy's tokenizer and itself. A reward model without a tokenizer here is asked for the one
+    saved beside it; see `tokenizer_to_read`.
+    """
     rewards: list[Any] = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     kinds: list[Any] = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
     for name, found in (("reward_processing_classes", kinds), ("reward_weights", weights)):
@@ -49,8 +54,13 @@ def read_rewards(
     names = [_checked_name(reward) for reward in rewards]
     count = Counter(names)
     names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
-    others = [None if t is None or same_vocabulary(policy, t) else prepare_tokenizer(t) for t in kinds]
-    return [Given(*row) for row in zip(names, rewards, others, strict=True)]
+    all_given = [Given(*row) for row in zip(names, rewards, kinds, strict=True)]
+    return [
+        replace(g, tokenizer=tokenizer_to_read(f"reward_model {g.name}", g.reward, g.tokenizer, policy, model))
+        if g.is_model
+        else g
+        for g in all_given
+    ]
 
 
 def token_model(rewards: Sequence[Given]) -> Model | None:
@@ -70,10 +80,7 @@ def reward_sources(
             continue
         role = roles.reward if given.reward is first and roles.reward is not None else FrozenRole(given.reward)
         role.to(device)
-        if given.tokenizer is None:
-            sources.append(TokenReward(given.name, role, size, policy.eos_token_id if args.close_truncated else None))
-        else:
-            sources.append(TextReward(given.name, role, given.tokenizer, policy, size, args.close_truncated))
+        sources.append(model_reward(given.name, role, given.tokenizer, policy, size, args.close_truncated))
     return sources
 
 

@@ -24,6 +24,7 @@ from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_checkpoint
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import check_wrapped
@@ -67,7 +68,10 @@ class PPOTrainer(TrainerBase):
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)
-        given = read_rewards(reward_model, reward_processing_classes, processing_class, args.reward_weights)
+        given = read_rewards(
+            reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model
+        )
+        check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
         self.models = describe_roles(self.roles)

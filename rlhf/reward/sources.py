@@ -118,7 +118,15 @@ def weighted(scores: Tensor, weights: Tensor) -> Tensor:
     return (torch.where(scores.isnan(), 0, scores) * weights).sum(dim=1)
 
 
-def same_vocabulary(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
-    """Whether every token of the policy means the same to the reward model."""
-    known = reward.get_vocab()
-    return all(known.get(token) == number for token, number in policy.get_vocab().items())
+def model_reward(
+    name: str,
+    role: FrozenRole,
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy: PreTrainedTokenizerBase,
+    size: int,
+    close: bool,
+) -> TokenReward | TextReward:
+    """A model as a source. tokenizer: what `tokenizer_to_read` says; size: rows a pass; close: EOS after a cut."""
+    if tokenizer is None:
+        return TokenReward(name, role, size, policy.eos_token_id if close else None)
+    return TextReward(name, role, tokenizer, policy, size, close)

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_ppo import metrics, trainer
 from torch.testing import assert_close
-from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
 
 from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
@@ -251,3 +251,62 @@ def test_close_truncated_reaches_every_model(tmp_path, family):
     assert first.responses == second.responses
     assert not first.rollout.ended.any()
     assert (first.rollout.raw_score != second.rollout.raw_score).all()
+
+
+def saved(folder, model, tokenizer=None):
+    """The model as it comes from a folder, with or without tokenizer files."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return type(model).from_pretrained(folder)
+
+
+def test_a_model_of_another_family_is_found_by_the_tokenizer_in_its_folder(tmp_path):
+    """A24: TRL's constructor has no argument for it, so scripts do not say."""
+    tokenizer = tiny.gpt2_tokenizer()
+    model = saved(tmp_path / "judge", tiny.gpt2_reward(), tokenizer)
+    run = trainer(tmp_path, "llama", reward=model)
+    out = experience(run)
+    assert_close(out.rollout.raw_score, by_hand(model, prepare_tokenizer(tokenizer), run, out), atol=1e-5, rtol=0)
+
+
+def test_a_folder_with_the_policys_tokenizer_and_a_pad_token_of_its_own_is_the_same_family(tmp_path):
+    judge = tiny.chat_tokenizer()
+    give_distinct_pad(judge)
+    policy = tiny.chat_tokenizer()
+    policy.add_special_tokens({"pad_token": "[PAD]"})  # as TRL's example does, without a row for it
+    model = saved(tmp_path / "judge", tiny.llama_reward(), judge)
+    run = trainer(tmp_path, reward=model, given={"processing_class": policy, "value_model": tiny.llama_reward()})
+    assert isinstance(run.actor.rewards[0], TokenReward)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (tiny.gpt2_reward(), "with EOS id 2, found 0 in its config; give its tokenizer in reward_processing_classes"),
+        (tiny.llama_reward(), "expected embeddings for the 400 tokens of its tokenizer, found 300"),
+    ],
+    ids=["eos", "rows"],
+)
+@pytest.mark.parametrize("role", ["reward_model", "value_model"])
+def test_a_model_that_cannot_read_the_policys_tokens_and_has_no_tokenizer_is_refused(tmp_path, model, words, role):
+    if model.config.vocab_size == 400:
+        model.resize_token_embeddings(300)
+    model = saved(tmp_path / "judge", model)
+    given = {"value_model": model} if role == "value_model" else {}
+    with pytest.raises(UserError, match=f"{role}.*{words.split(';')[0]}"):
+        trainer(tmp_path, "llama", reward=None if given else model, given=given)
+
+
+def test_a_value_model_of_another_family_is_refused(tmp_path):
+    model = saved(tmp_path / "critic", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
+    with pytest.raises(UserError, match=r"value_model: expected a model that reads the policy's tokens, found .*critic"):
+        trainer(tmp_path, "llama", given={"value_model": model})
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path):
+    """What transformers makes of a folder that lacks the tokenizer's files."""
+    model = saved(tmp_path / "judge", tiny.gpt2_reward())
+    empty = AutoTokenizer.from_pretrained(tmp_path / "judge")
+    with pytest.raises(UserError, match=r"found one without a vocabulary: are there tokenizer files in .*judge?"):
+        trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": empty})
