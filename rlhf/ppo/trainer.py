@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from rlhf.config import PPOConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
+from rlhf.models.actor_critic import is_quantised
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.base import Rows, TrainerBase
 from rlhf.ppo.flow import Flow
@@ -24,10 +25,11 @@ from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_checkpoint
 from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import check_wrapped
+from rlhf.runtime.engine import cast_frozen, check_wrapped
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.tracking import Recorder
 
@@ -82,6 +84,7 @@ class PPOTrainer(TrainerBase):
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
         check_wrapped(self.accelerator, self.model)
+        cast_frozen(self.accelerator, self._frozen(rewards))
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
@@ -93,6 +96,11 @@ class PPOTrainer(TrainerBase):
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event)
         self.episode, self.timings, self.stopped = 0, dict[str, float](), False
         self.flow.event("on_init_end")
+
+    def _frozen(self, rewards: Sequence[RewardSource]) -> list[Any]:
+        """Models that are never trained, those with quantised weights left out."""
+        roles = [self.roles.reference, *(s.role for s in rewards if isinstance(s, TokenReward | TextReward))]
+        return [role.model for role in roles if not role.shared and not is_quantised(role.model)]
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
         """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.

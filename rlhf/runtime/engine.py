@@ -57,6 +57,21 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
     plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
 
 
+def cast_frozen(accelerator: Accelerator, models: Iterable[torch.nn.Module]) -> None:
+    """Under DeepSpeed, weights of models that are never trained, to the precision that it gives the trained ones.
+
+    Accelerate's autocast does nothing there, so that they would compute in float32 and a policy would differ from its
+    own reference. As in DeepSpeed itself buffers stay, and ZeRO-3 has loaded what it spreads in that precision already.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if dtype is None or not is_deepspeed(accelerator):
+        return
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(dtype)
+
+
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether ZeRO-3 has spread the model's weights over the processes."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
