@@ -14,7 +14,9 @@ from rlhf.data.prompts import as_messages
 from rlhf.evaluation.divergence import response_kl
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
-from rlhf.reward.scoring import score_rows
+from rlhf.models.actor_critic import FrozenRole
+from rlhf.reward.sources import Finished, RewardSource, model_reward
+from rlhf.reward.vocabulary import tokenizer_to_read
 from rlhf.runtime.distributed import all_rows, share
 
 # Of the sampling streams' (seed, step, prompt): PPO's steps count from 1, so evaluation has streams of its own.
@@ -36,8 +38,11 @@ def respond(
 
     The prompts are spread over the processes and every process gets all rows back. Models that are asked the
     same prompts get the same random numbers, so that their difference is not one of luck. With `base`, rows have
-    the KL to it too (nats a response), with `gold` a second reward model's score of the same responses.
+    the KL to it too (nats a response), with `gold` a second reward model's score of the same responses. A reward
+    model of another tokenizer family reads the text, by the tokenizer saved beside it.
     """
+    judge = _judge("reward model", reward_model, policy, tokenizer, config)
+    second = None if gold is None else _judge("second reward model", gold, policy, tokenizer, config)
     state, stop = PartialState(), set(eos_ids)
     mine = share(prompts, state)
     rows: list[dict[str, Any]] = []
@@ -49,9 +54,8 @@ def respond(
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
-        close = [tokenizer.eos_token_id] if config.eval_close_truncated else []
-        texts = [i + r + (close if r[-1] not in stop else []) for i, r in zip(inputs, responses, strict=True)]
-        scores = score_rows(reward_model, texts, config.eval_batch_size).tolist()
+        finished = _finished(batch, inputs, responses, stop)
+        scores = judge(finished).tolist()
         new = [
             {
                 "prompt_id": prompt.prompt_id,
@@ -68,9 +72,33 @@ def respond(
         if base is not None:
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
             new = [row | {"kl": value} for row, value in zip(new, kl, strict=True)]
-        if gold is not None:
-            again = score_rows(gold, texts, config.eval_batch_size).tolist()
+        if second is not None:
+            again = second(finished).tolist()
             new = [row | {"gold_score": value} for row, value in zip(new, again, strict=True)]
         rows += new
     by_id = {row["prompt_id"]: row for row in all_rows(rows)}
     return [by_id[prompt.prompt_id] for prompt in prompts]
+
+
+def _judge(
+    role: str,
+    model: PreTrainedModel,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+) -> RewardSource:
+    name = f"{role} {model.config.name_or_path}".rstrip()
+    own = tokenizer_to_read(name, model, None, tokenizer, policy)
+    return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
+
+
+def _finished(
+    prompts: Sequence[Prompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
+) -> Finished:
+    return Finished(
+        prompts=[as_messages(prompt.text) for prompt in prompts],
+        prompt_ids=inputs,
+        response_ids=responses,
+        ended=[response[-1] in stop for response in responses],
+        columns=[{} for _ in prompts],
+    )

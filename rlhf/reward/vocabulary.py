@@ -9,6 +9,8 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import Model, base_of
 from rlhf.models.heads import has_token_head
 
+_REMEDY = "; save its tokenizer in its folder, or give it in reward_processing_classes"
+
 
 def tokenizer_to_read(
     name: str,
@@ -26,14 +28,14 @@ def tokenizer_to_read(
     if not has_token_head(model):  # an encoder wants its own marks around the texts, whatever the vocabulary
         if tokenizer is None:
             kind = type(base_of(model)).__name__
-            raise UserError(f"{name}: expected the tokenizer of a {kind} in reward_processing_classes, found none")
+            raise UserError(f"{name}: expected the tokenizer of a {kind}, found none{_REMEDY}")
         _check_range(name, model, tokenizer)
         return tokenizer
     if tokenizer is not None and not same_vocabulary(policy, tokenizer):
         _check_range(name, model, tokenizer)
         return prepare_tokenizer(tokenizer)
     if given is None and tokenizer is None:
-        _check_eos(name, model, policy, "; give its tokenizer in reward_processing_classes")
+        _check_eos(name, model, policy, _REMEDY)
     _check_range(name, model, policy, policy_model)
     return None
 
@@ -93,7 +95,7 @@ def _is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _filled(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if _is_empty(tokenizer):
         raise UserError(
-            f"{name}: expected its tokenizer in reward_processing_classes, found one without a vocabulary: "
+            f"{name}: expected its tokenizer, found one without a vocabulary: "
             f"are there tokenizer files in {tokenizer.name_or_path or 'its folder'}?"
         )
     return tokenizer
@@ -117,7 +119,7 @@ def _check_range(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, po
     if needed > 1.01 * rows or (policy is not None and min(needed, _rows(policy)) > rows):
         raise UserError(
             f"{name}: expected embeddings for the {needed} tokens of {tokenizer.name_or_path or 'its tokenizer'}, "
-            f"found {rows}: is it of another tokenizer family? See reward_processing_classes"
+            f"found {rows}: is it of another tokenizer family?{_REMEDY}"
         )
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+from transformers import GPT2ForSequenceClassification
 
 from rlhf.config import EvaluationConfig
-from rlhf.data.chat import encode_prompt, prepare_tokenizer
+from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
 from rlhf.data.oasst import Prompt
+from rlhf.errors import UserError
 from rlhf.evaluation.responses import respond
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
@@ -81,3 +83,30 @@ def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
     [response] = generate(tiny.llama(), [prompt], u, eos, 0.7)
     expected = score_rows(judge, [prompt + response, prompt + response + eos], 2).tolist()
     assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
+def test_a_reward_model_of_another_family_reads_the_text(tmp_path, gold):
+    """Or is refused, where no tokenizer is saved beside it."""
+    tokenizer, own = prepare_tokenizer(tiny.chat_tokenizer()), tiny.gpt2_tokenizer()
+    tiny.gpt2_reward().save_pretrained(tmp_path)
+    judge = GPT2ForSequenceClassification.from_pretrained(tmp_path)
+    prompts = [Prompt(prompt_id=f"p{i}", tree_id="t", text="word " * (i + 1)) for i in range(3)]
+    config = EvaluationConfig(base_model="unused", eval_response_length=5, eval_batch_size=2)
+
+    def rows():
+        models = (tiny.llama_reward(), judge) if gold else (judge, None)
+        eos = [tokenizer.eos_token_id]
+        return respond("base", tiny.llama(), tokenizer, models[0], prompts, config, eos, gold=models[1])
+
+    with pytest.raises(UserError, match=r"reward model .*expected a model that reads the policy's tokens"):
+        rows()
+    own.save_pretrained(tmp_path)
+    found, own = rows(), prepare_tokenizer(own)
+    assert not any(row["eos"] for row in found)
+    texts = []
+    for row in found:
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        texts.append(encode_prompt(own, prompt) + encode_response(own, prompt, row["response"])[:-1])
+    expected = score_rows(judge, texts, 1).tolist()
+    assert [row["gold_score" if gold else "score"] for row in found] == pytest.approx(expected, abs=1e-5)
