@@ -14,6 +14,7 @@ from rlhf.evaluation.responses import respond
 from rlhf.evaluation.summary import summarise
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse, run_script
+from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.distributed import join_processes, main_process_first
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
@@ -36,6 +37,8 @@ def main() -> None:
     paths = {"base": config.base_model} | {name: str(require_stage(path)) for name, path in tuned.items()}
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
+        for path in filter(None, (reward_path, gold_path)):
+            saved_tokenizer(path)  # at hand from here on, where it is on a hub
     split, counts = prompt_sets(data, tokenizer)
     for name, path in tuned.items():
         seen = set(read_run(path).get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
@@ -69,16 +72,7 @@ def main() -> None:
             numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}
             texts = {f"{row['model']}/{i}": f"{row['prompt']}\n\n{row['response']}" for i, row in _first(rows, 4)}
             write_summary(folder, numbers, texts, asdict(data) | asdict(config))
-            for name, gain in summary["gains"].items():
-                low, high = gain["interval"]
-                print(
-                    f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, "
-                    f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
-                    f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
-                )
-                if found := summary["validity"][name].get("gold"):
-                    low, high = found["interval"]
-                    print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+            _print_gains(summary)
     if stage.is_main:
         for path in tuned.values():
             write_card(path)  # once more: now it has figures
@@ -102,6 +96,19 @@ def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
                 "give both stages the same data settings"
             )
     return reward, str(second)
+
+
+def _print_gains(summary: dict[str, Any]) -> None:
+    for name, gain in summary["gains"].items():
+        low, high = gain["interval"]
+        print(
+            f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, "
+            f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
+            f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
+        )
+        if found := summary["validity"][name].get("gold"):
+            low, high = found["interval"]
+            print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 def _first(rows: list[dict[str, Any]], count: int) -> list[tuple[int, dict[str, Any]]]:

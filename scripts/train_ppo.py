@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from peft import LoraConfig
-from transformers import AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
@@ -15,6 +14,7 @@ from rlhf.parsing import parse, required, run_script
 from rlhf.ppo.dry_run import dry_run
 from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name
@@ -54,7 +54,7 @@ def main() -> None:
         ref_model=load_causal_lm(base, dtype) if own else None,
         reward_model=load_reward_model(reward_path, dtype),
         train_dataset=[as_row(prompt) for prompt in split.train],
-        reward_processing_classes=AutoTokenizer.from_pretrained(reward_path),
+        reward_processing_classes=saved_tokenizer(reward_path),
         value_model=load_reward_model(reward_path, dtype) if own and args.critic == "separate" else None,
         peft_config=peft_config,
     )

@@ -1,10 +1,11 @@
 """Rows of a prompt data set as token ids, and the order in which PPO sees them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
@@ -60,19 +61,40 @@ def read_prompts(
 
 
 def _read_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str | Messages, list[int]]:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: expected columns with values, found {type(row).__name__}")
     if "prompt" in row or "messages" in row:
-        content = row["prompt"] if "prompt" in row else row["messages"]
-        if "prompt" not in row and content and content[-1]["role"] == "assistant":
+        content = _checked_content(row["prompt"] if "prompt" in row else row["messages"], where)
+        if "prompt" not in row and not isinstance(content, str) and content and content[-1]["role"] == "assistant":
             content = content[:-1]
-        if not isinstance(content, str) and not (isinstance(content, list) and all("role" in m for m in content)):
-            raise UserError(f"{where}: expected text or messages with a role, found {type(content).__name__}")
-        return content, encode_prompt(tokenizer, content) if content else []
+        try:
+            return content, encode_prompt(tokenizer, content) if content else []
+        except TemplateError as error:  # a template may ask for turns that alternate, and so on
+            raise UserError(f"{where}: expected messages that the chat template takes, found: {error}") from error
     if "input_ids" in row:
-        ids = [int(token) for token in row["input_ids"]]
+        ids = _checked_ids(row["input_ids"], where)
         if row.get("attention_mask") is not None:  # padded beforehand
             ids = [token for token, real in zip(ids, row["attention_mask"], strict=True) if real]
         return str(tokenizer.decode(ids)), ids
     raise UserError(f"{where}: expected column 'prompt', 'messages' or 'input_ids', found {sorted(row)}")
+
+
+def _checked_content(content: Any, where: str) -> str | Messages:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(m, Mapping) and "role" in m for m in content):
+        raise UserError(f"{where}: expected text or messages with a role, found {type(content).__name__}")
+    for message in content:
+        if "content" not in message and "tool_calls" not in message:
+            raise UserError(f"{where}: expected messages with content, found {sorted(message)}")
+    return content
+
+
+def _checked_ids(ids: Any, where: str) -> list[int]:
+    try:
+        return [int(token) for token in ids]
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: expected token ids in input_ids, found {type(ids).__name__} {ids!r:.40}") from None
 
 
 def as_row(prompt: Any, prompt_id: str) -> dict[str, Any]:
@@ -89,7 +111,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: A
     """A response (text, or token ids as a list or a tensor) as token ids; an empty one is a UserError."""
     if isinstance(response, str):
         return encode_response(tokenizer, prompt.content, response)
-    ids = [int(token) for token in response]
+    ids = _checked_ids(response, f"responses row {index}")
     if not ids:
         raise UserError(f"responses row {index}: expected at least 1 token, found none")
     return ids

@@ -8,6 +8,7 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import Model, base_of
 from rlhf.models.heads import has_token_head
+from rlhf.models.load import resolve_model
 
 _REMEDY = "; save its tokenizer in its folder, or give it in reward_processing_classes"
 
@@ -59,6 +60,23 @@ def check_value_model(model: Model | None, policy: PreTrainedTokenizerBase, poli
                 f"with {shared} of {len(ids)} in common"
             )
     _check_range("value_model", model, policy, policy_model)
+
+
+def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model by the name that the model is loaded by, as it is; a UserError if there is none.
+
+    options: of `from_pretrained`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), **options)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, where files are missing or broken
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"reward model {name!r}: expected tokenizer files beside it, found: {reason}") from error
+    if _is_empty(tokenizer):
+        raise UserError(f"reward model {name!r}: expected tokenizer files beside it, found none")
+    return tokenizer
 
 
 def own_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from rlhf.errors import UserError
+
 STEP_FILE = "step.json"
 
 
@@ -35,6 +37,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: in
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> int:
     """Restore what save_checkpoint wrote and return the number of the last step done."""
+    if not (checkpoint / STEP_FILE).is_file():
+        found = f"no {STEP_FILE} in it" if checkpoint.is_dir() else "no such folder"
+        raise UserError(
+            f"resume_from_checkpoint {checkpoint}: expected a folder like checkpoints/step-N, found {found}"
+        )
     accelerator.load_state(str(checkpoint))
     return json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))["step"]
 

@@ -47,11 +47,38 @@ def test_a_model_spread_over_devices_is_refused(tmp_path):
         ({"prompt": ""}, "expected 1 or more tokens, found 0"),
         ({"prompt": 5}, "expected text or messages with a role, found int"),
         ({"prompt": [{"content": "a"}]}, "expected text or messages with a role, found list"),
+        ({"messages": [{"content": "a"}]}, "expected text or messages with a role, found list"),
+        ({"messages": ["a"]}, "expected text or messages with a role, found list"),
+        ({"messages": None}, "expected text or messages with a role, found NoneType"),
+        ({"messages": [{"role": "user"}]}, "expected messages with content, found .'role'."),
+        ({"input_ids": "a b"}, "expected token ids in input_ids, found str 'a b'"),
+        ({"input_ids": None}, "expected token ids in input_ids, found NoneType None"),
+        ("a", "expected columns with values, found str"),
     ],
 )
 def test_a_row_that_is_no_prompt_is_named(row, words):
     with pytest.raises(UserError, match=f"train_dataset row 0: {words}"):
         read_prompts([row], tokenizer())
+
+
+def test_messages_that_are_a_text_are_one():
+    (prompt,) = read_prompts([{"messages": "a b"}], tokenizer())
+    assert (prompt.content, prompt.input_ids) == ("a b", tokenizer()("a b")["input_ids"])
+
+
+def test_what_a_chat_template_refuses_is_answered_in_its_words():
+    strict = tokenizer()
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match=r"train_dataset row 0: .*found: roles must alternate"):
+        read_prompts([{"prompt": [{"role": "user", "content": "a"}]}], strict)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    run = trainer(tmp_path)
+    with pytest.raises(UserError, match=r"resume_from_checkpoint .*nowhere: .*found no such folder"):
+        run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"resume_from_checkpoint .*: .*found no step\.json in it"):
+        run.train(resume_from_checkpoint=tmp_path)
 
 
 def test_columns_stay_and_ids_are_the_rows_own():

@@ -97,3 +97,12 @@ def test_unknown_recipe_and_engine(ask):
 
 def test_a_run_is_a_plain_name(ask):
     assert "run: expected a plain folder name" in ask(report.main, "--run", "../x")
+
+
+@pytest.mark.parametrize("make", [tiny.llama_reward, tiny.gpt2_reward])
+def test_a_reward_model_without_tokenizer_files(ask, base, tmp_path, make):
+    """Of GPT-2's, transformers makes a tokenizer without a vocabulary."""
+    make().save_pretrained(tmp_path / "judge")
+    demo = ("--prompt_dataset", "demo:messages.jsonl", "--use_cpu", "true")
+    error = ask(train_ppo.main, "--model_name_or_path", base, "--reward_model_path", tmp_path / "judge", *demo)
+    assert f"reward model '{tmp_path / 'judge'}': expected tokenizer files beside it, found" in error
