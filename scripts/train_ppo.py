@@ -8,8 +8,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from rlhf.config.model import check_ppo_model_config
 from rlhf.data.prompts import as_row, prompt_sets
-from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer
+from rlhf.errors import UserError
+from rlhf.models.load import (
+    base_options,
+    check_attention,
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    model_options,
+)
 from rlhf.parsing import parse, required, run_script
 from rlhf.ppo.dry_run import dry_run
 from rlhf.ppo.prompts import read_prompts
@@ -23,8 +32,27 @@ from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
 
 
+def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str], lengths: list[int]) -> None:
+    """The dry run. names: policy and reward model; lengths: tokens of each training prompt."""
+    for name, found in (
+        ("load_in_4bit", model_args.load_in_4bit),
+        ("load_in_8bit", model_args.load_in_8bit),
+        ("trust_remote_code", args.trust_remote_code),
+    ):
+        if found:  # memory is counted on models that are built from their configs, without a weight to quantise
+            raise UserError(f"dry_run: expected no {name}, found it: memory is counted for transformers' own models")
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    policy = read_config(names[0], **base_options(names[0], model_args), **attention)
+    reward = read_config(names[1], num_labels=1, **attention)
+    check_attention(names[0], policy)
+    check_attention(names[1], reward)
+    dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"
+    dry_run(args, policy, reward, lengths, dtype, cast(LoraConfig | None, get_peft_config(model_args)))
+
+
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig])
+    check_ppo_model_config(model_args)
     name = "ppo_lora" if model_args.use_peft else "ppo_full"
     folder = run.folder() / name
     if is_done(folder):
@@ -33,29 +61,30 @@ def main() -> None:
     base = required("model_name_or_path", model_args.model_name_or_path)
     reward_path = args.reward_model_path or str(require_stage(run.folder() / "reward"))
     args.output_dir = str(folder)
+    where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
-        tokenizer = load_tokenizer(base)
+        tokenizer = load_tokenizer(base, **where)
     split, counts = prompt_sets(data, tokenizer)
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
-    dtype = model_args.dtype or "float32"
-    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
     if args.dry_run:
         lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in split.train], tokenizer)]
-        configs = read_config(base), read_config(reward_path, num_labels=1)
-        dry_run(args, *configs, lengths, dtype, peft_config)
+        estimate(args, model_args, (base, reward_path), lengths)
         return
+    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
+    # Reward model and critic are found elsewhere than the policy, but held in memory as it is.
+    options = model_options(model_args, args.trust_remote_code)
     # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
     own = is_deepspeed_zero3_enabled() and peft_config is None
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=load_causal_lm(base, dtype),
-        ref_model=load_causal_lm(base, dtype) if own else None,
-        reward_model=load_reward_model(reward_path, dtype),
+        model=load_causal_lm(base, **options | where),
+        ref_model=load_causal_lm(base, **options | where) if own else None,
+        reward_model=load_reward_model(reward_path, **options),
         train_dataset=[as_row(prompt) for prompt in split.train],
-        reward_processing_classes=saved_tokenizer(reward_path),
-        value_model=load_reward_model(reward_path, dtype) if own and args.critic == "separate" else None,
+        reward_processing_classes=saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code),
+        value_model=load_reward_model(reward_path, **options) if own and args.critic == "separate" else None,
         peft_config=peft_config,
     )
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig
 from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.data.chat import prompt_text
 from rlhf.data.hh_rlhf import Pair, load_pairs, openings, split_pairs
-from rlhf.models.load import load_tokenizer, new_reward_model
+from rlhf.errors import UserError
+from rlhf.models.load import base_options, check_attention, load_tokenizer, model_options, new_reward_model
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required, run_script
 from rlhf.reward.audit import audit
@@ -46,8 +48,39 @@ def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config
     )
 
 
+def split_fitting(
+    pairs: list[Pair],
+    counts: dict[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreferenceConfig,
+    args: RewardStageConfig,
+) -> dict[str, list[Pair]]:
+    """The splits, of pairs that fit into max_length; counts gets those that do not, and the splits' sizes."""
+    fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
+    counts["too_long"] = len(pairs) - len(fitting)
+    sizes = data.max_examples, data.validation_examples, data.test_examples
+    splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
+    counts |= {f"split_{name}": len(part) for name, part in splits.items()}
+    return splits
+
+
+def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: list[Any]) -> None:
+    """The dry run. rows: token rows of the training pairs."""
+    for name, found, expected in (
+        ("dtype", model_args.dtype or "float32", "float32"),
+        ("trust_remote_code", args.trust_remote_code, False),
+    ):
+        if found != expected:  # memory is counted on a model that is built from its config
+            raise UserError(f"dry_run: expected {name} {expected}, found {found}: memory is counted for that")
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
+    check_attention(base, config)
+    dry_run(args, config, rows)
+
+
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig])
+    check_reward_model_config(model_args)
     name = "reward_gold" if data.gold else "reward"
     folder = run.folder() / name
     if is_done(folder):
@@ -57,21 +90,19 @@ def main() -> None:
     set_seed(args.seed)
     base = required("model_name_or_path", model_args.model_name_or_path)
     pairs, counts = load_pairs(data.dataset_name, data.dataset_dir, data.dataset_revision)
+    where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
-        tokenizer = load_tokenizer(base)
-    fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
-    counts |= {"too_long": len(pairs) - len(fitting)}
-    sizes = data.max_examples, data.validation_examples, data.test_examples
-    splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
-    counts |= {f"split_{name}": len(part) for name, part in splits.items()}
+        tokenizer = load_tokenizer(base, **where)
+    splits = split_fitting(pairs, counts, tokenizer, data, args)
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
     rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
     if args.dry_run:
-        dry_run(args, read_config(base, num_labels=1), rows["train"])
+        estimate(args, model_args, base, rows["train"])
         return
-    model = new_reward_model(base, tokenizer, dtype="float32")
-    config: dict[str, Any] = asdict(run) | asdict(data) | {"model_name_or_path": base} | args.to_dict()
+    model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
+    loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
+    config: dict[str, Any] = asdict(run) | asdict(data) | loaded | args.to_dict()
     with Stage(folder, name, config, args.seed) as stage:
         trainable, total = trainable_share(model)
         stage.record(

