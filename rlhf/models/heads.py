@@ -12,8 +12,8 @@ from rlhf.functional.padding import left_aligned
 
 def has_token_head(model: Any) -> bool:
     """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return hasattr(inner, "score")
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return hasattr(inner, "score") and not inner.config.is_encoder_decoder
 
 
 def token_values(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -29,10 +29,13 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
     """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
 
     A head `score` is read at the last real token, by the mask and not by `ids != pad`, so that neither padding
-    nor a pad = EOS token can move it. A model with another head (an encoder's `classifier`) pools as it always
-    does, over rows padded at the right.
+    nor a pad = EOS token can move it. Any other model (an encoder, an encoder with a decoder) pools in its own
+    forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
     """
     if has_token_head(model):
         return token_values(model, ids, mask).gather(1, last_index(mask).unsqueeze(1)).squeeze(1)
-    ids, mask = left_aligned(ids, mask)
+    if getattr(model.config, "summary_type", None) == "last":
+        ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))
+    else:
+        ids, mask = left_aligned(ids, mask)
     return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()

@@ -87,8 +87,10 @@ def reward_sources(
 def _checked_name(reward: Any) -> str:
     if isinstance(reward, PreTrainedModel | PeftModel):
         inner = base_of(reward)
-        if not hasattr(inner, "score") and not hasattr(inner, "classifier"):
-            raise UserError(f"reward_model: expected a sequence-classification model, found {type(inner).__name__}")
+        kind = type(inner)
+        own = not kind.__module__.startswith("transformers.") and hasattr(inner, "score")  # a user's class
+        if not own and "ForSequenceClassification" not in kind.__name__:
+            raise UserError(f"reward_model: expected a sequence-classification model, found {kind.__name__}")
         if inner.config.num_labels != 1:
             raise UserError(f"reward_model: expected a head with 1 label, found {inner.config.num_labels}")
         return Path(inner.config.name_or_path or "reward").name

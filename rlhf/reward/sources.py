@@ -10,9 +10,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response
+from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.actor_critic import FrozenRole, base_of
+from rlhf.models.heads import has_token_head
 from rlhf.reward.scoring import score_rows
 
 RewardModel = PreTrainedModel | PeftModel
@@ -61,7 +62,11 @@ class TokenReward:
 
 
 class TextReward:
-    """A sequence-classification model of another tokenizer family: the text, in its own template and tokens."""
+    """A sequence-classification model of another tokenizer family: the text, in its own tokens.
+
+    A decoder reads prompt and response in its own chat template. Any other model reads them as its tokenizer joins
+    a pair (`[CLS] prompt [SEP] response [SEP]`, all of one token type), or in a chat template that it came with.
+    """
 
     def __init__(
         self,
@@ -72,18 +77,40 @@ class TextReward:
         size: int,
         close: bool = False,
     ) -> None:
-        """close: a response that was cut gets an EOS, too."""
+        """close: a response that was cut gets an EOS, too; only decoders know one."""
         self.close = close
         self.name, self.role, self.tokenizer, self.policy, self.batch_size = name, role, tokenizer, policy, size
+        self.is_decoder = has_token_head(role.model)
 
     def __call__(self, finished: Finished) -> Tensor:
         """Scores of the decoded texts; a response that was cut gets no EOS, unless told so."""
-        rows = []
-        for prompt, ids, ended in zip(finished.prompts, finished.response_ids, finished.ended, strict=True):
-            response = encode_response(self.tokenizer, prompt, decode_response(self.policy, ids))
-            rows.append(encode_prompt(self.tokenizer, prompt) + (response if ended or self.close else response[:-1]))
+        texts = [decode_response(self.policy, ids) for ids in finished.response_ids]
+        read = self._decoder_row if self.is_decoder else self._pair_row
+        rows = [read(*row) for row in zip(finished.prompts, texts, finished.ended, strict=True)]
         with self.role.active() as model:
             return score_rows(model, rows, self.batch_size)
+
+    def _decoder_row(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
+        response = encode_response(self.tokenizer, prompt, text)
+        return encode_prompt(self.tokenizer, prompt) + (response if ended or self.close else response[:-1])
+
+    def _pair_row(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
+        if self.tokenizer.chat_template and not isinstance(prompt, str):
+            whole = [*prompt, {"role": "assistant", "content": text}]
+            rendered = self.tokenizer.apply_chat_template(whole, tokenize=False)
+            ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
+        config = base_of(self.role.model).config
+        most = getattr(config, "max_position_embeddings", None) or 0
+        if most > 0 and getattr(config, "position_biased_input", True):  # others know distances only
+            most = min(most, self.tokenizer.model_max_length)
+            if len(ids) > most:
+                raise UserError(
+                    f"reward {self.name}: expected prompt and response of at most {most} tokens, found {len(ids)}; "
+                    "see max_prompt_tokens and response_length"
+                )
+        return ids
 
 
 class FunctionReward:

@@ -8,9 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_ppo import metrics, trainer
 from torch.testing import assert_close
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
-from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.heads import score_tokens
@@ -26,14 +25,6 @@ def lengths(prompts, completions, completion_ids, **columns):
 
 def sometimes(completion_ids, **_):
     return [None if i % 2 else 10.0 for i in range(len(completion_ids))]
-
-
-def bert(seed=0):
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=401, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1
-    )
-    return BertForSequenceClassification(config).eval()
 
 
 def experience(run):
@@ -99,38 +90,6 @@ def test_raw_and_penalised_scores_are_apart(tmp_path):
     clipped = row["objective/penalised_scores"] + 3.0 * (1 - row["objective/eos_rate"])
     assert clipped <= 4.0
     assert clipped < row["objective/scores"]
-
-
-def by_hand(model, tokenizer, run, out):
-    """Scores of decoded texts in the model's own template and tokens, one at a time, without padding."""
-    scores = []
-    for prompt, response in zip(out.prompts, out.responses, strict=True):
-        text = str(run.processing_class.decode(response, skip_special_tokens=True)).strip()
-        ids = encode_response(tokenizer, prompt.content, text)
-        ids = ids if response[-1] in run.actor.eos_ids else ids[:-1]
-        row = torch.tensor([encode_prompt(tokenizer, prompt.content) + ids])
-        with torch.no_grad():
-            scores.append(score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))[0])
-    return torch.stack(scores)
-
-
-@pytest.mark.parametrize("make", [tiny.gpt2_reward, bert], ids=["gpt2", "bert"])
-def test_a_model_of_another_family_reads_the_text(tmp_path, make):
-    model, tokenizer = make(), prepare_tokenizer(tiny.gpt2_tokenizer())
-    give_distinct_pad(tokenizer)
-    run = trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": tokenizer})
-    out = experience(run)
-    assert_close(out.rollout.raw_score, by_hand(model, tokenizer, run, out), atol=1e-5, rtol=0)
-
-
-def test_a_model_of_the_same_family_reads_the_tokens(tmp_path):
-    run = trainer(tmp_path, given={"reward_processing_classes": tiny.chat_tokenizer()})
-    out = experience(run)
-    rows = [torch.tensor([p.input_ids + r]) for p, r in zip(out.prompts, out.responses, strict=True)]
-    with torch.no_grad():
-        model = run.roles.reward.model
-        expected = [score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))[0] for row in rows]
-    assert_close(out.rollout.raw_score, torch.stack(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -251,62 +210,3 @@ def test_close_truncated_reaches_every_model(tmp_path, family):
     assert first.responses == second.responses
     assert not first.rollout.ended.any()
     assert (first.rollout.raw_score != second.rollout.raw_score).all()
-
-
-def saved(folder, model, tokenizer=None):
-    """The model as it comes from a folder, with or without tokenizer files."""
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    return type(model).from_pretrained(folder)
-
-
-def test_a_model_of_another_family_is_found_by_the_tokenizer_in_its_folder(tmp_path):
-    """A24: TRL's constructor has no argument for it, so scripts do not say."""
-    tokenizer = tiny.gpt2_tokenizer()
-    model = saved(tmp_path / "judge", tiny.gpt2_reward(), tokenizer)
-    run = trainer(tmp_path, "llama", reward=model)
-    out = experience(run)
-    assert_close(out.rollout.raw_score, by_hand(model, prepare_tokenizer(tokenizer), run, out), atol=1e-5, rtol=0)
-
-
-def test_a_folder_with_the_policys_tokenizer_and_a_pad_token_of_its_own_is_the_same_family(tmp_path):
-    judge = tiny.chat_tokenizer()
-    give_distinct_pad(judge)
-    policy = tiny.chat_tokenizer()
-    policy.add_special_tokens({"pad_token": "[PAD]"})  # as TRL's example does, without a row for it
-    model = saved(tmp_path / "judge", tiny.llama_reward(), judge)
-    run = trainer(tmp_path, reward=model, given={"processing_class": policy, "value_model": tiny.llama_reward()})
-    assert isinstance(run.actor.rewards[0], TokenReward)
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (tiny.gpt2_reward(), "with EOS id 2, found 0 in its config; give its tokenizer in reward_processing_classes"),
-        (tiny.llama_reward(), "expected embeddings for the 400 tokens of its tokenizer, found 300"),
-    ],
-    ids=["eos", "rows"],
-)
-@pytest.mark.parametrize("role", ["reward_model", "value_model"])
-def test_a_model_that_cannot_read_the_policys_tokens_and_has_no_tokenizer_is_refused(tmp_path, model, words, role):
-    if model.config.vocab_size == 400:
-        model.resize_token_embeddings(300)
-    model = saved(tmp_path / "judge", model)
-    given = {"value_model": model} if role == "value_model" else {}
-    with pytest.raises(UserError, match=f"{role}.*{words.split(';')[0]}"):
-        trainer(tmp_path, "llama", reward=None if given else model, given=given)
-
-
-def test_a_value_model_of_another_family_is_refused(tmp_path):
-    model = saved(tmp_path / "critic", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
-    with pytest.raises(UserError, match=r"value_model: expected a model that reads the policy's tokens, found .*critic"):
-        trainer(tmp_path, "llama", given={"value_model": model})
-
-
-def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path):
-    """What transformers makes of a folder that lacks the tokenizer's files."""
-    model = saved(tmp_path / "judge", tiny.gpt2_reward())
-    empty = AutoTokenizer.from_pretrained(tmp_path / "judge")
-    with pytest.raises(UserError, match=r"found one without a vocabulary: are there tokenizer files in .*judge?"):
-        trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": empty})
