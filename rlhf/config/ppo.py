@@ -136,7 +136,7 @@ class PPOConfig(TrainingArguments):
         check(_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 
     def _check_division(self) -> None:
-        rows, parts = self.gradient_accumulation_steps, self.num_mini_batches
+        rows, parts = self.local_batch_size, self.num_mini_batches
         if rows % parts:
             near = [n for n in range(1, rows + 1) if rows % n == 0]
             below, above = (
@@ -144,8 +144,8 @@ class PPOConfig(TrainingArguments):
                 min((n for n in near if n > parts), default=rows),
             )
             raise UserError(
-                f"num_mini_batches: expected a divisor of gradient_accumulation_steps={rows}, "
-                f"such as {below} or {above}, found {parts}"
+                "num_mini_batches: expected a divisor of per_device_train_batch_size x gradient_accumulation_steps "
+                f"= {rows}, such as {below} or {above}, found {parts}"
             )
 
     @property

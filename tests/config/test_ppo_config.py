@@ -88,8 +88,16 @@ def test_a_name_of_an_older_trl_is_answered_by_the_new_one(name):
     ("rows", "parts", "near"), [(8, 3, "2 or 4"), (6, 4, "3 or 6"), (2, 5, "2 or 2"), (4, 8, "4 or 4")]
 )
 def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(rows, parts, near):
-    with pytest.raises(UserError, match=f"gradient_accumulation_steps={rows}, such as {near}, found {parts}"):
-        config(gradient_accumulation_steps=rows, num_mini_batches=parts)
+    words = f"per_device_train_batch_size x gradient_accumulation_steps = {rows}, such as {near}, found {parts}"
+    with pytest.raises(UserError, match=words):
+        config(per_device_train_batch_size=1, gradient_accumulation_steps=rows, num_mini_batches=parts)
+
+
+def test_mini_batches_divide_the_rollout_of_a_rank_as_in_trl():
+    args = config(per_device_train_batch_size=8, gradient_accumulation_steps=1, num_mini_batches=4)
+    assert (args.local_batch_size, args.local_mini_batch_size) == (8, 2)
+    with pytest.raises(UserError, match="= 6, such as 3 or 6, found 4"):
+        config(per_device_train_batch_size=3, gradient_accumulation_steps=2, num_mini_batches=4)
 
 
 @pytest.mark.parametrize(
