@@ -3,6 +3,7 @@
 `PPOConfig` refuses a field that would be ignored; a test walks all fields of the installed transformers.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -142,7 +143,7 @@ REFUSED = {
     "skip_memory_metrics": "not supported",
 }
 
-# Fields of TRL up to 0.11, and what says the same now.
+# Fields of older TRLs (PPO up to 0.11, PPOv2 after it), and what says the same now.
 RENAMED = {
     "init_kl_coef": "kl_coef",
     "adap_kl_ctrl": "kl_target (set it for the adaptive coefficient, leave it out for a fixed one)",
@@ -171,14 +172,36 @@ RENAMED = {
     "optimize_cuda_cache": "torch_empty_cache_steps",
     "optimize_device_cache": "torch_empty_cache_steps",
     "push_to_hub_if_best_kwargs": "push_to_hub and hub_model_id",
+    "compare_steps": "push_to_hub and hub_strategy",
+    "task_name": "run_name",
+    "base_model": "sft_model_path",
+    "noptepochs": "num_ppo_epochs",
+    "nminibatches": "num_mini_batches",
+    "num_updates": "max_steps, or total_episodes",
+    "num_total_batches": "max_steps, or total_episodes",
+    "sanity_check": "max_steps",
+    "global_batch_size": "per_device_train_batch_size x gradient_accumulation_steps x processes",
+    "global_backward_batch_size": "per_device_train_batch_size x processes",
+    "micro_batch_size": "per_device_train_batch_size x processes",
+    "local_batch_size": "per_device_train_batch_size x gradient_accumulation_steps",
+    "local_mini_batch_size": "num_mini_batches",
+    "local_eval_batch_size": "per_device_eval_batch_size",
+    "world_size": "nothing: it is the launcher's number of processes",
+    "offload": "nothing: an accelerate config with DeepSpeed says what is offloaded",
+    "non_eos_penalty": "missing_eos_penalty (what is subtracted from the score of a response that was cut)",
+    "penalty_reward_value": "missing_eos_penalty (a positive number, subtracted; it was the score itself)",
+    "truncate_token": "stop_token",
+    "truncate_token_id": "stop_token_id",
 }
 
 
-def refuse_renamed(names: Any) -> None:
-    """A UserError that gives the new name of the first field of an older TRL among `names`."""
+def refuse_renamed(
+    names: Iterable[str], table: Mapping[str, str] = RENAMED, where: str = "PPOConfig", kind: str = "a field"
+) -> None:
+    """A UserError that gives the new name, in the table, of the first one of an older TRL among `names`."""
     for name in names:
-        if name in RENAMED:
-            raise UserError(f"PPOConfig: expected a field of TRL 1.12, found {name!r}: use {RENAMED[name]}")
+        if name in table:
+            raise UserError(f"{where}: expected {kind} of TRL 1.12, found {name!r}: use {table[name]}")
 
 
 def _is_off(value: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from rlhf.config import PPOConfig
+from rlhf.config.renamed import answers_old_names
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import is_quantised
@@ -34,6 +35,7 @@ from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.tracking import Recorder
 
 
+@answers_old_names
 class PPOTrainer(TrainerBase):
     """Proximal policy optimisation of a causal language model against a reward.
 

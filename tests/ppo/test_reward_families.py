@@ -181,9 +181,7 @@ def test_a_model_that_cannot_read_the_policys_tokens_and_has_no_tokenizer_is_ref
 
 def test_a_value_model_of_another_family_is_refused(tmp_path):
     model = saved(tmp_path / "critic", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
-    with pytest.raises(
-        UserError, match=r"value_model: expected .* reads the policy's tokens, found .*critic"
-    ):
+    with pytest.raises(UserError, match=r"value_model: expected .* reads the policy's tokens, found .*critic"):
         trainer(tmp_path, "llama", given={"value_model": model})
 
 

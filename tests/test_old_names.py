@@ -1,0 +1,47 @@
+"""Old names of arguments are answered by the new ones; sizes that TRL takes are taken."""
+
+import inspect
+
+import pytest
+import tiny
+from tiny_ppo import trainer
+from transformers import TrainerCallback
+
+from rlhf import PPOTrainer
+from rlhf.config.renamed import RENAMED_ARGUMENTS
+from rlhf.errors import UserError
+
+CASES = [(method, name, new) for method, names in RENAMED_ARGUMENTS.items() for name, new in names.items()]
+
+
+@pytest.mark.parametrize(("method", "name", "new"), CASES, ids=[f"{m} {n}" for m, n, _ in CASES])
+def test_an_argument_of_an_older_trl_is_answered_by_the_new_one(method, name, new):
+    call = getattr(PPOTrainer, method)
+    with pytest.raises(UserError, match=rf"PPOTrainer.*: expected an argument of TRL 1\.12, found '{name}': use "):
+        call(None, **{name: 1})
+    assert name not in inspect.signature(call).parameters
+    first = new.split(",")[0].split(" ")[0].rstrip(":")
+    arguments = {*inspect.signature(call).parameters, *inspect.signature(PPOTrainer).parameters}
+    assert first in arguments | {"nothing"} or new.endswith("of PPOConfig")
+
+
+def test_the_signature_stays():
+    assert list(inspect.signature(PPOTrainer).parameters)[:3] == ["args", "processing_class", "model"]
+
+
+def test_a_model_in_the_tokenizers_place_is_named():
+    with pytest.raises(UserError, match="found a model in the second place, as in an older TRL"):
+        PPOTrainer(None, tiny.llama(), None, tiny.chat_tokenizer())
+
+
+def test_four_mini_batches_of_one_micro_batch_are_four_optimizer_steps(tmp_path):
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_optimizer_step(self, *args, **kwargs):
+            steps.append(1)
+
+    sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_mini_batches": 4}
+    rows = [{"prompt": f"say {i}"} for i in range(8)]
+    trainer(tmp_path, rows=rows, max_steps=1, num_ppo_epochs=2, given={"callbacks": [Count]}, **sizes).train()
+    assert len(steps) == 8
