@@ -28,7 +28,13 @@ _POSITIVE_OR_NONE = (
     "max_prompt_tokens",
     "micro_batch_tokens",
 )
-_NOT_NEGATIVE = ("critic_warmup_steps", "score_norm_samples", "num_sample_generations", "kl_coef", "vf_coef")
+_NOT_NEGATIVE = (
+    "critic_warmup_steps",
+    "score_norm_samples",
+    "num_sample_generations",
+    "kl_coef",
+    "vf_coef",
+)
 _FRACTIONS = ("gamma", "lam")
 
 
@@ -122,6 +128,7 @@ class PPOConfig(TrainingArguments):
         self._check_division()
         choose_hardware(self)
         super().__post_init__()
+        self._check_horizon()
 
     def _check_numbers(self) -> None:
         def check(names: tuple[str, ...], holds: Any, expected: str) -> None:
@@ -146,6 +153,15 @@ class PPOConfig(TrainingArguments):
             raise UserError(
                 "num_mini_batches: expected a divisor of per_device_train_batch_size x gradient_accumulation_steps "
                 f"= {rows}, such as {below} or {above}, found {parts}"
+            )
+
+    def _check_horizon(self) -> None:
+        # Ziegler et al. 2019, eq. 4, multiplies by 1 - 0.2 x samples / horizon at least, which has to stay positive.
+        least = 0.2 * self.batch_size
+        if self.kl_target is not None and self.kl_horizon <= least:
+            raise UserError(
+                f"kl_horizon: expected more than 0.2 x {self.batch_size} samples a step = {least:g}, "
+                f"found {self.kl_horizon:g}"
             )
 
     @property
