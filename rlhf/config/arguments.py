@@ -46,6 +46,7 @@ HONOURED = frozenset(
         "logging_first_step",
         "log_level",
         "log_level_replica",
+        "log_on_each_node",
         "disable_tqdm",
         "report_to",
         "run_name",
@@ -74,17 +75,12 @@ HONOURED = frozenset(
     ]
 )
 
-# Any value is accepted, because nothing here could be different for it.
+# Any value is accepted: nothing here could be different for it.
 INERT = {
-    "do_train": "read by scripts",
-    "do_eval": "read by scripts",
-    "do_predict": "read by scripts",
+    "do_train": "read by scripts of one's own",
+    "do_eval": "read by scripts of one's own",
+    "do_predict": "read by scripts of one's own",
     "local_rank": "set by the launcher",
-    "remove_unused_columns": "every column stays, for reward functions",
-    "log_on_each_node": "only the first process writes",
-    "logging_nan_inf_filter": "numbers are written as they are",
-    "save_on_each_node": "checkpoints go to one folder that all nodes see",
-    "prediction_loss_only": "evaluation samples; it has no loss",
 }
 
 _NO_LOADER = "prompts are held in memory, there is no data loader"
@@ -94,6 +90,10 @@ _NOT_PPO = "it has no meaning for PPO's losses"
 _NO_BEST = "keep checkpoints by save_steps and choose by the eval rows in metrics.jsonl"
 
 REFUSED = {
+    "remove_unused_columns": "every column stays, for reward functions",
+    "logging_nan_inf_filter": "numbers are written as they are",
+    "save_on_each_node": "checkpoints go to one folder that all nodes see",
+    "prediction_loss_only": "evaluation samples; it has no loss",
     "average_tokens_across_devices": "losses are always divided by the token count of all ranks",
     "label_smoothing_factor": _NOT_PPO,
     "optim_target_modules": "GaLore and its kin need the model's layers; use LoRA",
@@ -210,8 +210,9 @@ def _is_off(value: Any) -> bool:
 
 def refuse_ignored(args: TrainingArguments) -> None:
     """A UserError for the first field that is set and would change nothing. Call it before any is rewritten."""
-    for field in fields(TrainingArguments):
-        if field.name in HONOURED or field.name in INERT:
+    known = {field.name for field in fields(TrainingArguments)} - HONOURED - set(INERT)
+    for field in fields(args):  # whose defaults may be others than those of TrainingArguments
+        if field.name not in known:
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         found = getattr(args, field.name)

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
+from torch.optim import SGD
 from transformers import TrainingArguments
 
 from rlhf.config.arguments import refuse_ignored, refuse_renamed
 from rlhf.config.common import choose_hardware, help_text
+from rlhf.config.schedule import make_schedule, schedule_kind
+from rlhf.config.trackers import tracker_names
 from rlhf.errors import UserError
 
 _AT_LEAST_1 = (
@@ -29,6 +33,7 @@ _POSITIVE_OR_NONE = (
     "micro_batch_tokens",
 )
 _NOT_NEGATIVE = (
+    "learning_rate",
     "critic_warmup_steps",
     "score_norm_samples",
     "num_sample_generations",
@@ -54,6 +59,8 @@ class PPOConfig(TrainingArguments):
         "bf16 autocast; not set: where the hardware has it"
     )
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
+    remove_unused_columns: bool = help_text("never: every column stays, for reward functions", False)
+    logging_nan_inf_filter: bool = help_text("never: numbers are written as they are", False)
     dataset_num_proc: int | None = help_text("for scripts that tokenise with datasets; the trainer needs none")
     num_mini_batches: int = help_text("optimizer steps per pass over a rollout", 1)
     total_episodes: int | None = help_text("responses to sample in all; num_train_epochs is used when not set")
@@ -127,8 +134,12 @@ class PPOConfig(TrainingArguments):
             raise UserError(f"hub_strategy: expected end or every_save, found {self.hub_strategy}")
         self._check_division()
         choose_hardware(self)
+        schedule_kind(self)
+        trackers = tracker_names(self.report_to)
         super().__post_init__()
         self._check_horizon()
+        self.report_to = trackers  # what transformers makes of `all` and of its surroundings is not all known here
+        make_schedule(self, SGD([torch.zeros(1, requires_grad=True)], self.learning_rate), max(self.max_steps, 1))
 
     def _check_numbers(self) -> None:
         def check(names: tuple[str, ...], holds: Any, expected: str) -> None:
@@ -200,6 +211,10 @@ class PPOStageConfig(PPOConfig):
     sft_model_path: str | None = help_text(  # type: ignore[assignment]
         "not taken: model_name_or_path is the model to start from"
     )
+    eval_prompts: int = help_text(
+        "with eval_strategy or eval_on_start: prompts taken out of the training prompts to evaluate on",
+        16,
+    )
     trust_remote_code: bool = help_text("run code that a model or tokenizer brings along", False)
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
     response_length: int = help_text("most tokens of a response", 128)
@@ -208,4 +223,9 @@ class PPOStageConfig(PPOConfig):
     def __post_init__(self) -> None:
         if self.sft_model_path is not None:
             raise UserError(f"sft_model_path: expected model_name_or_path in its place, found {self.sft_model_path!r}")
+        if self.do_predict or (self.do_eval and self.eval_strategy == "no"):
+            name = "do_predict" if self.do_predict else "do_eval"
+            raise UserError(f"{name}: expected false, found true: eval_strategy says when to evaluate")
+        if self.eval_prompts < 1:
+            raise UserError(f"eval_prompts: expected at least 1, found {self.eval_prompts}")
         super().__post_init__()

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
-from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism, get_scheduler
+from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from rlhf.config import PPOConfig
+from rlhf.config.schedule import check_given_schedule, make_schedule
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, base_of
 from rlhf.models.load import stop_ids
@@ -59,14 +61,18 @@ def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any]
             raise UserError(f"optim: expected an optimizer that can be had, found {args.optim}: {error}") from error
         optimizer = kind(optimizer_groups(trained, args), **options)
     if scheduler is None:
-        scheduler = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
-        )
+        scheduler = make_schedule(args, optimizer, steps)
+    else:
+        check_given_schedule(scheduler)
     return optimizer, scheduler
+
+
+def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
+    """A UserError where the arguments ask for evaluations and there is nothing to evaluate on."""
+    asked = {"eval_strategy": args.eval_strategy != IntervalStrategy.NO, "eval_on_start": args.eval_on_start}
+    for name, wanted in asked.items():
+        if wanted and not eval_dataset:
+            raise UserError(f"eval_dataset: expected one for {name}, found none")
 
 
 def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:

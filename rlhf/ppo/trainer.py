@@ -25,7 +25,7 @@ from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts, response_ids
 from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
-from rlhf.ppo.setup import clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_checkpoint
@@ -69,6 +69,7 @@ class PPOTrainer(TrainerBase):
             raise UserError(
                 f"data_collator: expected none, found {type(data_collator).__name__}: rows go in as they are"
             )
+        check_evaluation(args, eval_dataset)
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)

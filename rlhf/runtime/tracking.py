@@ -6,12 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
 from rlhf.runtime.run_folder import append_row, write_rows
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
+
+# What each tracker calls the name of a run, where it takes one as it starts.
+_RUN_NAME = {
+    "wandb": "name",
+    "trackio": "name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+    "clearml": "task_name",
+    "dvclive": "exp_name",
+}
 
 
 class Recorder:
@@ -30,11 +41,24 @@ class Recorder:
                 keep_rows(self.folder / name, step)
         # Trackers take numbers, truth values and texts; everything else is shown as text.
         config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
-        # For TensorBoard the project is the folder in output_dir.
-        project = "tensorboard" if "tensorboard" in (args.report_to or ()) else args.project
-        named = {"wandb": {"name": args.run_name}, "mlflow": {"run_name": args.run_name}} if args.run_name else {}
-        self.accelerator.init_trackers(project, config=config, init_kwargs=named)
+        self._init_trackers(args.project, args.run_name, config)
         self.is_open = True
+
+    def _init_trackers(self, project: str, run_name: str | None, config: dict[str, Any]) -> None:
+        # TensorBoard has no projects, and names a run by its folder, which Accelerate would call by the project.
+        board = TensorBoardTracker("", self.folder / board_folder(run_name))
+        accelerator = self.accelerator
+        accelerator.log_with = [board if _is_board(tracker) else tracker for tracker in accelerator.log_with]
+        options: dict[str, Any] = {"aim": {"experiment": project}}
+        if run_name:
+            options |= {tracker: {key: run_name} for tracker, key in _RUN_NAME.items()}
+        accelerator.init_trackers(project, config=config, init_kwargs=options)
+        if run_name and accelerator.is_main_process:
+            for tracker in accelerator.trackers:
+                if tracker.name == "comet_ml":
+                    tracker.tracker.set_name(run_name)
+                elif tracker.name == "aim":
+                    tracker.tracker.name = run_name
 
     def row(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""
@@ -73,6 +97,15 @@ class Recorder:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.is_open = False
+
+
+def _is_board(tracker: Any) -> bool:
+    return str(tracker) == "tensorboard" or isinstance(tracker, TensorBoardTracker)  # the latter from an earlier start
+
+
+def board_folder(run_name: str | None) -> str:
+    """Where TensorBoard's files go, in the run's folder: `tensorboard`, and in it a folder of the run's name."""
+    return os.path.join("tensorboard", (run_name or "").replace(os.sep, "_").strip("."))
 
 
 def verbatim(text: str) -> str:

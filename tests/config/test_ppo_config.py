@@ -62,7 +62,7 @@ def test_every_field_of_training_arguments_has_an_answer():
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_field_that_would_be_ignored_is_refused(name):
-    field = next(field for field in fields(TrainingArguments) if field.name == name)
+    field = next(field for field in fields(PPOConfig) if field.name == name)
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     value = not default if isinstance(default, bool) else OTHER[type(default)]
     with pytest.raises(UserError, match=f"^{name}: expected .*found"):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_ppo import metrics, trainer
 from transformers import TrainerCallback
@@ -170,3 +171,25 @@ def test_the_data_order_follows_data_seed_and_sampling_does_not(tmp_path):
         run.act = lambda step, batch, act=run.act: (orders.append([p.prompt_id for p in batch]), act(step, batch))[1]
         run.train()
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("options", [{"eval_strategy": "steps", "eval_steps": 2}, {"eval_on_start": True}])
+def test_evaluations_without_an_evaluation_set_are_refused_before_training(tmp_path, options):
+    with pytest.raises(UserError, match=f"^eval_dataset: expected one for {next(iter(options))}, found none"):
+        trainer(tmp_path, **options)
+
+
+def test_a_schedule_that_follows_a_metric_is_refused(tmp_path):
+    weights = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    given = {"optimizers": (weights, torch.optim.lr_scheduler.ReduceLROnPlateau(weights))}
+    with pytest.raises(UserError, match=r"^optimizers: expected .*found ReduceLROnPlateau"):
+        trainer(tmp_path, given=given)
+
+
+def test_the_schedule_has_the_options_it_was_given(tmp_path):
+    """Half a cosine from 1 down to a tenth, over four steps, by hand."""
+    options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    trainer(tmp_path, max_steps=4, **options).train()
+    # min + (1 - min) * (1 + cos(pi * t)) / 2 at t = 0, 1/4, 1/2, 3/4
+    expected = [1.0, 0.1 + 0.9 * 0.853553, 0.1 + 0.9 * 0.5, 0.1 + 0.9 * 0.146447]
+    assert [row["lr"] / 1e-3 for row in metrics(tmp_path)] == pytest.approx(expected, abs=1e-5)
