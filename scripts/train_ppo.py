@@ -9,7 +9,9 @@ from trl import ModelConfig, get_peft_config
 
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.config.model import check_ppo_model_config
+from rlhf.data.oasst import Prompt
 from rlhf.data.prompts import as_row, prompt_sets
+from rlhf.data.splits import require_sizes, split_by_group
 from rlhf.errors import UserError
 from rlhf.models.load import (
     base_options,
@@ -30,6 +32,19 @@ from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
+
+
+def hold_out(prompts: list[Prompt], args: PPOStageConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(to train on, to evaluate on), no conversation tree in both; none to evaluate on where none is asked for.
+
+    The recipe's evaluation prompts stay unseen: they are to judge what is chosen by these.
+    """
+    if args.eval_strategy == "no" and not args.eval_on_start:
+        return prompts, []
+    sizes = {"eval_prompts": args.eval_prompts, "train": len(prompts)}
+    parts = split_by_group(prompts, lambda prompt: prompt.tree_id, seed, sizes)
+    require_sizes(parts, sizes, "training prompts")
+    return parts["train"], parts["eval_prompts"]
 
 
 def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str], lengths: list[int]) -> None:
@@ -65,10 +80,13 @@ def main() -> None:
     with main_process_first():
         tokenizer = load_tokenizer(base, **where)
     split, counts = prompt_sets(data, tokenizer)
+    train, unseen = hold_out(split.train, args, data.prompt_seed)
+    if unseen:
+        counts |= {"split_train": len(train), "split_train_held_out": len(unseen)}
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
     if args.dry_run:
-        lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in split.train], tokenizer)]
+        lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in train], tokenizer)]
         estimate(args, model_args, (base, reward_path), lengths)
         return
     peft_config = cast(LoraConfig | None, get_peft_config(model_args))
@@ -82,7 +100,8 @@ def main() -> None:
         model=load_causal_lm(base, **options | where),
         ref_model=load_causal_lm(base, **options | where) if own else None,
         reward_model=load_reward_model(reward_path, **options),
-        train_dataset=[as_row(prompt) for prompt in split.train],
+        train_dataset=[as_row(prompt) for prompt in train],
+        eval_dataset=[as_row(prompt) for prompt in unseen] or None,
         reward_processing_classes=saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code),
         value_model=load_reward_model(reward_path, **options) if own and args.critic == "separate" else None,
         peft_config=peft_config,
