@@ -5,14 +5,16 @@ Afterwards the stages run with HF_HUB_OFFLINE=1 on machines that share the cache
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from rlhf.config import PreferenceConfig, PromptConfig
+from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
+from rlhf.data.sources import is_hub_id
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
 from rlhf.parsing import parse, read_recipe, recipe_folder, run_script
@@ -29,36 +31,51 @@ class PrepareConfig:
 
 def main() -> None:
     (config,) = parse([PrepareConfig])
-    stages = [read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))]
-    for name in sorted(_values(stages, "model_name_or_path", "base_model")):
-        print(f"model {name}: {_fetch_model(name)}")
-    for stage in stages:
-        if "dataset_name" in stage:
-            data = PreferenceConfig(**_fields(stage, PreferenceConfig))
-            print("preferences:", load_pairs(data.dataset_name, data.dataset_dir, data.dataset_revision)[1])
-    prompts = [PromptConfig(**_fields(stage, PromptConfig)) for stage in stages if "prompt_dataset" in stage]
-    for sources in {(tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts}:
+    stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
+    for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
+        print(f"model {name}: {_fetch_model(name, revision)}")
+    # What a recipe leaves out has a default in its stage, which is fetched as well.
+    pairs = [_settings(PreferenceConfig, recipe) for stage, recipe in stages.items() if stage.startswith("reward")]
+    for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
+        print("preferences:", load_pairs(*where)[1])
+    prompts = [_settings(PromptConfig, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
+    for sources in dict.fromkeys((tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts):
         print("prompts:", load_prompts(*sources)[1])
 
 
-def _fetch_model(name: str) -> str:
+def _has_prompts(stage: str) -> bool:
+    return stage.startswith("ppo") or stage == "evaluation"
+
+
+def _models(stage: str, recipe: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Name and revision of each model that a stage starts from."""
+    found = []
+    if name := recipe.get("model_name_or_path"):
+        found.append((name, recipe.get("model_revision")))
+    if stage == "evaluation":
+        found.append((_settings(EvaluationConfig, recipe).base_model, None))
+    judge = recipe.get("reward_model_path")
+    if judge and (judge.startswith("pypi:") or is_hub_id(judge)):  # a folder may be one that a run has yet to make
+        found.append((judge, None))
+    return found
+
+
+def _fetch_model(name: str, revision: str | None) -> str:
     resolved = resolve_model(name)
-    if resolved != name or "/" not in name or name.startswith((".", "/")):
+    if resolved != name or Path(resolved).exists():
         return resolved
     try:
-        return snapshot_download(name, allow_patterns=list(MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {name!r}: expected to fetch it from the hub, found: {reason}") from error
 
 
-def _values(stages: list[dict[str, Any]], *names: str) -> set[str]:
-    return {stage[name] for stage in stages for name in names if name in stage}
-
-
-def _fields(stage: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in stage.items() if name in names}
+def _settings(kind: Any, recipe: Mapping[str, Any]) -> Any:
+    """A dataclass from those fields of a recipe that it has, read as the stage's own script reads them."""
+    known = {field.name: recipe[field.name] for field in fields(kind) if recipe.get(field.name) is not None}
+    values = {name: value if isinstance(value, list) else [value] for name, value in known.items()}
+    return parse([kind], [flag for name, value in values.items() for flag in (f"--{name}", *map(str, value))])[0]
 
 
 if __name__ == "__main__":
