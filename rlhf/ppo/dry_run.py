@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
-from rlhf.ppo.setup import count_steps
-from rlhf.runtime.engine import numel
+from rlhf.ppo.setup import check_positions, count_steps, make_accelerator
+from rlhf.runtime.engine import engine_name, numel
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
 
 
@@ -27,7 +28,10 @@ def dry_run(
 
     lengths: tokens of each training prompt. reward has one label.
     """
+    accelerator = make_accelerator(args)  # refuses what the start of training would
+    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
     check_writable(Path(args.output_dir or "."))
+    check_positions(args, policy, max(lengths), "train_dataset")
     base = base_bytes(args.use_cpu)  # before anything is built here
 
     def roles(layers: int | None) -> Roles:
@@ -40,9 +44,9 @@ def dry_run(
 
     whole = roles(None)
     sharding = Sharding.of(args)
-    print("\n".join(parameter_lines(describe_roles(whole))))
+    accelerator.print("\n".join(parameter_lines(describe_roles(whole))))
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
-    print(f"{sharding.processes} processes, ZeRO stage {sharding.stage}, {steps} PPO steps")
+    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
     parts = [
         sharding.trained("policy", whole.trained.policy, args.optim),
         sharding.trained("critic", whole.trained.critic, args.optim),
@@ -65,7 +69,7 @@ def dry_run(
     if peft_config is not None:
         merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
-    verdict(parts, base, args.use_cpu)
+    verdict(parts, base, args.use_cpu, accelerator.print)
 
 
 def _logits(args: PPOConfig, config: PretrainedConfig) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
-from transformers import PreTrainedTokenizerBase, Trainer, enable_full_determinism
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, Trainer, enable_full_determinism
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -101,15 +101,19 @@ def prompts_that_fit(
 ) -> list[Prompt]:
     """Rows as prompts, none of which overruns the model's positions with its response."""
     prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
-    positions = getattr(base_of(model).config, "max_position_embeddings", None)
-    longest = max(len(prompt.input_ids) for prompt in prompts)
+    check_positions(args, base_of(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
+    return prompts
+
+
+def check_positions(args: PPOConfig, config: PretrainedConfig, longest: int, name: str) -> None:
+    """A UserError where the longest of the prompts, with its response, has more tokens than the model has positions."""
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest + args.response_length > positions:
         raise UserError(
             f"{name}: expected prompts of at most {positions - args.response_length} tokens, so that "
             f"response_length={args.response_length} more fit the model's {positions} positions, found one of "
             f"{longest}; see max_prompt_tokens and long_prompts"
         )
-    return prompts
 
 
 def clear_cache(device: torch.device) -> None:

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import RewardStageConfig
+from rlhf.errors import UserError
 from rlhf.models.heads import token_values
 from rlhf.models.lora import trainable_share
+from rlhf.runtime.engine import check_engine, engine_name
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
 
 
@@ -18,7 +22,14 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
 
     rows: token rows of the training pairs. config has one label.
     """
+    accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer makes its own
+    check_engine(accelerator)
+    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
     check_writable(Path(args.output_dir or "."))
+    longest = max(len(side) for row in rows for side in row.values())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")
     base = base_bytes(args.use_cpu)
 
     def build(layers: int | None) -> Any:
@@ -29,11 +40,13 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     sharding = Sharding.of(args)
     whole = build(None)
     trainable, total = trainable_share(whole)
-    print(f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})")
+    accelerator.print(
+        f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})"
+    )
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * sharding.processes
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / batch))
-    print(f"{sharding.processes} processes, ZeRO stage {sharding.stage}, {len(rows)} pairs, {steps} steps of {batch}")
-    longest = max(len(side) for row in rows for side in row.values())
+    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
+    accelerator.print(f"{len(rows)} pairs, {steps} steps of {batch}")
 
     def activations(layers: int) -> int:
         model = build(layers).train()
@@ -44,4 +57,4 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     # Both sides of each pair go through in one pass.
     learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", whole, str(args.optim)), Part("activations", learning=learning)]
-    verdict(parts, base, args.use_cpu)
+    verdict(parts, base, args.use_cpu, accelerator.print)

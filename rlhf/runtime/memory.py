@@ -42,7 +42,9 @@ class Sharding:
 
     stage: int
     processes: int
-    offload: bool = False
+    offload: bool = False  # optimizer states in main memory
+    offload_weights: bool = False  # weights, too, except for a rollout
+    half: bool = False  # weights and gradients in 2 bytes, as DeepSpeed has them under bf16 and fp16
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Sharding":
@@ -51,30 +53,40 @@ class Sharding:
         plugin: Any = args.deepspeed_plugin
         if plugin is None:
             return cls(0, world)
-        offload = plugin.offload_optimizer_device not in (None, "none") and not args.use_cpu
-        return cls(plugin.zero_stage, world, offload)
+        devices = plugin.offload_optimizer_device, plugin.offload_param_device
+        states, weights = (device not in (None, "none") and not args.use_cpu for device in devices)
+        return cls(plugin.zero_stage, world, states, weights, half=bool(args.bf16 or args.fp16))
 
     def trained(self, name: str, model: torch.nn.Module, optim: str) -> Part:
         """A trained role: weights, gradients, optimizer states, and what an engine keeps beside them."""
         parameters = list(model.parameters())
-        weights = sum(numel(p) * p.element_size() for p in parameters)
+        weights = self._bytes(parameters)
         learned = [p for p in parameters if p.requires_grad]
-        own = sum(numel(p) * p.element_size() for p in learned)
-        states = own * next((size for key, size in _STATES.items() if key in optim), 2.0)
-        share = [1 / self.processes if self.stage >= stage else 1.0 for stage in (1, 2, 3)]
+        own = self._bytes(learned)
+        states = (2 if self.half else 1) * own * next((size for key, size in _STATES.items() if key in optim), 2.0)
+        share = [1 / self.processes if self.stage >= stage else 1.0 for stage in (1, 2)]
         if self.stage:  # a flat fp32 copy of what this process updates
             states += 4 * sum(numel(p) for p in learned)
         elif self.processes > 1:  # data parallel sends gradients in buckets of their own
             own *= 2
         optimizer = 0.0 if self.offload else states * share[0]
-        gathered = weights * (1 - share[2])  # ZeRO-3 makes the weights whole for a rollout
-        return Part(name, weights * share[2], optimizer, own * share[1], rollout=gathered)
+        held = self._held(weights)
+        # ZeRO-3 makes the weights whole for a rollout.
+        return Part(name, held, optimizer, own * share[1], rollout=weights - held)
 
     def frozen(self, name: str, model: torch.nn.Module) -> Part:
         """A role that is never trained."""
-        weights = sum(numel(p) * p.element_size() for p in model.parameters())
-        share = 1 / self.processes if self.stage == 3 else 1.0
-        return Part(name, weights * share, rollout=weights * (1 - share))
+        weights = self._bytes(list(model.parameters()))
+        held = self._held(weights)
+        return Part(name, held, rollout=weights - held)
+
+    def _bytes(self, parameters: Sequence[torch.nn.Parameter]) -> float:
+        return float(sum(numel(p) * min(p.element_size(), 2 if self.half else 8) for p in parameters))
+
+    def _held(self, weights: float) -> float:
+        if self.stage < 3:
+            return weights
+        return 0.0 if self.offload_weights else weights / self.processes
 
 
 def read_config(name: str, **options: Any) -> PretrainedConfig:
@@ -170,12 +182,12 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"output folder {folder}: expected one that can be written, found {there} that cannot")
 
 
-def verdict(parts: Sequence[Part], base: float, use_cpu: bool) -> None:
-    """Print the table and the peak; a UserError where the device has less."""
-    print("\n".join(table(parts, base)))
+def verdict(parts: Sequence[Part], base: float, use_cpu: bool, say: Callable[[str], None] = print) -> None:
+    """Say the table and the peak; a UserError where the device has less."""
+    say("\n".join(table(parts, base)))
     # glibc was told so by scripts/environment.sh: fresh memory is slow.
     keeps_freed = use_cpu and "MALLOC_TRIM_THRESHOLD_" in os.environ
     need, have = peak(parts, base, keeps_freed), device_bytes(use_cpu)
-    print(f"peak: {need / GB:.2f} GB of {have / GB:.1f} GB per device")
+    say(f"peak: {need / GB:.2f} GB of {have / GB:.1f} GB per device")
     if need > have:
         raise UserError(f"memory: expected {need / GB:.1f} GB per device, found {have / GB:.1f} GB")

@@ -47,7 +47,7 @@ def test_ppo_says_roles_steps_and_memory_and_leaves_nothing(study, monkeypatch, 
     folder, where = study
     code, said, _ = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_lora.yaml", *where)
     assert code == 0, said
-    assert "1 processes, ZeRO stage 0, 3 PPO steps" in said  # 10 prompts in batches of 4
+    assert "engine NO, 1 processes, 3 PPO steps" in said  # 10 prompts in batches of 4
     assert re.search(r"policy: .*base, [\d,]+ parameters, [\d,]+ trained \(\d+\.\d+%\)", said)
     assert re.search(r"peak: \d+\.\d+ GB of", said)
     assert sorted(p.name for p in (tmp_path / "runs" / "tiny").iterdir()) == ["reward"]
@@ -58,7 +58,7 @@ def test_reward_says_pairs_and_steps(study, monkeypatch, capsys):
     where[1] = "other"
     code, said, _ = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
     assert code == 0, said
-    assert "16 pairs, 2 steps of 8" in said
+    assert "engine NO, 1 processes\n16 pairs, 2 steps of 8" in said
 
 
 def test_too_little_memory_is_an_error(study, monkeypatch, capsys):
@@ -86,6 +86,76 @@ def test_a_folder_that_cannot_be_written_is_an_error(study, monkeypatch, capsys,
     assert "expected one that can be written" in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            ["--response_length", "250"],
+            r"error: train_dataset: expected prompts of at most 6 tokens, so that response_length=250 more fit the "
+            r"model's 256 positions, found one of \d+; see max_prompt_tokens and long_prompts",
+        ),
+        (["--max_prompt_tokens", "5"], r"error: train_dataset row 0: expected 1 to 5 tokens, found \d+"),
+    ],
+)
+def test_prompts_are_refused_as_the_run_would_refuse_them(study, monkeypatch, capsys, argv, expected):
+    folder, where = study
+    told = []
+    for dry in ("true", "false"):
+        command = ["--config", folder / "ppo_full.yaml", *where, *argv, "--dry_run", dry]
+        monkeypatch.setattr("sys.argv", ["script", *map(str, command)])
+        with pytest.raises(SystemExit):
+            run_script(train_ppo.main)
+        told += [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(expected, told[0])
+    assert told == told[:1] * 2
+
+
+def test_long_prompts_may_be_left_out(study, monkeypatch, capsys):
+    folder, where = study
+    argv = ["--response_length", "200", "--max_prompt_tokens", "56", "--long_prompts", "drop"]
+    code, said, errors = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_full.yaml", *where, *argv)
+    assert code == 0, errors
+    assert "PPO steps" in said
+
+
+def test_pairs_longer_than_the_model_are_refused(study, monkeypatch, capsys):
+    folder, where = study
+    where[1] = "other"
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps(config | {"n_positions": 16}))
+    code, _, errors = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
+    assert code == 2
+    assert re.fullmatch(r"error: max_length: expected at most the model's 16 positions, found a pair of \d+", errors[0])
+
+
+@pytest.mark.parametrize(("name", "script"), [("ppo_full", train_ppo), ("reward", train_reward)])
+def test_an_engine_that_training_refuses_is_refused(study, monkeypatch, capsys, name, script):
+    folder, where = study
+    where[1] = "tiny" if name == "ppo_full" else "other"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, said, errors = ask(script.main, monkeypatch, capsys, "--config", folder / f"{name}.yaml", *where)
+    assert code == 2, said
+    assert errors[0].startswith("error: engine: expected FSDP, found NO; on CPUs accelerate does not apply it")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo_full", "ppo_lora"])
+def test_zero3_is_counted_and_not_applied(study, tmp_path, name):
+    """Under it no model could be copied, nor a layer of it be run without an engine."""
+    folder, where = study
+    file = tmp_path / "zero3.yaml"
+    config = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
+    file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": 2, "main_process_port": 0}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
+    command += [ROOT / "scripts" / "train_ppo.py", "--config", folder / f"{name}.yaml", *where, "--dry_run", "true"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("engine DEEPSPEED ZeRO-3, 2 processes, 2 PPO steps") == 1  # 10 prompts in batches of 8
+    assert done.stdout.count("peak: ") == 1
+
+
 def test_what_each_stage_spreads():
     """100 parameters of 4 bytes under AdamW on 4 processes, by hand."""
     model = torch.nn.Linear(100, 1, bias=False)
@@ -100,6 +170,13 @@ def test_what_each_stage_spreads():
     assert taken(3) == (100, 300, 100, 300)  # whole while responses are made
     assert Sharding(3, 4).frozen("reward", model) == Part("reward", 100, rollout=300)
     assert Sharding(0, 1).trained("policy", model, "adamw_bnb_8bit").optimizer == 200
+    # In main memory until they are gathered for a rollout.
+    offloaded = Sharding(3, 4, offload=True, offload_weights=True)
+    assert offloaded.trained("policy", model, "adamw_torch") == Part("policy", 0, 0, 100, rollout=400)
+    # bf16 under ZeRO-2: weights and gradients of 2 bytes, states and a copy of the weights of 4.
+    half = Sharding(2, 4, half=True)
+    assert half.trained("policy", model, "adamw_torch") == Part("policy", 200, 300, 50)
+    assert half.frozen("reward", model) == Part("reward", 200)
 
 
 def test_the_peak_is_what_is_there_at_once():
