@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
@@ -65,6 +66,35 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
     dry_run(args, policy, reward, lengths, dtype, cast(LoraConfig | None, get_peft_config(model_args)))
 
 
+def build(
+    args: PPOStageConfig,
+    model_args: ModelConfig,
+    names: tuple[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Prompt],
+    unseen: list[Prompt],
+) -> PPOTrainer:
+    """The trainer, with its models loaded. names: policy and reward model."""
+    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
+    where = base_options(names[0], model_args, args.trust_remote_code)
+    # Reward model and critic are found elsewhere than the policy, but held in memory as it is.
+    options = model_options(model_args, args.trust_remote_code)
+    # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
+    own = is_deepspeed_zero3_enabled() and peft_config is None
+    return PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=load_causal_lm(names[0], **options | where),
+        ref_model=load_causal_lm(names[0], **options | where) if own else None,
+        reward_model=load_reward_model(names[1], **options),
+        train_dataset=[as_row(prompt) for prompt in train],
+        eval_dataset=[as_row(prompt) for prompt in unseen] or None,
+        reward_processing_classes=saved_tokenizer(names[1], trust_remote_code=args.trust_remote_code),
+        value_model=load_reward_model(names[1], **options) if own and args.critic == "separate" else None,
+        peft_config=peft_config,
+    )
+
+
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig])
     check_ppo_model_config(model_args)
@@ -76,9 +106,8 @@ def main() -> None:
     base = required("model_name_or_path", model_args.model_name_or_path)
     reward_path = args.reward_model_path or str(require_stage(run.folder() / "reward"))
     args.output_dir = str(folder)
-    where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
-        tokenizer = load_tokenizer(base, **where)
+        tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))
     split, counts = prompt_sets(data, tokenizer)
     train, unseen = hold_out(split.train, args, data.prompt_seed)
     if unseen:
@@ -86,28 +115,10 @@ def main() -> None:
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
     if args.dry_run:
-        limits = args.max_prompt_tokens, args.long_prompts
-        prompts = read_prompts([as_row(p) for p in train], tokenizer, *limits)
-        lengths = [len(prompt.input_ids) for prompt in prompts]
+        lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in train], tokenizer)]
         estimate(args, model_args, (base, reward_path), lengths)
         return
-    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
-    # Reward model and critic are found elsewhere than the policy, but held in memory as it is.
-    options = model_options(model_args, args.trust_remote_code)
-    # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
-    own = is_deepspeed_zero3_enabled() and peft_config is None
-    trainer = PPOTrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=load_causal_lm(base, **options | where),
-        ref_model=load_causal_lm(base, **options | where) if own else None,
-        reward_model=load_reward_model(reward_path, **options),
-        train_dataset=[as_row(prompt) for prompt in train],
-        eval_dataset=[as_row(prompt) for prompt in unseen] or None,
-        reward_processing_classes=saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code),
-        value_model=load_reward_model(reward_path, **options) if own and args.critic == "separate" else None,
-        peft_config=peft_config,
-    )
+    trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
     with Stage(folder, name, config, args.seed) as stage:

@@ -56,7 +56,7 @@ def started_with(monkeypatch, tmp_path):
         if module is train_ppo:
             for name in ("load_causal_lm", "load_reward_model"):
                 monkeypatch.setattr(module, name, note(name))
-            monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", note("reward tokenizer"))
+            monkeypatch.setattr(module, "saved_tokenizer", note("reward tokenizer"))
             monkeypatch.setattr(module, "PPOTrainer", stop)
         else:
             model = lambda base, _, **options: stop(seen.append((base, options)))  # noqa: E731
