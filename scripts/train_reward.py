@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig
 from trl.models import unwrap_model_for_generation
@@ -26,6 +27,8 @@ from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.tracking import write_summary
+
+CHUNK = 500  # pairs that are tokenised between two moves of the progress bar
 
 
 def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config: dict[str, Any]) -> None:
@@ -56,7 +59,14 @@ def split_fitting(
     args: RewardStageConfig,
 ) -> dict[str, list[Pair]]:
     """The splits, of pairs that fit into max_length; counts gets those that do not, and the splits' sizes."""
-    fitting, _ = encode_pairs(tokenizer, pairs, args.max_length)
+    # All of them, for a few: which pairs fit decides which are dealt to what split.
+    show = PartialState().is_main_process and not args.disable_tqdm
+    fitting: list[Pair] = []
+    with tqdm(total=len(pairs), desc="tokenise pairs", unit="pair", disable=not show) as bar:
+        for start in range(0, len(pairs), CHUNK):
+            part = pairs[start : start + CHUNK]
+            fitting += encode_pairs(tokenizer, part, args.max_length)[0]
+            bar.update(len(part))
     counts["too_long"] = len(pairs) - len(fitting)
     sizes = data.max_examples, data.validation_examples, data.test_examples
     splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
