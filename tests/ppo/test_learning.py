@@ -8,6 +8,7 @@ from tiny_ppo import metrics, trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 EOS, VOCABULARY, LENGTH = 2, 32, 6
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
 ROWS = [{"input_ids": [3 + i % 29, 3 + i * 7 % 29], "prompt_id": str(i)} for i in range(128)]
 
 
@@ -88,14 +89,15 @@ def test_warm_up_keeps_the_first_updates_small(tmp_path):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_with_the_sign_flipped_it_goes_down(tmp_path, lora):
-    rows = learn(tmp_path, 0, lora, reward=contrary, max_steps=30)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_the_sign_flipped_it_goes_down(tmp_path, seed, lora):
+    rows = learn(tmp_path, seed, lora, reward=contrary, max_steps=30)
     assert mean(rows[-5:]) > mean(rows[:2])  # of the flipped reward
     assert -mean(rows[-5:]) < 0.15  # the rule's own
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_controller_keeps_kl_in_the_band_while_the_reward_rises(tmp_path, seed, lora):
     options = {"kl_coef": 0.4, "kl_target": 0.055, "kl_horizon": 1000, "max_steps": 60, "num_ppo_epochs": 2}
     options |= {"lr_scheduler_type": "constant"}
