@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import tiny
 import torch
-from transformers import LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
@@ -48,14 +48,24 @@ def test_a_saved_reward_model_comes_back(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name])
 
 
-def test_a_new_head_has_the_papers_scale_and_its_own_pad(causal):
+def test_a_new_head_comes_with_a_pad_of_its_own(causal):
     tokenizer = load_tokenizer(causal)
     torch.manual_seed(0)
     model = new_reward_model(causal, tokenizer)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert model.config.pad_token_id == tokenizer.pad_token_id < model.get_input_embeddings().num_embeddings
-    weights = torch.cat([new_reward_model(causal, tokenizer).score.weight.flatten() for _ in range(30)])
-    assert weights.std().item() == pytest.approx(33**-0.5, rel=0.1)  # 1/sqrt(d+1), d = 32
+
+
+def test_a_new_heads_weights_have_the_papers_scale(tmp_path):
+    config = tiny.llama().config
+    config.hidden_size, config.num_hidden_layers = 1024, 1
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tiny.chat_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    torch.manual_seed(0)
+    weights = torch.cat([new_reward_model(str(tmp_path), tokenizer).score.weight.flatten() for _ in range(8)])
+    assert weights.std().item() == pytest.approx(1025**-0.5, rel=0.03)  # 1/sqrt(d+1); 8192 draws tell 0.8 %
+    assert abs(weights.mean().item()) < 3 * (1025 * 8192) ** -0.5
 
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such/model", "a/b/c", "no/such.gguf"])
