@@ -75,6 +75,10 @@ def _config(folder: Path, engine: str, processes: int) -> Path:
             "bf16": {"enabled": "auto"},
             "zero_optimization": ZERO3 | (OFFLOAD if engine == "zero3_offload" else {}),
         }
+        if (
+            engine == "zero3_offload"
+        ):  # else it would take no SGD, whose steps alone can be held against another engine's
+            deepspeed["zero_force_ds_cpu_optimizer"] = False
         (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
         config["deepspeed_config"] = {"deepspeed_config_file": str(folder / "deepspeed.json")}
         del config["mixed_precision"]  # in the file's competence, then
