@@ -13,7 +13,8 @@ fi
 # An engine's file says what it is; --multi_gpu beside it would win. Slurm is the launcher of DeepSpeed's nodes, too.
 engine=(--multi_gpu)
 [ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml" --deepspeed_multinode_launcher standard)
-# SLURM_NODEID is this node's own only here, inside the task.
+# SLURM_NODEID is this node's own only here, inside the task. What each rank says goes to a folder of its own, too:
+# LOGS-nodeN/*/attempt_0/LOCAL_RANK/stdout.log and stderr.log.
 exec python -m accelerate.commands.launch "${engine[@]}" --num_machines "$SLURM_JOB_NUM_NODES" \
     --num_processes "$WORLD" --machine_rank "$SLURM_NODEID" --main_process_ip "$MASTER" --main_process_port "$PORT" \
-    --mixed_precision no --dynamo_backend no "$SCRIPT" "${flags[@]}"
+    --log_dir "$LOGS-node$SLURM_NODEID" --tee 3 --mixed_precision no --dynamo_backend no "$SCRIPT" "${flags[@]}"

@@ -48,10 +48,11 @@ run_stage() {
     SCRIPT="$script" CONFIG="$recipe/$stage.yaml" SEED="${SLURM_ARRAY_TASK_ID:-}" ENGINE="${RLHF_ENGINE:-}"
     [ "$stage" != evaluation ] || SEED="" # every seed is judged on the same random numbers
     [ "$stage" != reward_gold ] || SEED="${SEED:+$((SEED + 1000))}" # another than that of the first reward model
-    export PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
+    LOGS="$RUNS_DIR/$RUN/logs/$stage-$SLURM_JOB_ID"
+    export LOGS PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
     echo "$(date +%FT%T) $stage of $RUN: $SLURM_JOB_NUM_NODES nodes x $PROCESSES processes, restart ${SLURM_RESTART_COUNT:-0}"
     # In the background, or bash would run the trap only when srun has ended.
-    srun --kill-on-bad-exit=1 --ntasks-per-node=1 --output="$RUNS_DIR/$RUN/logs/$stage-%j-node%n.log" --open-mode=append \
+    srun --kill-on-bad-exit=1 --ntasks-per-node=1 --output="$LOGS-node%n.log" --open-mode=append \
         bash slurm/node.sh &
     step=$!
     trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; pass_on "$step" &' USR1

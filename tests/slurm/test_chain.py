@@ -60,7 +60,15 @@ def submit(cluster, top, run, *options, recipe="recipe"):
 
 
 def logs(top, run):
-    return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in sorted((top / "runs" / run / "logs").iterdir()))
+    files = sorted((top / "runs" / run / "logs").glob("*.log"))
+    return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in files)
+
+
+def rank_logs(top, run, stage):
+    """What each rank has printed, in the order of the ranks: a node has one process here."""
+    folders = sorted((top / "runs" / run / "logs").glob(f"{stage}-[0-9]*-node*/*/attempt_0/*"))
+    assert all((folder / "stderr.log").exists() for folder in folders)
+    return [(folder / "stdout.log").read_text() for folder in folders]
 
 
 def facts(top, run, stage):
@@ -86,6 +94,13 @@ def test_the_whole_chain_over_two_nodes(top, chain):
     for stage in ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation"):
         assert facts(top, "whole", stage)["status"] == "done"
         assert facts(top, "whole", stage)["world_size"] == 2
+    for stage in ("ppo_full", "ppo_lora"):
+        first, second = rank_logs(top, "whole", stage)
+        assert f"{stage}: policy in" in first
+        assert second.startswith("prompts: ")  # the other rank has read them, too
+        assert "policy in" not in second
+    for stage in ("reward", "reward_gold", "evaluation"):
+        assert len(rank_logs(top, "whole", stage)) == 2
     assert (top / "runs" / "whole" / "report" / "report.html").exists()
     assert steps(top, "whole") == list(range(1, 401))
 
@@ -169,6 +184,7 @@ def test_deepspeed_over_two_nodes(cluster, top, chain):
     assert facts(top, "sharded", "ppo_full")["engine"] == "DEEPSPEED ZeRO-3"
     assert facts(top, "sharded", "ppo_full")["world_size"] == 2
     assert (top / "runs" / "sharded" / "ppo_full" / "model.safetensors").exists()
+    assert len(rank_logs(top, "sharded", "ppo_full")) == 2
 
 
 def test_each_seed_is_a_run_of_its_own(cluster, top):
