@@ -115,7 +115,9 @@ def main() -> None:
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
 
     if args.dry_run:
-        lengths = [len(prompt.input_ids) for prompt in read_prompts([as_row(p) for p in train], tokenizer)]
+        limits = args.max_prompt_tokens, args.long_prompts
+        prompts = read_prompts([as_row(p) for p in train], tokenizer, *limits)
+        lengths = [len(prompt.input_ids) for prompt in prompts]
         estimate(args, model_args, (base, reward_path), lengths)
         return
     trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)

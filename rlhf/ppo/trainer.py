@@ -73,9 +73,7 @@ class PPOTrainer(TrainerBase):
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)
-        given = read_rewards(
-            reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model
-        )
+        given = read_rewards(reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model)
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
