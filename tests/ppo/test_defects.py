@@ -6,13 +6,18 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from test_rollout import config, rollout
 from tiny_ppo import metrics, trainer
 from torch import tensor
+from transformers import Trainer
 
+from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model
+from rlhf.ppo import setup
 from rlhf.ppo.rollout import judge
+from rlhf.ppo.trainer import PPOTrainer
 from rlhf.runtime.engine import configure_deepspeed
 from rlhf.runtime.memory import kept_bytes
 
@@ -109,3 +114,15 @@ def test_c9_deepspeeds_sizes_are_those_of_the_arguments():
     # Accumulation is the learner's: a step of the engine is an optimizer step, whatever gradient_accumulation_steps.
     expected = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5}
     assert config == expected
+
+
+def test_c10_fsdp_is_refused(monkeypatch):
+    """Accelerate makes no FSDP on CPUs: a stand-in says that it has."""
+    stand_in = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(setup, "Accelerator", lambda **_: stand_in)
+    with pytest.raises(UserError, match="engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP"):
+        setup.make_accelerator(config())
+
+
+def test_c12_the_trainer_is_no_trainer_of_transformers():
+    assert not issubclass(PPOTrainer, Trainer)
