@@ -30,7 +30,7 @@ from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_checkpoint
 from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import cast_frozen, check_wrapped
+from rlhf.runtime.engine import cast_weights, check_wrapped
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.tracking import Recorder
 
@@ -83,9 +83,9 @@ class PPOTrainer(TrainerBase):
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
+        cast_weights(self.accelerator, [self.roles.trained, *self._frozen(rewards)])
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
         check_wrapped(self.accelerator, self.model)
-        cast_frozen(self.accelerator, self._frozen(rewards))
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.

@@ -57,11 +57,12 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
     plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
 
 
-def cast_frozen(accelerator: Accelerator, models: Iterable[torch.nn.Module]) -> None:
-    """Under DeepSpeed, weights of models that are never trained, to the precision that it gives the trained ones.
+def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) -> None:
+    """Under DeepSpeed, weights to the precision in which it trains: of those models, too, that it does not cast.
 
-    Accelerate's autocast does nothing there, so that they would compute in float32 and a policy would differ from its
-    own reference. As in DeepSpeed itself buffers stay, and ZeRO-3 has loaded what it spreads in that precision already.
+    Models that are never trained would compute in float32, since Accelerate's autocast does nothing there, and a policy
+    would differ from its own reference. Models that ZeRO-3 has spread as they were loaded are in that precision, but
+    adapters on them are not, and DeepSpeed wants one for all. As in DeepSpeed itself buffers stay.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     if dtype is None or not is_deepspeed(accelerator):

@@ -7,7 +7,7 @@ from torch import nn
 from workers import launch, rows
 
 from rlhf.models.actor_critic import logp_of
-from rlhf.runtime.engine import cast_frozen
+from rlhf.runtime.engine import cast_weights
 
 WORKER = """
 run = trainer(**options)
@@ -50,7 +50,7 @@ class Engine:
 def test_only_what_deepspeed_would_cast_is_cast(kind, precision, expected):
     model = nn.BatchNorm1d(3)
     model.register_parameter("quantised", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
-    cast_frozen(Engine(kind, precision), [model])
+    cast_weights(Engine(kind, precision), [model])
     assert (model.weight.dtype, model.running_mean.dtype) == (expected, torch.float32)
     assert model.quantised.dtype == torch.uint8
 

@@ -90,3 +90,17 @@ def test_fsdp_is_refused_on_cpus(tmp_path, name, script):
     done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs")
     assert done.returncode != 0
     assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs accelerate does not apply it" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo_full", "ppo_lora"])
+def test_a_policy_loaded_sharded_in_bf16_is_its_reference(tmp_path, name):
+    still = {"bf16": True, "learning_rate": 0.0, "gradient_accumulation_steps": 1}
+    folder = recipe(tmp_path / "recipe", **{name: still | {"reward_model_path": str(tmp_path / "reward")}})
+    tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
+    tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
+    assert stage("zero3", folder, "x", name, "train_ppo") == "DEEPSPEED ZeRO-3"
+    first = rows(folder, "x", name)[0]
+    assert first["objective/kl_exact_per_token"] == pytest.approx(0, abs=1e-5)
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["policy/grad_norm"] > 0
