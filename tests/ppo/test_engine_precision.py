@@ -12,7 +12,9 @@ from rlhf.runtime.engine import cast_weights
 WORKER = """
 run = trainer(**options)
 frozen = [run.roles.reference.model, run.roles.reward.model]
-print("dtypes", *{str(p.dtype) for model in frozen for p in model.parameters()}, flush=True)
+found = " ".join({str(p.dtype) for model in frozen for p in model.parameters()})
+sys.stdout.write(f"dtypes {found}\\n")  # one write a rank: what two ranks print in pieces comes out mixed
+sys.stdout.flush()
 run.train()
 """
 BF16 = {"bf16": True, "learning_rate": 0.0, "max_steps": 1, "response_length": 24}

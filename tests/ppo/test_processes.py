@@ -30,8 +30,10 @@ run.train()
 own = [p.numel() for p in run.roles.trained.parameters()]
 whole = [numel(p) for p in run.roles.trained.parameters()]
 run.save_model()
-print("held here", sum(own), "of", sum(whole), flush=True)
-print("offloaded", hasattr(run.model, "zero_cpu_offload") and run.model.zero_cpu_offload(), flush=True)
+offloaded = hasattr(run.model, "zero_cpu_offload") and run.model.zero_cpu_offload()
+# One write a rank: what two ranks print in pieces comes out mixed.
+sys.stdout.write(f"held here {sum(own)} of {sum(whole)}, offloaded {offloaded}\\n")
+sys.stdout.flush()
 """
 SGD = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0}
