@@ -162,7 +162,7 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         "65.5% of 200 test pairs; before training it was 48.5%",
         "1 h 02 min",
         "134,515,008",
-        "PPO, full 1 h 02 min – 1,345,150 2.5",  # the newest checkpoint's size, not the largest
+        "1 h 02 min – 1,345,150 2.5",  # the newest checkpoint's size, not the largest
         "1.000%",
         "59.0% to 72.0%",
         "33 / 4 / 13",
