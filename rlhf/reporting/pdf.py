@@ -213,9 +213,13 @@ def _table(pdf: _Document, block: Block) -> None:
 
 
 def _widths(block: Block, columns: int) -> tuple[float, ...]:
-    """Relative widths by the longest text of each column, within bounds so that none starves."""
+    """Relative widths by the longest text of each column, at most 40 characters, and room for its longest word."""
     longest = [4.0] * columns
     for row in block.table:
-        if len(row) == columns and all(cell.columns == 1 for cell in row):
-            longest = [max(a, min(len(cell.text), 40)) for a, cell in zip(longest, row, strict=True)]
+        if len(row) > columns or any(cell.columns > 1 for cell in row):
+            continue
+        # Cells that span rows stand at the left: a row that lacks them begins further right.
+        for place, cell in enumerate(row, start=columns - len(row)):
+            word = max(map(len, cell.text.split()), default=0)
+            longest[place] = max(longest[place], min(len(cell.text), 40), min(word, 40) + 3)
     return tuple(longest)

@@ -60,3 +60,12 @@ def test_it_stands_beside_the_page(tmp_path):
     assert write_pdf(page) == tmp_path / "report.pdf"
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.pdf"}
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_no_word_of_a_narrow_column_is_broken():
+    head = "".join(f"<th>{name}</th>" for name in ("Stage", "Role", "Name", "Command"))
+    first = f"<td rowspan='2'>stage</td><td>policy</td><td>{'n ' * 60}</td><td>{'c ' * 60}</td>"
+    table = f"<table><tr>{head}</tr><tr>{first}</tr><tr><td>reference</td><td>x</td><td>y</td></tr></table>"
+    text = read(to_pdf(PAGE.replace("<li>one point</li>", table)))[1]
+    for word in ("stage", "policy", "reference", "Stage", "Role"):
+        assert word in text, word
