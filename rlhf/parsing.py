@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,16 +105,3 @@ def required(name: str, value: Any) -> Any:
     if value is None:
         raise UserError(f"{name}: expected a value in the recipe or as --{name}, found none")
     return value
-
-
-def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main: a UserError becomes one line on standard error and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)

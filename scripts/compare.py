@@ -21,8 +21,9 @@ from rlhf.data.oasst import Prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import respond
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
-from rlhf.parsing import parse, run_script
+from rlhf.parsing import parse
 from rlhf.runtime.run_folder import read_run, require_stage
+from rlhf.runtime.script import run_script
 
 _GAP = 3  # columns of the terminal between two responses
 

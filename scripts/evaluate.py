@@ -13,11 +13,12 @@ from rlhf.errors import UserError
 from rlhf.evaluation.responses import respond
 from rlhf.evaluation.summary import summarise
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
-from rlhf.parsing import parse, run_script
+from rlhf.parsing import parse
 from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.distributed import join_processes, main_process_first
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
+from rlhf.runtime.script import run_script
 from rlhf.runtime.tracking import write_summary
 
 MODELS = {"full": "ppo_full", "lora": "ppo_lora"}

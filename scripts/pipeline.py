@@ -17,8 +17,9 @@ import torch
 
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
-from rlhf.parsing import parse, recipe_folder, run_script
+from rlhf.parsing import parse, recipe_folder
 from rlhf.runtime.run_folder import is_done
+from rlhf.runtime.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 # Stage -> the script that runs it; a recipe folder holds a STAGE.yaml for each it has.

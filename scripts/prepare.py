@@ -17,7 +17,8 @@ from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
-from rlhf.parsing import parse, read_recipe, recipe_folder, run_script
+from rlhf.parsing import parse, read_recipe, recipe_folder
+from rlhf.runtime.script import run_script
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 

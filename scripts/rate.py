@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rlhf.config import RatingConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.parsing import parse, run_script
+from rlhf.parsing import parse
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import import_sheets, read_object
 from rlhf.ratings.serve import SheetServer
 from rlhf.ratings.sheet import make_key, read_responses, render_sheet
 from rlhf.runtime.run_folder import require_stage, write_json, write_text
+from rlhf.runtime.script import run_script
 
 ACTIONS = ("sheet", "serve", "import")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf.config import ReportConfig, RunConfig
 from rlhf.errors import UserError
-from rlhf.parsing import parse, run_script
+from rlhf.parsing import parse
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
@@ -15,6 +15,7 @@ from rlhf.reporting.run import STAGES
 from rlhf.reporting.run import read_run as read_folder
 from rlhf.reporting.seed_report import build_seed_report
 from rlhf.runtime.run_folder import read_run
+from rlhf.runtime.script import run_script
 
 
 def main() -> None:

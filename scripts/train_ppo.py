@@ -22,7 +22,7 @@ from rlhf.models.load import (
     load_tokenizer,
     model_options,
 )
-from rlhf.parsing import parse, required, run_script
+from rlhf.parsing import parse, required
 from rlhf.ppo.dry_run import dry_run
 from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
@@ -33,6 +33,7 @@ from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
+from rlhf.runtime.script import run_script
 
 
 def hold_out(prompts: list[Prompt], args: PPOStageConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -17,7 +17,7 @@ from rlhf.data.hh_rlhf import Pair, load_pairs, openings, split_pairs
 from rlhf.errors import UserError
 from rlhf.models.load import base_options, check_attention, load_tokenizer, model_options, new_reward_model
 from rlhf.models.lora import trainable_share
-from rlhf.parsing import parse, required, run_script
+from rlhf.parsing import parse, required
 from rlhf.reward.audit import audit
 from rlhf.reward.dry_run import dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
@@ -26,6 +26,7 @@ from rlhf.runtime.engine import engine_name, gathered
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, write_json
+from rlhf.runtime.script import run_script
 from rlhf.runtime.tracking import write_summary
 
 CHUNK = 500  # pairs that are tokenised between two moves of the progress bar

@@ -15,10 +15,10 @@ from test_plots import lines
 from test_report import ATTACK, Page, evaluation_result, ppo_row, reward_result, run_json, write
 
 from rlhf.errors import UserError
-from rlhf.parsing import run_script
 from rlhf.reporting import seed_plots, seeds
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report, read_runs
+from rlhf.runtime.script import run_script
 
 FULL, LORA = [1.0, 2.0, 3.0], [1.5, 2.0, 2.5]
 PLOTS = {f"seeds_{name}" for name in ("reward", "scores", "kl", "gains")}

@@ -17,9 +17,9 @@ import yaml
 from tiny_recipe import recipe
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rlhf.parsing import run_script
 from rlhf.runtime import memory
 from rlhf.runtime.memory import GB, Part, Sharding, peak
+from rlhf.runtime.script import run_script
 
 ROOT = Path(__file__).parents[2]
 

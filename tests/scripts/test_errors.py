@@ -8,7 +8,7 @@ import tiny
 import train_ppo
 import train_reward
 
-from rlhf.parsing import run_script
+from rlhf.runtime.script import run_script
 
 
 def answer(main, capsys, monkeypatch, *argv):

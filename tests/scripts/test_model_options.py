@@ -16,7 +16,7 @@ from trl import ModelConfig
 
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.parsing import run_script
+from rlhf.runtime.script import run_script
 
 # What a field is set to: by its name where its type does not say it.
 VALUES = {

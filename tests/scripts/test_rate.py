@@ -79,7 +79,11 @@ def test_serve_until_it_is_stopped(run_dir, rate):
     assert rate("sheet")[0] == 0
     python = [sys.executable, *command(run_dir, "serve")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    server = subprocess.Popen(python, env=environment, **pipes)
+    signal.signal(signal.SIGINT, heard)
     try:
         url = re.search(r"http://127\S+", server.stdout.readline())[0]
         with urllib.request.urlopen(url, timeout=10) as answer:

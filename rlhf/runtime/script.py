@@ -1,0 +1,22 @@
+"""From a script's main to its exit code."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from rlhf.errors import UserError
+from rlhf.runtime.distributed import leave_together
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main: a UserError becomes one line on standard error and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    leave_together()
+    sys.exit(0)
