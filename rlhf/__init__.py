@@ -1,12 +1,24 @@
 """The RLHF pipeline: reward model, PPO, evaluation, report."""
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf.config import PPOConfig
+    from rlhf.errors import UserError
+    from rlhf.ppo.trainer import PPOTrainer
 
 # bitsandbytes tells every process on a CPU with bf16 to install a package that loads code from the hub: not here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from rlhf.config import PPOConfig  # noqa: E402
-from rlhf.errors import UserError  # noqa: E402
-from rlhf.ppo.trainer import PPOTrainer  # noqa: E402
-
 __all__ = ["PPOConfig", "PPOTrainer", "UserError"]
+
+_WHERE = {"PPOConfig": "rlhf.config", "UserError": "rlhf.errors", "PPOTrainer": "rlhf.ppo.trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when asked for: the trainer takes seconds, which reports and small scripts do not need."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,18 +1,23 @@
-"""Batched decoding with a key-value cache; rows that have ended leave the batch."""
+"""Batched decoding with a key-value cache: prompts of like length together; rows that have ended leave the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from rlhf.functional.batching import cheapest_groups
 from rlhf.functional.masks import position_ids
 from rlhf.functional.padding import left_pad
+from rlhf.generation.cache import room_for
 from rlhf.generation.sampling import inverse_cdf
+from rlhf.runtime.engine import numel
 
 # The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
 _COMPACT_AT = 0.75
+_LOOK_EVERY = 8  # tokens between two looks at who has ended; each makes a GPU wait for the host
+# Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
+_MACHINE = {"cpu": (6e6, 0.19), "gpu": (2e8, 0.0066)}
 
 
 @torch.no_grad()
@@ -24,6 +29,38 @@ def generate(
     A response ends with its first EOS, or is cut after T tokens. Logits processors of the model's own
     generation config play no part: what is sampled from is softmax(logits / temperature).
     """
+    responses: list[list[int]] = [[] for _ in prompts]
+    for group in cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1])):
+        rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature)
+        for i, row in zip(group, rows, strict=True):
+            responses[i] = _until_eos(row, set(eos_ids))
+    return responses
+
+
+def _cost(model: Any, steps: int) -> Callable[[int, int], float]:
+    """Bytes moved, or what takes as long, by decoding `rows` prompts together: weights once a step for all of them,
+    keys and values at the width of the longest prompt for each. By constants: what is measured would change from run
+    to run, and with it which rows meet and the last bits of their logits.
+    """
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters, size = sum(map(numel, model.parameters())), model.dtype.itemsize
+    a_token = 2 * config.num_hidden_layers * heads * width * size
+    launches, per_flop = _MACHINE["cpu" if model.device.type == "cpu" else "gpu"]
+    a_step = parameters * size + config.num_hidden_layers * launches
+
+    def cost(rows: int, longest: int) -> float:
+        prefill = rows * longest * 2 * parameters * per_flop
+        return prefill + steps * (a_step + rows * (longest + steps / 2) * a_token)
+
+    return cost
+
+
+def _decode(
+    model: Any, prompts: Sequence[Sequence[int]], u: Tensor, eos_ids: Sequence[int], temperature: float
+) -> list[list[int]]:
+    """As `generate`, in one batch, without the cut at EOS."""
     device = model.device
     ids, mask = left_pad(prompts, eos_ids[0], device)
     u, stop = u.to(device), torch.tensor(list(eos_ids), device=device)
@@ -31,7 +68,8 @@ def generate(
     responses = torch.full((batch, length), eos_ids[0], device=device)
     rows = torch.arange(batch, device=device)  # which response each row of the batch is
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    cache, positions = DynamicCache(), position_ids(mask)
+    cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
+    every = 1 if device.type == "cpu" else _LOOK_EVERY
     for t in range(length):
         logits = model(
             input_ids=ids,
@@ -42,24 +80,20 @@ def generate(
             logits_to_keep=1,
         ).logits[:, -1]
         ids = inverse_cdf(logits, u[rows, t], temperature).unsqueeze(1)
-        responses[rows[~ended], t] = ids[~ended, 0]
+        responses[rows, t] = ids[:, 0]  # after its EOS a row goes on until it leaves; that is cut off later
         ended |= torch.isin(ids[:, 0], stop)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        positions = positions[:, -1:] + 1
+        if (t + 1) % every:
+            continue
         left = int((~ended).sum())
         if left == 0:
             break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        positions = positions[:, -1:] + 1
         if left <= _COMPACT_AT * len(rows):
             keep = (~ended).nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            ids, mask, positions, rows, ended = (
-                ids[keep],
-                mask[keep],
-                positions[keep],
-                rows[keep],
-                ended[keep],
-            )
-    return [_until_eos(row, set(eos_ids)) for row in responses.tolist()]
+            ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
+    return responses.tolist()
 
 
 def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:

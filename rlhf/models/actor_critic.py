@@ -10,52 +10,12 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.functional.masks import position_ids
-from rlhf.models.heads import token_values
+from rlhf.models.heads import column_values
+from rlhf.models.response import Rows, head_logits, in_chunks, logp_of, rows_of, trunk_states
+from rlhf.runtime.engine import is_sharded
 
 Model = PreTrainedModel | PeftModel
 _REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
-
-
-def response_logits(policy: Model, ids: Tensor, mask: Tensor, n_response: int) -> Tensor:
-    """Logits at the T positions that predict a response token and at the last one: float [B, T+1, V].
-
-    ids: int [B, P+T], left-padded prompt and response; mask: bool [B, P+T], True on real tokens.
-    """
-    return policy(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=position_ids(mask),
-        use_cache=False,
-        logits_to_keep=n_response + 1,
-    ).logits
-
-
-def logp_of(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-prob of tokens int [B, T] under logits float [B, T, V] / temperature, and the entropy, in nats.
-
-    Returns float32 [B, T] twice; the entropy carries no gradient.
-    """
-    scaled = logits.float() / temperature
-    log_total = scaled.logsumexp(dim=-1)
-    logp = scaled.gather(2, tokens.unsqueeze(2)).squeeze(2) - log_total
-    with torch.no_grad():
-        scaled = scaled.detach()
-        entropy = log_total - (scaled * torch.softmax(scaled, dim=-1)).sum(dim=-1)
-    return logp, entropy.detach()
-
-
-@torch.no_grad()
-def exact_kl(logits: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """KL of softmax(logits / temperature) to softmax(other / temperature), nats: float [B, T, V] twice -> [B, T].
-
-    Row by row, so that its temporaries are those of one response.
-    """
-    rows = []
-    for one, two in zip(logits, other, strict=True):
-        log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (one, two))
-        rows.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return torch.stack(rows)
 
 
 class ValueHead(nn.Module):
@@ -86,32 +46,27 @@ class ActorCritic(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor, Tensor]:
         """ids int [B, P+T], mask bool [B, P+T] -> log-probs, entropies (nats), float32 [B, T] each, and values.
 
-        Values are float32 [B, T+1]: beside each response token that of the state before it, and one after the
-        last column, of use where a response was cut there.
+        The first two are zero off the response. Values are float32 [B, T+1]: beside each response token that of
+        the state before it, and one after the last column, of use where a response was cut there.
         """
-        logits, values = self.logits_and_values(ids, mask, n_response)
-        logp, entropy = logp_of(logits, ids[:, -n_response:], self.temperature)
-        return logp, entropy, values
+        rows = rows_of(ids, mask, n_response)
+        states, values = self.states_and_values(rows)
+        base = base_of(self.policy)
 
-    def logits_and_values(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor]:
-        """Logits float [B, T, V] before each response token, values float32 [B, T+1]."""
-        if not isinstance(self.critic, ValueHead):
-            logits = response_logits(self.policy, ids, mask, n_response)
-            return logits[:, :-1], token_values(self.critic, ids, mask)[:, -n_response - 1 :]
-        with _input_of(self.policy.get_output_embeddings()) as hidden:
-            logits = response_logits(self.policy, ids, mask, n_response)
-        return logits[:, :-1], self.critic(hidden[0])
+        def logp(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return logp_of(head_logits(base, states), tokens, self.temperature)
 
+        inputs = rows.flat(states), rows.tokens
+        # Under ZeRO-3 the head is gathered by all ranks together, as often on each: once.
+        flat = logp(*inputs) if is_sharded(base) else in_chunks(logp, base.config.vocab_size, *inputs)
+        return rows.spread(flat[0]), rows.spread(flat[1]), values
 
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module is called with: the trunk's last states, at the positions whose logits are computed."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    def states_and_values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The policy's last states float [B, L, d], values float32 [B, T+1] as `forward` returns them."""
+        states = trunk_states(base_of(self.policy), rows.ids)
+        critic = self.critic
+        values = critic(states) if isinstance(critic, ValueHead) else column_values(critic, rows.ids)
+        return states, values.gather(1, rows.columns)
 
 
 class FrozenRole:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.functional.masks import last_index, position_ids
 from rlhf.functional.padding import left_aligned
+from rlhf.models.response import trunk_states
 
 
 def has_token_head(model: Any) -> bool:
@@ -16,13 +17,13 @@ def has_token_head(model: Any) -> bool:
     return hasattr(inner, "score") and not inner.config.is_encoder_decoder
 
 
-def token_values(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The scalar head at every position: ids int [B, L], mask bool [B, L] -> float32 [B, L], reward units."""
+def column_values(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
+    """The scalar head at every position: ids int [B, L], right-padded -> float32 [B, L], reward units.
+
+    No mask: real tokens see those before them only.
+    """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = inner.base_model(
-        input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-    ).last_hidden_state
-    return inner.score(hidden).squeeze(-1).float()
+    return inner.score(trunk_states(inner, ids)).squeeze(-1).float()
 
 
 def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +34,10 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
     forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
     """
     if has_token_head(model):
-        return token_values(model, ids, mask).gather(1, last_index(mask).unsqueeze(1)).squeeze(1)
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        states = trunk_states(inner, left_aligned(ids, mask)[0])
+        last = states[torch.arange(len(ids), device=ids.device), (mask.sum(1) - 1).clamp(min=0)]
+        return inner.score(last).squeeze(-1).float()
     if getattr(model.config, "summary_type", None) == "last":
         ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))
     else:

@@ -12,7 +12,7 @@ from rlhf.config import PPOConfig
 from rlhf.errors import UserError
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.ppo.rollout import Rollout, Targets, trim
+from rlhf.ppo.rollout import Rollout, Targets, passes, trim
 from rlhf.runtime.distributed import all_max, all_sum
 from rlhf.runtime.engine import is_deepspeed
 
@@ -114,15 +114,12 @@ class Learner:
                 yield self._micro_batches(rollout, positions, members)
 
     def _micro_batches(self, rollout: Rollout, positions: Tensor, members: Tensor) -> list[Tensor]:
-        world = self.accelerator.num_processes
         mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
-        mine = mine[rollout.attention[mine].sum(1).argsort().cpu()] if len(mine) else mine
-        if self.args.micro_batch_tokens is not None:
-            groups = within_tokens(rollout, mine, self.args.micro_batch_tokens)
-            empty = torch.zeros(0, dtype=torch.long)
-            return groups + [empty] * (max(1, all_max(self.accelerator, len(groups))) - len(groups))
-        most = max(int((members % world == rank).sum()) for rank in range(world))
-        return list(mine.tensor_split(max(1, -(-most // self.args.per_device_train_batch_size))))
+        groups = passes(rollout.attention[mine].sum(1), self.args, self.args.per_device_train_batch_size)
+        empty = torch.zeros(0, dtype=torch.long)
+        return [mine[group] for group in groups] + [empty] * (
+            max(1, all_max(self.accelerator, len(groups))) - len(groups)
+        )
 
     def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
@@ -216,20 +213,3 @@ class Learner:
         if self.skipped_in_a_row >= self.args.max_skipped_updates:
             raise UserError(f"{_NOT_FINITE} {self.skipped_in_a_row} times in a row, last in step {step}; {_HINT}")
         return finite
-
-
-def within_tokens(rollout: Rollout, rows: Tensor, budget: int) -> list[Tensor]:
-    """Rows, int [N] from short to long, in groups whose padded tokens stay within the budget; one row may exceed it."""
-    prompt_width = rollout.attention.shape[1] - rollout.mask.shape[1]
-    lengths = torch.stack([rollout.attention[rows, :prompt_width].sum(1), rollout.mask[rows].sum(1)], 1).tolist()
-    groups: list[list[int]] = []
-    width = [0, 0]
-    for row, found in zip(rows.tolist(), lengths, strict=True):
-        wider = [max(pair) for pair in zip(width, found, strict=True)]
-        if groups and sum(wider) * (len(groups[-1]) + 1) <= budget:
-            groups[-1].append(row)
-            width = wider
-        else:
-            groups.append([row])
-            width = found
-    return [torch.tensor(group) for group in groups]

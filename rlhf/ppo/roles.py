@@ -21,6 +21,7 @@ from rlhf.models.actor_critic import (
     is_quantised,
     keep_adapter,
 )
+from rlhf.models.fused import fuse_gelu
 from rlhf.models.heads import has_token_head
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.quantised import prepare_4bit
@@ -63,6 +64,7 @@ def build_roles(
             _check_device(name, part)
             prepare_4bit(name, part)
             disable_dropout(part)
+            fuse_gelu(part)
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
             raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")

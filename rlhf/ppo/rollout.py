@@ -1,6 +1,6 @@
 """Act and judge: what the policy said, and whether that was better than expected."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -8,11 +8,15 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.advantages import Moments, gae, moments, rescale, standardise
+from rlhf.functional.batching import cheapest_groups
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
 from rlhf.functional.padding import left_pad, right_pad
-from rlhf.models.actor_critic import exact_kl, logp_of, response_logits
+from rlhf.models.actor_critic import base_of
+from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, rows_of, trunk_states
 from rlhf.ppo.roles import Roles
+
+_LAUNCH_TOKENS = {"cpu": 32, "gpu": 4096}
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,19 @@ def trim(attention: Tensor, mask: Tensor, index: Tensor) -> tuple[slice, int]:
     return slice(prompt_width - longest_prompt, prompt_width + longest_response), longest_response
 
 
-def by_length(attention: Tensor, size: int) -> Iterator[Tensor]:
-    """Row indices in groups of `size` of about the same length: little padding is computed."""
-    yield from attention.sum(1).argsort().split(size)
+def passes(lengths: Tensor, args: PPOConfig, most: int) -> list[Tensor]:
+    """Rows, of int [B] lengths, in passes of at most `most` of like length, or of at most micro_batch_tokens.
+
+    A pass costs its padded tokens and, for its launches, as much as some more.
+    """
+    a_pass, budget = _LAUNCH_TOKENS["cpu" if lengths.device.type == "cpu" else "gpu"], args.micro_batch_tokens
+
+    def cost(rows: int, longest: int) -> float:
+        over = budget is not None and rows > 1 and rows * longest > budget
+        return float("inf") if over else rows * longest + a_pass
+
+    groups = cheapest_groups(lengths.tolist(), len(lengths) if budget is not None else most, cost)
+    return [torch.tensor(group) for group in groups]
 
 
 @torch.no_grad()
@@ -76,19 +90,27 @@ def observe(roles: Roles, packed: tuple[Tensor, Tensor, Tensor], args: PPOConfig
     names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
     seen = {name: torch.zeros(mask.shape, device=ids.device) for name in names}
     last_value = torch.zeros(len(ids), device=ids.device)
-    for index in by_length(attention, args.local_rollout_forward_batch_size):
-        columns, width = trim(attention, mask, index)
-        part_ids, part_attention, part_mask = ids[index, columns], attention[index, columns], mask[index, :width]
-        logits, values = roles.trained.logits_and_values(part_ids, part_attention, width)
+    policy = base_of(roles.trained.policy)
+
+    def per_token(states: Tensor, ref_states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        logits = head_logits(policy, states)
         with roles.reference.active() as model:
-            ref_logits = response_logits(model, part_ids, part_attention, width)[:, :-1]
-        tokens = part_ids[:, -width:]
+            ref_logits = head_logits(base_of(model), ref_states)
         logp, entropy = logp_of(logits, tokens, args.temperature)
         ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
-        kl = exact_kl(logits, ref_logits, args.temperature)
-        for name, part in zip(names, (logp, ref_logp, entropy, kl, values[:, :-1]), strict=True):
-            seen[name][index, :width] = torch.where(part_mask, part, 0)
-        last_value[index] = values.gather(1, part_mask.sum(1, keepdim=True)).squeeze(1)
+        return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
+
+    for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size):
+        columns, width = trim(attention, mask, index)
+        rows = rows_of(ids[index, columns], attention[index, columns], width)
+        states, values = roles.trained.states_and_values(rows)
+        with roles.reference.active() as model:
+            ref_states = trunk_states(base_of(model), rows.ids)
+        flat = in_chunks(per_token, policy.config.vocab_size, rows.flat(states), rows.flat(ref_states), rows.tokens)
+        parts = *map(rows.spread, flat), torch.where(rows.mask, values[:, :-1], 0)
+        for name, part in zip(names, parts, strict=True):
+            seen[name][index, :width] = part
+        last_value[index] = values.gather(1, rows.mask.sum(1, keepdim=True)).squeeze(1)
     return seen | {"last_value": last_value}
 
 

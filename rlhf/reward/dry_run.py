@@ -11,7 +11,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import RewardStageConfig
 from rlhf.errors import UserError
-from rlhf.models.heads import token_values
+from rlhf.models.heads import column_values
 from rlhf.models.lora import trainable_share
 from rlhf.runtime.engine import check_engine, engine_name
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
@@ -52,7 +52,7 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
         model = build(layers).train()
         ids = torch.zeros(1, longest, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-            return kept_bytes(lambda: token_values(model, ids, ids == 0), model)
+            return kept_bytes(lambda: column_values(model, ids), model)
 
     # Both sides of each pair go through in one pass.
     learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)

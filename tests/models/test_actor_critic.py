@@ -1,5 +1,6 @@
 """With adapters, two backbones play four roles: off means the model as it was."""
 
+import obvious
 import pytest
 import tiny
 import torch
@@ -13,10 +14,8 @@ from rlhf.models.actor_critic import (
     ValueHead,
     disable_dropout,
     keep_adapter,
-    logp_of,
-    response_logits,
 )
-from rlhf.models.heads import score_tokens, token_values
+from rlhf.models.heads import score_tokens
 from rlhf.models.lora import add_lora
 from rlhf.ppo.roles import build_roles
 
@@ -35,7 +34,7 @@ def roles(policy, reward):
 
 def logp(model):
     with torch.no_grad():
-        return logp_of(response_logits(model, IDS, MASK, 3)[:, :-1], IDS[:, -3:], 0.7)[0]
+        return obvious.logp(obvious.response_logits(model, IDS, MASK, 3)[:, :-1], IDS[:, -3:], 0.7)[0]
 
 
 def move_adapters(model):
@@ -102,7 +101,7 @@ def test_a_head_on_the_trunk_reads_the_policys_last_states(make):
 def test_a_separate_critic_gives_one_value_more_than_tokens():
     policy, critic = tiny.llama(), tiny.llama_reward()
     _, _, values = ActorCritic(policy, critic, 0.7)(IDS, MASK, 3)
-    assert torch.equal(values, token_values(critic, IDS, MASK)[:, -4:])
+    assert_close(values, obvious.token_values(critic, IDS, MASK)[:, -4:], atol=1e-6, rtol=0)
 
 
 def test_the_value_of_a_token_is_that_of_the_state_before_it():

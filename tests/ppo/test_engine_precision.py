@@ -6,7 +6,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from workers import launch, rows
 
-from rlhf.models.actor_critic import logp_of
+from rlhf.models.response import logp_of
 from rlhf.runtime.engine import cast_weights
 
 WORKER = """

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import tiny
 import torch
+from obvious import token_values
 from torch import tensor
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
-from rlhf.models.heads import token_values
+from rlhf.models.actor_critic import ActorCritic, FrozenRole
+from rlhf.models.response import exact_kl
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, judge, observe, pack, token_rewards
 

@@ -1,0 +1,151 @@
+"""What is computed for response tokens, and for no other position: states, logits a few at a time, log-probs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rlhf.functional.padding import left_aligned
+
+_MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B texts without a gap, padded at the right: causal attention then needs no mask, and positions are columns."""
+
+    ids: Tensor  # int  [B, L]
+    mask: Tensor  # bool [B, T] True on response tokens
+    before: Tensor  # int  [B]    column of the state that predicts the first response token
+
+    @property
+    def columns(self) -> Tensor:
+        """int [B, T+1]: the column before each response token, and the one after the last column."""
+        steps = torch.arange(self.mask.shape[1] + 1, device=self.ids.device)
+        return (self.before.unsqueeze(1) + steps).clamp(max=self.ids.shape[1] - 1)
+
+    def flat(self, per_column: Tensor) -> Tensor:
+        """[B, L, ...] -> [N, ...]: what predicts each of the N response tokens, row by row."""
+        start = torch.arange(len(self.ids), device=self.ids.device).unsqueeze(1) * per_column.shape[1]
+        return per_column.flatten(0, 1)[(start + self.columns[:, :-1])[self.mask]]
+
+    @property
+    def tokens(self) -> Tensor:
+        """int [N]: the response tokens, row by row."""
+        return self.ids.gather(1, (self.columns[:, :-1] + 1).clamp(max=self.ids.shape[1] - 1))[self.mask]
+
+    def spread(self, flat: Tensor) -> Tensor:
+        """[N] -> [B, T], zero off-mask."""
+        return torch.zeros(self.mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(self.mask, flat)
+
+
+def rows_of(ids: Tensor, mask: Tensor, n_response: int) -> Rows:
+    """ids int [B, P+T], left-padded prompts and right-padded responses; mask bool [B, P+T], True on real tokens."""
+    aligned, _ = left_aligned(ids, mask)
+    lengths = mask.sum(1)
+    response = mask[:, -n_response:]
+    return Rows(aligned[:, : int(lengths.max())], response, lengths - response.sum(1) - 1)
+
+
+def trunk_states(base: Any, ids: Tensor) -> Tensor:
+    """The last states of a transformers model below its head: ids int [B, L], right-padded -> float [B, L, d]."""
+    return base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+class _Output(BaseModelOutputWithPast):
+    """Whatever else a model's own kind of output would hold is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Given(nn.Module):
+    """In a trunk's place: answers with states that are there already."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return _Output(last_hidden_state=self.states)
+
+
+@contextmanager
+def _trunk_replaced(base: Any, by: nn.Module) -> Iterator[None]:
+    name, trunk = base.base_model_prefix, base.base_model
+    setattr(base, name, by)
+    try:
+        yield
+    finally:
+        setattr(base, name, trunk)
+
+
+def head_logits(base: Any, states: Tensor) -> Tensor:
+    """A causal model's logits of trunk states: float [N, d] -> [N, V].
+
+    By the model's own forward pass, since some scale or cap what their output embeddings give.
+    """
+    with _trunk_replaced(base, _Given(states.unsqueeze(0))):
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        return base(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+
+class _TokenLogp(torch.autograd.Function):
+    """Log-prob and entropy from one softmax, which is also all that the backward pass needs."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        scaled = logits.float()
+        scaled = scaled / temperature if temperature != 1 else scaled
+        log_total = scaled.logsumexp(dim=-1, keepdim=True)
+        logp = (scaled.gather(-1, tokens.unsqueeze(-1)) - log_total).squeeze(-1)
+        p = (scaled - log_total).exp_()
+        entropy = log_total.squeeze(-1) - torch.linalg.vecdot(p, scaled)
+        ctx.save_for_backward(p, tokens)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        p, tokens = ctx.saved_tensors
+        grad = (grads[0] / ctx.temperature).unsqueeze(-1)
+        p.mul_(-grad)  # in place: it is large, and of no further use
+        p.scatter_add_(-1, tokens.unsqueeze(-1), grad)
+        return p.to(ctx.dtype), None, None
+
+
+def logp_of(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-prob of tokens int [...] under logits float [..., V] / temperature, and the entropy, in nats.
+
+    Returns float32 [...] twice; the entropy carries no gradient.
+    """
+    return _TokenLogp.apply(logits, tokens, temperature)
+
+
+def exact_kl(logits: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """KL of softmax(logits / temperature) to softmax(other / temperature), nats: float [..., V] twice -> [...]."""
+    log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (logits, other))
+    return torch.linalg.vecdot(log_p.exp(), log_p.sub_(log_q))
+
+
+def in_chunks(of: Callable[..., tuple[Tensor, ...]], vocabulary: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """of(*inputs), each [N, ...], a few rows at a time, so that N x vocabulary is never whole in memory.
+
+    Where gradients are asked for and one call does not do, each is made once more in the backward pass.
+    """
+    size = max(1, _MOST_LOGITS // vocabulary)
+    if len(inputs[0]) <= size:
+        return of(*inputs)
+    parts = zip(*(x.split(size) for x in inputs), strict=True)
+    if torch.is_grad_enabled():
+        done = [checkpoint(of, *part, use_reentrant=False) for part in parts]
+    else:
+        done = [of(*part) for part in parts]
+    return tuple(torch.cat(column) for column in zip(*done, strict=True))

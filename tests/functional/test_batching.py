@@ -1,0 +1,40 @@
+"""Groups are the cheapest there are."""
+
+import random
+from functools import cache
+
+import pytest
+
+from rlhf.functional.batching import cheapest_groups
+
+
+def test_worked_by_hand():
+    # Three rows of 10 and one of 100. Together: 400 + 5; apart: 30 + 5 and 100 + 5.
+    cost = lambda rows, longest: rows * longest + 5  # noqa: E731
+    assert cheapest_groups([10, 100, 10, 10], 4, cost) == [[0, 2, 3], [1]]
+    assert cheapest_groups([10, 100, 10, 10], 2, cost) == [[0, 2], [3], [1]] or cheapest_groups(
+        [10, 100, 10, 10], 2, cost
+    ) == [[0], [2, 3], [1]]
+    assert cheapest_groups([10, 12, 11], 4, cost) == [[0, 2, 1]]  # 36 + 5 against at least 33 + 10
+    assert cheapest_groups([], 4, cost) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_grouping_of_neighbours_costs_less(seed):
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 50) for _ in range(9)]
+    most, launch = draw.randint(1, 9), draw.choice([0, 7, 100])
+    cost = lambda rows, longest: rows * longest + launch  # noqa: E731
+    ordered = sorted(lengths)
+
+    @cache
+    def least(start):
+        if start == len(ordered):
+            return 0
+        ends = range(start + 1, min(start + most, len(ordered)) + 1)
+        return min(cost(end - start, ordered[end - 1]) + least(end) for end in ends)
+
+    groups = cheapest_groups(lengths, most, cost)
+    assert sorted(i for group in groups for i in group) == list(range(9))
+    assert max(map(len, groups)) <= most
+    assert sum(cost(len(g), max(lengths[i] for i in g)) for g in groups) == least(0)

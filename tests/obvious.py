@@ -1,0 +1,31 @@
+"""The slow, obvious way: whole logits, masks and positions as transformers takes them, nothing left out."""
+
+import torch
+
+from rlhf.functional.masks import position_ids
+
+
+def response_logits(policy, ids, mask, n_response):
+    """Logits at the T positions that predict a response token and at the last one: [B, T+1, V]. Left-padded rows."""
+    return policy(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=position_ids(mask),
+        use_cache=False,
+        logits_to_keep=n_response + 1,
+    ).logits
+
+
+def token_values(model, ids, mask):
+    """The scalar head at every position: ids int [B, L], mask bool [B, L], padded at either side -> [B, L]."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = inner.base_model(
+        input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+    ).last_hidden_state
+    return inner.score(hidden).squeeze(-1).float()
+
+
+def logp(logits, tokens, temperature):
+    """Log-prob of the tokens and entropy, by log_softmax over the whole vocabulary."""
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
