@@ -12,7 +12,7 @@ FLOORS = [
     {"data", "models", "runtime"},
     {"reward", "generation"},
     {"ppo", "evaluation"},
-    {"reporting", "ratings"},
+    {"reporting", "ratings", "benchmark"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 FILES = sorted((ROOT / "rlhf").rglob("*.py"))

@@ -96,6 +96,12 @@ def head_logits(base: Any, states: Tensor) -> Tensor:
         return base(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
+def _dot(one: Tensor, two: Tensor) -> Tensor:
+    """float32 [..., V] twice -> [...], without a third; autocast would round both to bf16 first."""
+    with torch.autocast(one.device.type, enabled=False):
+        return torch.linalg.vecdot(one, two)
+
+
 class _TokenLogp(torch.autograd.Function):
     """Log-prob and entropy from one softmax, which is also all that the backward pass needs."""
 
@@ -106,7 +112,7 @@ class _TokenLogp(torch.autograd.Function):
         log_total = scaled.logsumexp(dim=-1, keepdim=True)
         logp = (scaled.gather(-1, tokens.unsqueeze(-1)) - log_total).squeeze(-1)
         p = (scaled - log_total).exp_()
-        entropy = log_total.squeeze(-1) - torch.linalg.vecdot(p, scaled)
+        entropy = log_total.squeeze(-1) - _dot(p, scaled)
         ctx.save_for_backward(p, tokens)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         ctx.mark_non_differentiable(entropy)
@@ -132,7 +138,7 @@ def logp_of(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor,
 def exact_kl(logits: Tensor, other: Tensor, temperature: float) -> Tensor:
     """KL of softmax(logits / temperature) to softmax(other / temperature), nats: float [..., V] twice -> [...]."""
     log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (logits, other))
-    return torch.linalg.vecdot(log_p.exp(), log_p.sub_(log_q))
+    return _dot(log_p.exp(), log_p.sub_(log_q))
 
 
 def in_chunks(of: Callable[..., tuple[Tensor, ...]], vocabulary: int, *inputs: Tensor) -> tuple[Tensor, ...]:

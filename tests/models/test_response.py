@@ -177,3 +177,12 @@ def test_exact_kl_leaves_its_arguments_as_they_are():
     exact_kl(one, two, 1.0)
     assert torch.equal(one, kept[0])
     assert torch.equal(two, kept[1])
+
+
+@torch.no_grad()
+def test_autocast_does_not_round_entropy_and_kl():
+    one, two, tokens = noise(50, 64, seed=0), noise(50, 64, seed=1), torch.zeros(50, dtype=torch.long)
+    expected = logp_of(one, tokens, 0.7)[1], exact_kl(one, two, 0.7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = logp_of(one, tokens, 0.7)[1], exact_kl(one, two, 0.7)
+    assert_close(found, expected, atol=1e-6, rtol=0)

@@ -35,9 +35,6 @@ class Rank:
     def unwrap_model(self, model):
         return model
 
-    def gather(self, x):
-        return x  # the ranks take turns here, so none waits for another's passes
-
     def backward(self, loss):
         (loss / self.gradient_accumulation_steps).backward()
 
@@ -172,12 +169,16 @@ def test_two_ranks_gradients_are_those_of_one(monkeypatch, count, minibatches):
     # The weights stay as they are, so that the ranks can run one after the other: first for the token counts
     # that each would send, then with their sums.
     sent: list[list[torch.Tensor]] = [[], []]
+    counts: list[list[int]] = [[], []]
     for index in range(2):
+        monkeypatch.setattr(module, "all_max", lambda _, n, i=index: (counts[i].append(n), n)[1])
         monkeypatch.setattr(module, "all_sum", lambda _, x, i=index: (sent[i].append(x.double()), x)[1])
         rank_of(index)
     ranks = []
     for index in range(2):
         totals = iter([a + b for a, b in zip(*sent, strict=True)])
+        most = iter([max(pair) for pair in zip(*counts, strict=True)])
+        monkeypatch.setattr(module, "all_max", lambda _, n, most=most: next(most))
         monkeypatch.setattr(module, "all_sum", lambda _, x, totals=totals: next(totals))
         ranks.append(rank_of(index))
     assert len(ranks[0][2]) == len(ranks[1][2])  # lock-step: as many forward passes on both
