@@ -47,5 +47,10 @@ def trainer(folder, family="llama", lora=False, rows=PROMPTS, reward=None, given
     return PPOTrainer(args=PPOConfig(**settings | options), **arguments | (given or {}))
 
 
+def timeless(row):
+    """A row of metrics without what the clock said."""
+    return {name: value for name, value in row.items() if name != "eps" and not name.startswith(("time/", "perf/"))}
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

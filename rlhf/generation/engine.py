@@ -11,6 +11,7 @@ from rlhf.functional.masks import position_ids
 from rlhf.functional.padding import left_pad
 from rlhf.generation.cache import room_for
 from rlhf.generation.sampling import inverse_cdf
+from rlhf.models.flops import key_values
 from rlhf.runtime.engine import numel
 
 # The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
@@ -22,16 +23,22 @@ _MACHINE = {"cpu": (6e6, 0.19), "gpu": (2e8, 0.0066)}
 
 @torch.no_grad()
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], u: Tensor, eos_ids: Sequence[int], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    eos_ids: Sequence[int],
+    temperature: float,
+    note: Callable[[int, int], None] = lambda rows, columns: None,
 ) -> list[list[int]]:
     """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
 
     A response ends with its first EOS, or is cut after T tokens. Logits processors of the model's own
-    generation config play no part: what is sampled from is softmax(logits / temperature).
+    generation config play no part: what is sampled from is softmax(logits / temperature). note: told the rows and
+    columns of each call of the model.
     """
     responses: list[list[int]] = [[] for _ in prompts]
     for group in cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1])):
-        rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature)
+        rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature, note)
         for i, row in zip(group, rows, strict=True):
             responses[i] = _until_eos(row, set(eos_ids))
     return responses
@@ -43,10 +50,8 @@ def _cost(model: Any, steps: int) -> Callable[[int, int], float]:
     to run, and with it which rows meet and the last bits of their logits.
     """
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     parameters, size = sum(map(numel, model.parameters())), model.dtype.itemsize
-    a_token = 2 * config.num_hidden_layers * heads * width * size
+    a_token = key_values(config) * size
     launches, per_flop = _MACHINE["cpu" if model.device.type == "cpu" else "gpu"]
     a_step = parameters * size + config.num_hidden_layers * launches
 
@@ -58,7 +63,12 @@ def _cost(model: Any, steps: int) -> Callable[[int, int], float]:
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], u: Tensor, eos_ids: Sequence[int], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    eos_ids: Sequence[int],
+    temperature: float,
+    note: Callable[[int, int], None],
 ) -> list[list[int]]:
     """As `generate`, in one batch, without the cut at EOS."""
     device = model.device
@@ -71,6 +81,7 @@ def _decode(
     cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
     every = 1 if device.type == "cpu" else _LOOK_EVERY
     for t in range(length):
+        note(*ids.shape)
         logits = model(
             input_ids=ids,
             attention_mask=mask.long(),

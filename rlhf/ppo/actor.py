@@ -54,6 +54,11 @@ class Actor:
         self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
         self.scaler = ScoreScaler(args)
         self.engine, self._is_whole = engine, False
+        # What went through the models last: rows and columns of each call that sampled; rows of each pass over
+        # finished texts, and the sources that were asked about them.
+        self.decoded: list[tuple[int, int]] = []
+        self.observed: list[Tensor] = []
+        self.asked: Sequence[RewardSource] = []
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -81,7 +86,15 @@ class Actor:
         u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
         with self.whole(), self.accelerator.autocast():
             ids = [prompt.input_ids for prompt in prompts]
-            return generate(model or self.roles.trained.policy, ids, u, self.eos_ids, temperature or args.temperature)
+            self.decoded = []
+            return generate(
+                model or self.roles.trained.policy,
+                ids,
+                u,
+                self.eos_ids,
+                temperature or args.temperature,
+                lambda *shape: self.decoded.append(shape),
+            )
 
     def ended(self, responses: Sequence[Sequence[int]]) -> list[bool]:
         """Which responses end with an EOS; the others were cut."""
@@ -118,7 +131,8 @@ class Actor:
         real = real.to(device)
         packed = pack([prompt.input_ids for prompt in prompts], responses, self.eos_ids[0], device)
         with self.whole(), self.accelerator.autocast():
-            seen = observe(self.roles, packed, self.args)
+            self.observed, self.asked = [], self.rewards if scores is None else []
+            seen = observe(self.roles, packed, self.args, self.observed.append)
             weights = self.weights if scores is None else torch.ones(scores.shape[1], device=device)
             scores = self.score(prompts, responses, real) if scores is None else scores
         raw = weighted(scores, weights)

@@ -24,6 +24,8 @@ from rlhf.ppo.flow import Flow
 from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
 from rlhf.ppo.roles import Roles, parameter_lines
 from rlhf.ppo.setup import prompts_that_fit
+from rlhf.ppo.throughput import conditions, report
+from rlhf.ppo.work import Meter, Work, total
 from rlhf.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rlhf.runtime.tracking import Recorder
 
@@ -47,6 +49,8 @@ class TrainerBase:
     recorder: Recorder
     episode: int  # responses so far, over all ranks
     timings: dict[str, float]  # seconds of each phase of the step
+    meter: Meter
+    work: list[dict[str, Work]]  # of each step so far, by phase, this rank's
     stopped: bool  # told to stop by a signal, before the last step
 
     @property
@@ -142,11 +146,24 @@ class TrainerBase:
         """PPO steps in which every prompt comes once."""
         return max(1, math.ceil(len(self.prompts) / self.batch_size))
 
+    def throughput(self) -> list[str]:
+        """Where the time of the steps so far went, how near to this machine's limits, and what would help.
+
+        Of this rank's own share, without the first step, which warms up. `train` prints it at its end.
+        """
+        steps = self.work[1:] or self.work
+        if not steps:
+            return []
+        return report(total(steps), conditions(self.args, self.meter))
+
+    def _say(self, lines: list[str]) -> None:
+        if lines and self.accelerator.is_main_process and not self.args.disable_tqdm:
+            print("\n".join(lines))
+
     def _begin(self, first: int) -> None:
         """Before the first step: trackers, callbacks, what is trained, scores of the reference."""
         self.recorder.start(self.args, first)
-        if self.accelerator.is_main_process and not self.args.disable_tqdm:
-            print("\n".join(parameter_lines(self.models)))
+        self._say(parameter_lines(self.models))
         self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)
         if self.args.score_norm_samples and first == 0:
             self._fit_scores(self.args.score_norm_samples)

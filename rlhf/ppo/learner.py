@@ -47,6 +47,7 @@ class Learner:
         self.event = event
         self.deepspeed = is_deepspeed(accelerator)
         self.skipped_in_a_row = 0
+        self.passes: list[Tensor] = []  # rows of each pass of the last update; none where a rank had run out of them
 
     def learn(
         self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
@@ -70,6 +71,7 @@ class Learner:
         norms = torch.zeros(2, dtype=torch.float64, device=device)
         tokens, self.ratio_max = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         minibatches = updates = skipped = 0
+        self.passes = []
         policy_learns = step > self.args.critic_warmup_steps
         for groups in self._minibatches(rollout, positions, n_global, step):
             n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
@@ -79,6 +81,7 @@ class Learner:
                 for index in self._accumulate(groups):
                     own += self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns))
                     self.event("on_substep_end")
+            self.passes += groups
             sums, tokens, minibatches = sums + own, tokens + n_local, minibatches + 1
             far = self._went_far(own[SUMS.index("approxkl")], n_tokens)
             if far and not self.deepspeed:

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhf.config import PPOConfig
 from rlhf.functional.kl import kl_penalty
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
+from rlhf.ppo.work import FIELDS, Work, rates
 from rlhf.runtime.distributed import all_sum
 
 _SAME_ON_ALL_RANKS = ("grad_norm", "grad_norm_critic", "minibatches", "updates", "skipped")
@@ -23,17 +24,23 @@ def metrics_row(
     args: PPOConfig,
     accelerator: Accelerator,
     rewards: Sequence[str],
+    work: dict[str, Work],
 ) -> dict[str, float]:
     """Means over the responses, or the response tokens, of all ranks: ranks send sums and counts, once.
 
-    rewards: the names of the reward sources.
+    rewards: the names of the reward sources. work: this rank's, by phase; speeds are those of all ranks together.
     """
     sums = rollout_sums(rollout, rewards, args.kl_estimator) | _target_sums(rollout, targets, kl_coef, args)
     sums |= {k: v for k, v in learned.items() if k not in (*_SAME_ON_ALL_RANKS, _LARGEST)}
     places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
     sums |= dict.fromkeys(places, torch.zeros_like(learned[_LARGEST]))
     sums[places[accelerator.process_index]] = learned[_LARGEST]
+    names = [(phase, name) for phase in work for name in FIELDS]
+    shares = [getattr(work[phase], name) for phase, name in names]
+    own = torch.tensor(shares, dtype=torch.float64, device=rollout.mask.device)
+    sums |= {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
     total = summed(sums, accelerator)
+    together = {phase: Work(*(total[f"{phase}/{name}"] for name in FIELDS)) for phase in work}
     tokens, seen = max(total["response_tokens"], 1), max(total["tokens"], 1)
     minibatches = max(learned["minibatches"].item(), 1)
     spread = _std(total, "returns", tokens)
@@ -64,7 +71,7 @@ def metrics_row(
         "val/updates": learned["updates"].item(),
         "val/skipped_updates": learned["skipped"].item(),
     }
-    return row
+    return row | rates(together, accelerator.num_processes)
 
 
 def summed(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

@@ -81,10 +81,15 @@ def passes(lengths: Tensor, args: PPOConfig, most: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def observe(roles: Roles, packed: tuple[Tensor, Tensor, Tensor], args: PPOConfig) -> dict[str, Tensor]:
+def observe(
+    roles: Roles,
+    packed: tuple[Tensor, Tensor, Tensor],
+    args: PPOConfig,
+    note: Callable[[Tensor], None] = lambda rows: None,
+) -> dict[str, Tensor]:
     """One pass of policy, critic and reference over finished sequences, local_rollout_forward_batch_size at a time.
 
-    Returns the fields of a Rollout that come from them, float32, zero off-mask.
+    Returns the fields of a Rollout that come from them, float32, zero off-mask. note: told the rows of each pass.
     """
     ids, attention, mask = packed
     names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
@@ -101,6 +106,7 @@ def observe(roles: Roles, packed: tuple[Tensor, Tensor, Tensor], args: PPOConfig
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
 
     for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size):
+        note(index)
         columns, width = trim(attention, mask, index)
         rows = rows_of(ids[index, columns], attention[index, columns], width)
         states, values = roles.trained.states_and_values(rows)

@@ -26,6 +26,7 @@ from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_checkpoint
@@ -95,6 +96,7 @@ class PPOTrainer(TrainerBase):
         main = self.accelerator.is_main_process
         self.flow = Flow(args, callbacks or [], main, model=self.roles.trained.policy, **shown)
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event)
+        self.meter, self.work = Meter(self.actor), list[dict[str, Work]]()
         self.episode, self.timings, self.stopped = 0, dict[str, float](), False
         self.flow.event("on_init_end")
 
@@ -135,6 +137,7 @@ class PPOTrainer(TrainerBase):
                     break
         self.flow.event("on_train_end")
         self.recorder.end()
+        self._say(self.throughput())
         if self.args.push_to_hub and not self.stopped:
             self.push_to_hub()
 
@@ -165,7 +168,10 @@ class PPOTrainer(TrainerBase):
     def record(self, step: int, experience: Experience, targets: Targets, sums: dict[str, Tensor]) -> dict[str, float]:
         """One collective, one row; then learning rate and KL coefficient move."""
         args, n, kl_coef = self.args, experience.n_global, self.kl_control.kl_coef
-        row = metrics_row(experience.rollout, targets, sums, kl_coef, args, self.accelerator, experience.rewards)
+        work = self.meter.step(experience, self.learner.passes, self.timings)
+        self.work.append(work)
+        rewards = experience.rewards
+        row = metrics_row(experience.rollout, targets, sums, kl_coef, args, self.accelerator, rewards, work)
         self.episode += n
         epoch = self.episode / max(len(self.prompts), 1)
         row |= {"lr": self.scheduler.get_last_lr()[0], "episode": self.episode, "epoch": epoch}

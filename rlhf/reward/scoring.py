@@ -13,6 +13,12 @@ from rlhf.functional.padding import right_pad
 from rlhf.models.heads import score_tokens
 
 
+def of_like_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Numbers of rows, from short to long, batch_size at a time."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 @torch.no_grad()
 def score_rows(
     model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
@@ -21,11 +27,9 @@ def score_rows(
 
     show: what a progress bar is called; None for no bar.
     """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = torch.empty(len(rows))
-    starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process):
-        index = order[start : start + batch_size]
+    groups = of_like_length(list(map(len, rows)), batch_size)
+    for index in tqdm(groups, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process):
         ids, mask = right_pad([rows[i] for i in index], model.config.pad_token_id or 0, model.device)
         scores[index] = score_tokens(model, ids, mask).cpu()
     return scores

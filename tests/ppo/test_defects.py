@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from test_rollout import config, rollout
-from tiny_ppo import metrics, trainer
+from tiny_ppo import metrics, timeless, trainer
 from torch import tensor
 from transformers import Trainer
 
@@ -24,11 +24,8 @@ from rlhf.runtime.memory import kept_bytes
 RAGGED = [{"prompt": "a b c d e f g h"[: 2 * i + 1]} for i in range(6)]
 
 
-def timeless(folder):
-    return [
-        {name: value for name, value in row.items() if name != "eps" and not name.startswith("time/")}
-        for row in metrics(folder)
-    ]
+def said(folder):
+    return list(map(timeless, metrics(folder)))
 
 
 @pytest.mark.parametrize("whiten_rewards", [False, True])
@@ -71,7 +68,7 @@ def test_a22_a_tokenizer_that_pads_at_the_right_changes_nothing(tmp_path):
         tokenizer = tiny.chat_tokenizer()
         tokenizer.padding_side = side
         trainer(tmp_path / side, rows=RAGGED, given={"processing_class": tokenizer}, max_steps=2).train()
-    assert timeless(tmp_path / "left") == timeless(tmp_path / "right")
+    assert said(tmp_path / "left") == said(tmp_path / "right")
 
 
 def test_a40_keys_that_a_reward_model_has_no_place_for_are_named(tmp_path):
@@ -104,7 +101,7 @@ def test_c8_an_error_while_generating_leaves_no_trace(tmp_path, lora):
         broken.generate(["a"])
     handle.remove()
     broken.train()
-    assert timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
+    assert said(tmp_path / "broken") == said(tmp_path / "whole")
 
 
 def test_c9_deepspeeds_sizes_are_those_of_the_arguments():

@@ -1,6 +1,7 @@
 """The same seed gives the same run, bit for bit, in processes that know nothing of one another."""
 
 import pytest
+from tiny_ppo import timeless
 from workers import launch, rows
 
 WORKER = """
@@ -15,10 +16,7 @@ def test_two_fresh_processes_end_with_the_same_bits(tmp_path, lora):
     found = []
     for name in ("one", "two"):
         launch(tmp_path / name, WORKER, {"lora": lora, "max_steps": 3, "num_mini_batches": 2})
-        timeless = [
-            {key: value for key, value in row.items() if key != "eps" and not key.startswith("time/")}
-            for row in rows(tmp_path / name / "metrics.jsonl")
-        ]
-        found.append(((tmp_path / name / "model.safetensors").read_bytes(), timeless))
+        said = list(map(timeless, rows(tmp_path / name / "metrics.jsonl")))
+        found.append(((tmp_path / name / "model.safetensors").read_bytes(), said))
     assert len(found[0][1]) == 3
     assert found[0] == found[1]

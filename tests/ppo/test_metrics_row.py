@@ -75,7 +75,7 @@ def learned(share=1.0):
 
 
 def row_of(one, aims, rank=None, share=1.0):
-    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), ["judge"])
+    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), ["judge"], {})
 
 
 def junk(one, extra):

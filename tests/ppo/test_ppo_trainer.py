@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import tiny
 import torch
-from tiny_ppo import FAMILIES, metrics, trainer
+from tiny_ppo import FAMILIES, metrics, timeless, trainer
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -79,11 +79,8 @@ def test_same_seed_same_run_and_resume_is_exact(tmp_path, lora):
         whole.roles.trained.named_parameters(), again.roles.trained.named_parameters(), strict=True
     ):
         assert torch.equal(a, b), name
-    timeless = [
-        [{k: v for k, v in row.items() if k != "eps" and not k.startswith("time/")} for row in metrics(tmp_path / run)]
-        for run in ("whole", "cut")
-    ]
-    assert timeless[0] == timeless[1]
+    one, other = ([timeless(row) for row in metrics(tmp_path / run)] for run in ("whole", "cut"))
+    assert one == other
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

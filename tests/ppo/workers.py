@@ -22,7 +22,7 @@ BEGIN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from tiny_ppo import trainer
+from tiny_ppo import timeless, trainer
 options = json.loads(sys.argv[1])
 folder = Path(options["folder"])
 """
