@@ -1,0 +1,65 @@
+"""The machine's limits: as other means measure them, and once a process."""
+
+import time
+
+import numpy
+import pytest
+import torch
+
+from rlhf.runtime import hardware
+from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_what_numpy_reaches_too():
+    a = numpy.ones((1024, 1024), dtype=numpy.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    assert 1 / 3 < matmul_peak(CPU, torch.float32) / (2 * 1024**3 / min(times)) < 3
+
+
+def test_a_copy_in_numpy_is_as_fast_as_the_bandwidth():
+    a, b = numpy.ones(2**26, dtype=numpy.uint8), numpy.ones(2**26, dtype=numpy.uint8)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        numpy.copyto(b, a)
+        times.append(time.perf_counter() - start)
+    assert 1 / 3 < memory_bandwidth(CPU) / (2 * 2**26 / min(times)) < 3
+
+
+@pytest.mark.parametrize("measure", [lambda: matmul_peak(CPU, torch.float64), lambda: memory_bandwidth(CPU)])
+def test_it_is_measured_once(measure, monkeypatch):
+    first = measure()
+    monkeypatch.setattr(hardware, "_fastest", None)
+    assert first > 0
+    assert measure() == first
+
+
+def test_the_largest_matrix_that_is_not_too_slow_counts(monkeypatch):
+    seconds = iter([0.001, 0.004, 0.1])  # 512, 1024 and 2048 wide; the third is too slow for a fourth
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: next(seconds))
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == 2 * 1024**3 / 0.004
+
+
+def test_without_memory_for_a_large_matrix_a_small_one_counts(monkeypatch):
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: 0.001)
+    ones = torch.ones
+
+    def little_memory(*shape, **options):
+        if shape[0] > 512:
+            raise torch.OutOfMemoryError
+        return ones(*shape, **options)
+
+    monkeypatch.setattr(torch, "ones", little_memory)
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == 2 * 512**3 / 0.001
+
+
+def test_the_best_of_a_few_calls_after_one_that_warms_up(monkeypatch):
+    clock = iter([0.0, 0.001, 1.0, 1.05, 2.0, 2.02, 3.0, 3.03])  # the first call is the fastest, and does not count
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
+    assert hardware._fastest(lambda: None, CPU) == pytest.approx(0.02)
