@@ -27,11 +27,12 @@ from rlhf.ppo.dry_run import dry_run
 from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.vocabulary import saved_tokenizer
-from rlhf.runtime.checkpoint import checkpoints
+from rlhf.runtime.checkpoint import PPO, numbered
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
+from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
 from rlhf.runtime.script import run_script
 
@@ -133,13 +134,13 @@ def main() -> None:
         )
         if stage.is_main:
             print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
-        saved = checkpoints(folder)
-        trainer.train(resume_from_checkpoint=saved[-1] if saved else None)
+        trainer.train(resume_from_checkpoint=bool(numbered(folder / "checkpoints", PPO)))
         if trainer.stopped:
             stage.stopped = True
             print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
             return
-        trainer.save_model(folder)
+        with StopRequest():  # what is left to do is shorter than doing it again
+            trainer.save_model(folder)
     if stage.is_main:
         write_card(folder)  # once more: the stage has ended
         print(f"{name}: policy in {folder}")

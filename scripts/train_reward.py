@@ -21,10 +21,12 @@ from rlhf.parsing import parse, required
 from rlhf.reward.audit import audit
 from rlhf.reward.dry_run import dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.runtime.disk import written_aside
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name, gathered
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
+from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.run_folder import Stage, is_done, write_json
 from rlhf.runtime.script import run_script
 from rlhf.runtime.tracking import write_summary
@@ -131,7 +133,8 @@ def main() -> None:
             return
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
             after = evaluate_pairs(model, rows["test"], args)
-        trainer.save_model(str(folder))
+        with StopRequest(), written_aside(folder, stage.is_main) as aside:
+            trainer.save_model(str(aside))
         scores = after.pop("scores")
         report = {
             "split": "test",

@@ -21,12 +21,15 @@ from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.evaluation import completions, evaluate
 from rlhf.ppo.export import push_policy, save_policy
 from rlhf.ppo.flow import Flow
+from rlhf.ppo.learner import Learner
 from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
 from rlhf.ppo.roles import Roles, parameter_lines
 from rlhf.ppo.setup import prompts_that_fit
 from rlhf.ppo.throughput import conditions, report
 from rlhf.ppo.work import Meter, Work, total
-from rlhf.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from rlhf.runtime.checkpoint import PPO, load_checkpoint, newest_whole, numbered, save_checkpoint, set_later_aside
+from rlhf.runtime.disk import fault
+from rlhf.runtime.distributed import from_main
 from rlhf.runtime.tracking import Recorder
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
@@ -46,6 +49,7 @@ class TrainerBase:
     models: list[dict[str, Any]]  # role, name, parameters, trainable
     actor: Actor
     flow: Flow
+    learner: Learner
     recorder: Recorder
     episode: int  # responses so far, over all ranks
     timings: dict[str, float]  # seconds of each phase of the step
@@ -133,13 +137,38 @@ class TrainerBase:
         return prompts_that_fit(self.args, rows, self.processing_class, self.roles.trained.policy, name)
 
     def _resume(self, checkpoint: str | Path | bool | None) -> int:
-        """Load the checkpoint, if any; returns the number of its step."""
+        """Load the checkpoint, if any; returns the number of its step. One that is broken is not loaded.
+
+        True: the newest that is whole.
+        """
+        if not checkpoint:
+            return 0
         if checkpoint is True:
-            saved = checkpoints(self.folder)
-            if not saved:
+            found = newest_whole(self.folder / "checkpoints", PPO)
+            if found is None:
                 raise UserError(f"resume_from_checkpoint: expected checkpoints in {self.folder}, found none")
-            checkpoint = saved[-1]
-        return load_checkpoint(self.accelerator, Path(checkpoint)) if checkpoint else 0
+        else:
+            found = Path(checkpoint)
+            problem = from_main(lambda: fault(found) if found.is_dir() else "no such folder")
+            if problem:
+                raise UserError(
+                    f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
+                )
+        facts = load_checkpoint(self.accelerator, found, self.batch_size)
+        self.learner.skipped_in_a_row = facts["skipped_in_a_row"]
+        self.flow.load(found)
+        self.recorder.load(found)
+        return facts["step"]
+
+    def _save(self, step: int) -> None:
+        """A checkpoint of this step, which is over."""
+        facts = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skipped_in_a_row}
+        save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit, facts, self._save_beside)
+        self.flow.event("on_save")
+
+    def _save_beside(self, checkpoint: Path) -> None:
+        self.flow.save(checkpoint)
+        self.recorder.save(checkpoint)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,6 +191,7 @@ class TrainerBase:
 
     def _begin(self, first: int) -> None:
         """Before the first step: trackers, callbacks, what is trained, scores of the reference."""
+        from_main(lambda: set_later_aside(self.folder / "checkpoints", PPO, first))
         self.recorder.start(self.args, first)
         self._say(parameter_lines(self.models))
         self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)
@@ -173,10 +203,9 @@ class TrainerBase:
     def _stop(self, step: int) -> None:
         """Leave a checkpoint of this step, unless there is one or the run is over."""
         self.stopped = step < self.num_total_batches
-        newest = checkpoints(self.folder)
-        if self.stopped and not (newest and newest[-1].name == f"step-{step}"):
-            save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit)
-            self.flow.event("on_save")
+        newest = numbered(self.folder / "checkpoints", PPO)
+        if self.stopped and not (newest and newest[-1].name == f"{PPO}{step}"):
+            self._save(step)
 
     def _fit_scores(self, n: int) -> None:
         if not self.prompts:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import Model, is_quantised
 from rlhf.models.lora import merged_model, save_adapter
+from rlhf.runtime.disk import written_aside
 from rlhf.runtime.model_card import write_card
 
 
@@ -27,15 +28,18 @@ def save_policy(
     LoRA: the merged stock model, and the adapter in adapter/. On a quantised base, which a merge would round
     once more, the adapter alone. facts: for the card, where no stage of a run has left a run.json.
     """
-    if accelerator.is_main_process:
-        if isinstance(policy, PeftModel) and is_quantised(policy):
-            save_adapter(policy, folder)
-        elif isinstance(policy, PeftModel):
-            save_adapter(policy, folder / "adapter")
-            merged_model(policy).save_pretrained(folder)
-        else:
-            policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    main = accelerator.is_main_process
+    with written_aside(folder, main) as aside:
+        if main and isinstance(policy, PeftModel) and is_quantised(policy):
+            save_adapter(policy, aside)
+        elif main and isinstance(policy, PeftModel):
+            save_adapter(policy, aside / "adapter")
+            merged_model(policy).save_pretrained(aside)
+        elif main:
+            policy.save_pretrained(str(aside))
+        if main:
+            tokenizer.save_pretrained(aside)
+    if main:
         write_card(folder, facts)  # in the place of the one that PEFT leaves with an adapter
     accelerator.wait_for_everyone()
 
@@ -61,6 +65,6 @@ def push_policy(
         folder_path=folder,
         commit_message=message,
         revision=args.hub_revision,
-        ignore_patterns=["checkpoints/*", "tensorboard/*", "run.json"],
+        ignore_patterns=["checkpoints/*", "tensorboard/*", "run.json", ".lock"],
     )
     return str(commit)

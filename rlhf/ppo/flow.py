@@ -1,12 +1,15 @@
 """When to log, evaluate, save and stop: transformers' own state, control and callbacks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from rlhf.config import PPOConfig
+
+STATE_FILE = "trainer_state.json"
 
 
 class Flow:
@@ -34,6 +37,24 @@ class Flow:
         state.compute_steps(self.args, max_steps)
         self.control = TrainerControl()
         self.event("on_train_begin")
+
+    def save(self, checkpoint: Path) -> None:
+        """Logs so far, and what callbacks remember, into a checkpoint."""
+        remembered: Any = self.state.stateful_callbacks
+        for callback in self.callbacks:
+            if isinstance(callback, ExportableState):
+                remembered[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(checkpoint / STATE_FILE))
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from what `save` wrote; the number of the step is the caller's."""
+        saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        remembered: Any = saved.stateful_callbacks
+        self.state.log_history = saved.log_history
+        self.state.best_metric, self.state.best_global_step = saved.best_metric, saved.best_global_step
+        for callback in self.callbacks:
+            if isinstance(callback, ExportableState) and type(callback).__name__ in remembered:
+                vars(callback).update(remembered[type(callback).__name__]["attributes"])
 
     def event(self, name: str, **more: Any) -> None:
         """Tell all callbacks; what they return replaces the control."""

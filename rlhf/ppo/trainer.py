@@ -29,7 +29,7 @@ from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, 
 from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
-from rlhf.runtime.checkpoint import save_checkpoint
+from rlhf.runtime.checkpoint import save_plain_weights
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import cast_weights, check_wrapped
 from rlhf.runtime.preemption import StopRequest
@@ -90,6 +90,7 @@ class PPOTrainer(TrainerBase):
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
+        save_plain_weights(self.accelerator)
         self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.actor.scaler)
         self.recorder = Recorder(self.accelerator, self.folder)
         shown = {"processing_class": processing_class, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
@@ -203,8 +204,7 @@ class PPOTrainer(TrainerBase):
         if self.flow.take("evaluate"):
             self.evaluate()
         if self.flow.take("save"):
-            save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit)
-            self.flow.event("on_save")
+            self._save(step)
             if self.args.push_to_hub and self.args.hub_strategy == "every_save":
                 self.push_to_hub(f"Step {step}")
 

@@ -24,9 +24,13 @@ from rlhf.data.hh_rlhf import Pair
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.scoring import score_rows
+from rlhf.runtime.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
+from rlhf.runtime.distributed import from_main
 from rlhf.runtime.engine import check_engine
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
+from rlhf.runtime.sealing import SealCheckpoint, step_facts
+from rlhf.runtime.tracking import keep_events, keep_rows
 
 
 class PreferenceTrainer(RewardTrainer):
@@ -116,31 +120,50 @@ def train_reward_model(
     """Train, leave the checkpoint with the best validation loss in the model; returns the trainer, and whether it
     got to its end: told to stop by a signal, it saves a checkpoint and stops.
 
-    Goes on from the newest checkpoint in args.output_dir if there is one with its optimizer.
+    Goes on from the newest whole checkpoint in args.output_dir if there is one with its optimizer.
     """
     folder = Path(args.output_dir or ".")
-    found = [] if args.save_only_model else folder.glob("checkpoint-*/trainer_state.json")
-    checkpoints = sorted(found, key=lambda path: path.stat().st_mtime)
-    metrics = folder / "metrics.jsonl"
+    checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
+    step = number(checkpoint) if checkpoint else 0
     # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    if not checkpoints:
-        metrics.unlink(missing_ok=True)
-    args.eval_on_start = not checkpoints  # the learning curve starts before the first step
-    trainer = PreferenceTrainer(
-        model=model,
-        args=args,
-        train_dataset=_dataset(train_rows),
-        eval_dataset=_dataset(validation_rows),
-        processing_class=tokenizer,
-        callbacks=[MetricsFile(metrics)],
-    )
-    check_engine(trainer.accelerator)
-    with StopRequest() as request:
+    from_main(lambda: _take_out_later(folder, step))
+    args.eval_on_start = not checkpoint  # the learning curve starts before the first step
+    with SealCheckpoint(args) as seal, StopRequest() as request:
         stop = StopCallback(request)
-        trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=str(checkpoints[-1].parent) if checkpoints else None)
+        trainer = PreferenceTrainer(
+            model=model,
+            args=args,
+            train_dataset=_dataset(train_rows),
+            eval_dataset=_dataset(validation_rows),
+            processing_class=tokenizer,
+            callbacks=[MetricsFile(folder / "metrics.jsonl"), seal, stop],
+        )
+        check_engine(trainer.accelerator)
+        seal.facts = step_facts(trainer.accelerator, args)
+        if checkpoint:
+            from_main(lambda: read_step(checkpoint, seal.facts))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or with the best one so far, which the run is to end with."""
+    found = problem_of(checkpoint)
+    if found is None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        best = checkpoint.with_name(Path(state["best_model_checkpoint"] or checkpoint).name)
+        found = problem_of(best)
+        found = found and f"the best before it, {best.name}, with {found}"
+    return found
+
+
+def _take_out_later(folder: Path, step: int) -> None:
+    """Nothing of later steps stays than the one that the run goes on from."""
+    last = step or -1  # a run that begins evaluates at step 0
+    set_later_aside(folder, REWARD, step)
+    keep_rows(folder / "metrics.jsonl", last)
+    keep_events(folder / "tensorboard", last)
 
 
 def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:

@@ -1,52 +1,227 @@
-"""Checkpoints of a PPO run: everything that the next step depends on, whole or absent."""
+"""Checkpoints: everything that the next step depends on, whole or absent, the newest whole one first."""
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 
 from rlhf.errors import UserError
+from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
+from rlhf.runtime.distributed import any_rank, from_main
+from rlhf.runtime.engine import engine_name, is_deepspeed
 
+PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
+SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what a full disk looks like, by who writes
+_WEIGHTS = "model.safetensors"
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, limit: int | None) -> Path:
-    """Write FOLDER/checkpoints/step-N: models, optimizer, scheduler, KL coefficient, random states.
+def save_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    limit: int | None,
+    facts: dict[str, Any],
+    beside: Callable[[Path], None],
+) -> Path:
+    """Write FOLDER/checkpoints/step-N: models, optimizer, scheduler, scaler, KL coefficient, random states.
 
-    Written aside and renamed. With a limit, the oldest checkpoints beyond it are deleted afterwards.
+    facts: numbers for step.json; beside: writes further files on rank 0. All is written aside, flushed, and renamed
+    with a manifest in it. With a limit, the oldest checkpoints beyond it are deleted afterwards.
     """
-    target = folder / "checkpoints" / f"step-{step}"
-    aside = target.with_name(f".{target.name}")
+    parent = folder / "checkpoints"
+    target, aside = parent / f"{PPO}{step}", parent / f".{PPO}{step}"
+    problem: Exception | None = None
     if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        for old in parent.glob(f".{PPO}*"):  # of a run that was killed as it wrote or deleted one
+            shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        accelerator.save_state(str(aside))
+        if accelerator.is_main_process:
+            write_step(aside, step, facts | run_facts(accelerator))
+            beside(aside)
+    except SAVE_ERRORS as error:
+        problem = error
+    # DeepSpeed has collectives of its own in there: the other ranks are at one of them, and end with this one.
+    if (problem is not None) if is_deepspeed(accelerator) else any_rank(problem is not None):
+        if accelerator.is_main_process or is_deepspeed(accelerator):
+            shutil.rmtree(aside, ignore_errors=True)
+        raise not_written(target, problem) from problem
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (aside / STEP_FILE).write_text(json.dumps({"step": step}), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
-        for old in checkpoints(folder)[: -limit if limit else 0]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    from_main(lambda: _finish(aside, target, limit))
     return target
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> int:
-    """Restore what save_checkpoint wrote and return the number of the last step done."""
-    if not (checkpoint / STEP_FILE).is_file():
-        found = f"no {STEP_FILE} in it" if checkpoint.is_dir() else "no such folder"
-        raise UserError(
-            f"resume_from_checkpoint {checkpoint}: expected a folder like checkpoints/step-N, found {found}"
-        )
+def _finish(aside: Path, target: Path, limit: int | None) -> None:
+    try:
+        write_manifest(aside)
+        _remove(target)
+        os.replace(aside, target)
+        flush(target.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise not_written(target, error) from error
+    rotate(target, PPO, limit)
+
+
+def not_written(target: Path, problem: Exception | None) -> UserError:
+    """A checkpoint that failed and has been removed, as the user hears of it."""
+    reason = getattr(problem, "strerror", None) or " ".join(str(problem or "an error on another rank").split())[:200]
+    room = shutil.disk_usage(target.parent).free / 1e6 if target.parent.exists() else 0.0
+    earlier = [path.name for path in numbered(target.parent, target.name.rpartition("-")[0] + "-")]
+    kept = ", ".join(name for name in earlier if name != target.name) or "none there is"
+    return UserError(
+        f"{target}: expected to write a checkpoint there, found: {reason} ({room:.1f} MB are free); "
+        f"nothing is left of it, earlier ones are kept: {kept}"
+    )
+
+
+def run_facts(accelerator: Accelerator) -> dict[str, Any]:
+    """What the files of a checkpoint depend on besides the settings."""
+    return {"processes": accelerator.num_processes, "engine": engine_name(accelerator)}
+
+
+def write_step(checkpoint: Path, step: int, facts: dict[str, Any]) -> None:
+    """CHECKPOINT/step.json."""
+    (checkpoint / STEP_FILE).write_text(json.dumps({"step": step} | facts), encoding="utf-8")
+
+
+def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """CHECKPOINT/step.json; a UserError where the run that it is of cannot go on as `found`.
+
+    Data are dealt by the responses or pairs of a step over all processes, so their number must be the same. Under
+    data parallel the number of processes may differ; DeepSpeed's files are of as many as wrote them.
+    """
+    facts: dict[str, Any] = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
+    sharded = "DEEPSPEED" in str(facts["engine"]) or "DEEPSPEED" in str(found["engine"])
+    for name in ("batch_size", *(("engine", "processes") if sharded else ())):
+        if facts[name] != found[name]:
+            raise UserError(
+                f"{checkpoint}: expected {name} {facts[name]}, with which it was written, found {found[name]}"
+                + ("; see gradient_accumulation_steps" if name == "batch_size" else "")
+            )
+    return facts
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int) -> dict[str, Any]:
+    """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json."""
+    found = run_facts(accelerator) | {"batch_size": batch_size}
+    facts = from_main(lambda: read_step(checkpoint, found))
     accelerator.load_state(str(checkpoint))
-    return json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))["step"]
+    return facts
+
+
+def save_plain_weights(accelerator: Accelerator) -> None:
+    """Have the accelerator write weights by the names they have without a wrapper for several processes."""
+    if is_deepspeed(accelerator):
+        return
+
+    def unwrapped(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+        prefixes = ["" if accelerator.unwrap_model(model) is model else "module." for model in models]
+        weights[:] = [
+            {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            for prefix, state in zip(prefixes, weights, strict=True)
+        ]
+
+    def wrapped(models: list[Any], folder: str) -> None:
+        load_model(accelerator.unwrap_model(models.pop()), Path(folder) / _WEIGHTS)
+
+    accelerator.register_save_state_pre_hook(unwrapped)
+    accelerator.register_load_state_pre_hook(wrapped)
+
+
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """The folders in it that are called PREFIX and a number, lowest first; no clock decides."""
+    found = (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdecimal())
+    return sorted((path for path in found if path.is_dir()), key=number)
+
+
+def number(checkpoint: Path) -> int:
+    """The number in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (path.parent for path in (folder / "checkpoints").glob(f"step-*/{STEP_FILE}"))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """The finished checkpoints of a PPO run, oldest first; what is in them is not looked at."""
+    return [path for path in numbered(folder / "checkpoints", PPO) if (path / MANIFEST).is_file()]
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None when it is whole and the one that its name says."""
+    found = fault(checkpoint)
+    if found is None:
+        step = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))["step"]
+        found = None if step == number(checkpoint) else f"step {step} in it"
+    return found
+
+
+def newest_whole(folder: Path, prefix: str, problem: Callable[[Path], str | None] = problem_of) -> Path | None:
+    """The whole checkpoint with the highest number, None where there is no checkpoint at all; alike on all ranks.
+
+    Says on one line which broken one it passed over, and why; a UserError where all are broken.
+    """
+    return from_main(lambda: _newest(numbered(folder, prefix), problem))
+
+
+def _newest(found: list[Path], problem: Callable[[Path], str | None]) -> Path | None:
+    broken: list[str] = []
+    unfinished: list[str] = []
+    for checkpoint in reversed(found):
+        reason = problem(checkpoint)
+        if reason is None:
+            _say([*broken, *unfinished], f"going on from {checkpoint.name}")
+            return checkpoint
+        # transformers writes in place: a run that was killed meanwhile leaves one that was never finished.
+        never = checkpoint.name.startswith(REWARD) and not (checkpoint / MANIFEST).exists()
+        (unfinished if never else broken).append(f"{checkpoint}: expected a whole checkpoint, found {reason}")
+    if broken:
+        more = f"; {len(broken) - 1} older ones are broken, too" if broken[1:] else ""
+        raise UserError(f"{broken[0]}{more}; move them away to start anew")
+    _say(unfinished, "starting anew")
+    return None
+
+
+def _say(lines: list[str], then: str) -> None:
+    for line in lines:
+        print(f"passed over {line}; {then}")
+
+
+def set_later_aside(folder: Path, prefix: str, step: int) -> None:
+    """Rename checkpoints of later steps than the one that a run goes on from: broken, or of a run that was left.
+
+    Otherwise it would be of two histories, and its limit would delete its own checkpoints before those.
+    """
+    for checkpoint in numbered(folder, prefix):
+        if number(checkpoint) > step:
+            left, n = checkpoint.with_name(f"left-{checkpoint.name}"), 2
+            while left.exists():
+                left, n = checkpoint.with_name(f"left-{checkpoint.name}.{n}"), n + 1
+            os.replace(checkpoint, left)
+
+
+def rotate(newest: Path, prefix: str, limit: int | None, best: str | None = None) -> None:
+    """Delete the oldest checkpoints over the limit: never the newest, which has just been written, nor the best."""
+    if not limit:
+        return
+    found = numbered(newest.parent, prefix)
+    spare = [path for path in found if path.name not in (newest.name, best)]
+    keep = max(limit - (len(found) - len(spare)), 0)
+    for old in spare[: len(spare) - keep]:
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Out of sight at one stroke, lest half of it be taken for a broken one."""
+    if checkpoint.exists():
+        gone = checkpoint.with_name(f".{checkpoint.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(checkpoint, gone)
+        shutil.rmtree(gone, ignore_errors=True)

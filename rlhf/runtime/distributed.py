@@ -2,14 +2,16 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
+
+Answer = TypeVar("Answer")
 
 
 def join_processes() -> PartialState:
@@ -60,6 +62,22 @@ def equal_share(items: Sequence[Any], state: PartialState | Accelerator) -> tupl
     part = share(items, state)
     real = torch.arange(per_rank) < len(part)
     return part + [items[0]] * (per_rank - len(part)), real
+
+
+def from_main(ask: Callable[[], Answer]) -> Answer:
+    """What rank 0 answers, on every rank: one collective. Where it fails all end, and rank 0 alone says why."""
+    state, answer, failed = PartialState(), [], None
+    if state.is_main_process:
+        try:
+            answer = [ask(), False]
+        except Exception as error:
+            answer, failed = [None, True], error
+    answer = broadcast_object_list(answer or [None, False])
+    if failed is not None:
+        raise failed
+    if answer[1]:
+        raise SystemExit(2)
+    return answer[0]
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from typing import Any
 from accelerate import PartialState
 
 from rlhf.errors import UserError
+from rlhf.runtime.disk import flush, writing
+from rlhf.runtime.distributed import from_main
+from rlhf.runtime.lock import FolderLock
 
 PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torch", "transformers", "trl")
 # Of the command line only what may be read by others is kept: --hub_token hf_...
@@ -33,14 +36,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside and rename; what was written aside does not stay behind when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write aside, flush and rename; what was written aside does not stay behind when it fails."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(content)
+            flush(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -50,7 +55,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One more JSON line."""
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -86,10 +91,13 @@ def require_stage(stage_folder: Path) -> Path:
 
 
 class Stage:
-    """One stage of a run as a context: run.json says running, then done, stopped or failed. Written by rank 0 only."""
+    """One stage of a run as a context: run.json says running, then done, stopped or failed. Written by rank 0 only.
+
+    Inside it the folder is locked: a second run of the same stage is refused.
+    """
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
-        self.folder = folder
+        self.folder, self._lock = folder, FolderLock(folder)
         state = PartialState()
         wanted = os.environ.get("RLHF_WORLD_SIZE")  # what a job script started
         if wanted is not None and int(wanted) != state.num_processes:
@@ -122,6 +130,7 @@ class Stage:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
+        from_main(self._lock.take)
         self._clock = time.monotonic()
         self.record()
         return self
@@ -133,7 +142,14 @@ class Stage:
             self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         status = "failed" if error is not None else "stopped" if self.stopped else "done"
         seconds = round(time.monotonic() - self._clock, 1)
-        self.record(status=status, ended=_now(), seconds=seconds, peak_memory=_peak_memory())
+        try:
+            self.record(status=status, ended=_now(), seconds=seconds, peak_memory=_peak_memory())
+        except UserError:  # a full disk: what failed before says so already
+            if error is None:
+                raise
+        finally:
+            if self.is_main:
+                self._lock.release()
 
 
 def _now() -> str:

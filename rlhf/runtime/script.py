@@ -5,15 +5,22 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from rlhf.errors import UserError
+from rlhf.runtime.disk import cannot_write
 from rlhf.runtime.distributed import leave_together
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main: a UserError becomes one line on standard error and exit code 2."""
+    """Run a script's main: a UserError becomes one line on standard error and exit code 2, as does a full disk."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        reason = cannot_write(error)
+        if reason is None:
+            raise
+        print(f"error: {error.filename or 'disk'}: expected to write there, found: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
-from rlhf.runtime.run_folder import append_row, write_rows
+from rlhf.runtime.disk import flush, writing
+from rlhf.runtime.run_folder import append_row, write_bytes, write_rows, write_text
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
 
@@ -32,13 +37,19 @@ class Recorder:
         self.accelerator = accelerator
         self.folder = folder
         self.is_open = False  # between start and end
+        self.wrote = False  # a row, before the start or after it
 
     def start(self, args: TrainingArguments, step: int) -> None:
-        """Begin at `step`: rows of later steps, from a run that was cut, are taken out."""
+        """Begin at `step`: rows of later steps, from a run that was cut, are taken out.
+
+        So are those of step 0, which a run that begins writes anew, unless they are our own.
+        """
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            last = step if step or self.wrote else -1
             for name in (METRICS, SAMPLES, EVALUATIONS):
-                keep_rows(self.folder / name, step)
+                keep_rows(self.folder / name, last)
+            keep_events(self.folder / board_folder(args.run_name), last)
         # Trackers take numbers, truth values and texts; everything else is shown as text.
         config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
         self._init_trackers(args.project, args.run_name, config)
@@ -60,6 +71,24 @@ class Recorder:
                 elif tracker.name == "aim":
                     tracker.tracker.name = run_name
 
+    def save(self, checkpoint: Path) -> None:
+        """The rows so far into a checkpoint, and TensorBoard's to the disk."""
+        for name in (METRICS, SAMPLES, EVALUATIONS):
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, checkpoint / name)
+        if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            writer.flush()
+            for path in Path(writer.log_dir).glob("events.*"):
+                flush(path)
+
+    def load(self, checkpoint: Path) -> None:
+        """The rows that were written before a checkpoint, whatever has become of them since."""
+        if self.accelerator.is_main_process:
+            for name in (METRICS, SAMPLES, EVALUATIONS):
+                if (checkpoint / name).exists():
+                    write_bytes(self.folder / name, (checkpoint / name).read_bytes())
+
     def row(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""
         self._row(METRICS, step, row)
@@ -69,6 +98,7 @@ class Recorder:
         self._row(EVALUATIONS, step, row)
 
     def _row(self, file: str, step: int, row: dict[str, float]) -> None:
+        self.wrote = True
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             append_row(self.folder / file, {"step": step, **row})
@@ -114,8 +144,11 @@ def verbatim(text: str) -> str:
 
 
 def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: dict[str, Any]) -> None:
-    """TensorBoard scalars, texts and settings of a stage that has one result and no steps."""
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    """TensorBoard scalars, texts and settings of a stage that has one result and no steps, in the place of earlier."""
+    board = folder / "tensorboard"
+    for old in board.glob("events.*.summary"):
+        old.unlink()
+    with SummaryWriter(str(board), filename_suffix=".summary") as writer:
         for name, number in numbers.items():
             writer.add_scalar(name, number, 0)
         for name, text in texts.items():
@@ -136,6 +169,24 @@ def keep_rows(path: Path, last_step: int) -> None:
             continue
         if row.get("step", 0) <= last_step:
             kept.append(line)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def keep_events(board: Path, last_step: int) -> None:
+    """Drop TensorBoard's values after last_step, and a last one that was cut off while it was written.
+
+    TensorBoard itself would hide them (`purge_step`), but by the order of the files' names, in which there is a clock.
+    """
+    for path in board.glob("events.*"):
+        if not path.name.endswith(".summary"):
+            records = list(RawEventFileLoader(str(path)).Load())
+            kept = [record for record in records if _is_kept(Event.FromString(record), last_step)]
+            aside = path.with_name(f".{path.name}")
+            with writing(path), aside.open("wb") as file:
+                for record in kept:
+                    RecordWriter(file).write(record)
+            os.replace(aside, path)
+
+
+def _is_kept(event: Event, last_step: int) -> bool:
+    return event.WhichOneof("what") != "summary" or event.step <= last_step
