@@ -1,0 +1,132 @@
+"""A process that has imported everything once, and forks a child for each run of a script: see `Forge`.
+
+As a script it is that process: requests as JSON lines come in, answers go out. A child is a run of the real script,
+with at most one fault in it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 60  # seconds of one run
+WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copyfile", "open"}
+
+
+class Forge:
+    """The process, as tests use it: start a run, perhaps kill it, and wait for its end."""
+
+    def __init__(self) -> None:
+        paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts"), str(Path(__file__).parent)]
+        changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_", "TENSORBOARD_"))}
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], env=clean | changes, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **request: Any) -> Any:
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        answer = self.server.stdout.readline()
+        assert answer, "the forge is gone"
+        return json.loads(answer)
+
+    def start(self, script: str, argv: list[Any], log: Path, fault: dict | None = None, **env: Any) -> int:
+        """Fork a run; returns its process id. What it says goes to LOG.out and LOG.err."""
+        return self.ask(
+            op="start",
+            script=script,
+            argv=[str(a) for a in argv],
+            log=str(log),
+            fault=fault,
+            env={name: str(value) for name, value in env.items()},
+        )
+
+    def wait(self, pid: int, limit: float = LIMIT) -> int:
+        """The run's exit code, negative for a signal; past the limit it is killed, and None."""
+        return self.ask(op="wait", pid=pid, limit=limit)
+
+    def run(self, script: str, argv: list[Any], log: Path, fault: dict | None = None, **env: Any) -> tuple[int, str]:
+        """A run to its end: exit code, and all that it said."""
+        code = self.wait(self.start(script, argv, log, fault, **env))
+        return code, said(log)
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait(timeout=30)
+        self.server.stdout.close()
+
+
+def said(log: Path) -> str:
+    return Path(f"{log}.out").read_text() + Path(f"{log}.err").read_text()
+
+
+def serve() -> None:
+    import evaluate  # noqa: F401  so that every script's imports are there
+    import report  # noqa: F401
+    import train_ppo  # noqa: F401
+    import train_reward  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _fork(request) if request["op"] == "start" else _wait(request["pid"], request["limit"])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _wait(pid: int, limit: float) -> int | None:
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _fork(request: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        for number, end in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{request['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.environ.update(request["env"])
+        sys.argv = [request["script"], *request["argv"]]
+        code = _run(request["script"], request["fault"])
+    finally:
+        os._exit(code)
+
+
+def _run(script: str, fault: dict[str, Any] | None) -> int:
+    import traceback
+
+    import points
+
+    from rlhf.runtime.script import run_script
+
+    points.install(fault)
+    code = 1
+    try:
+        run_script(sys.modules[script].main)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    points.finish(fault)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,44 @@
+"""Told to stop in any phase, a run ends its step, saves and says so; run again, it goes on as if nothing had been."""
+
+import json
+import signal
+
+import pytest
+from conftest import trial
+
+PHASES = ["generate", "score", "learn", "save", "log"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_ppo_stops_and_goes_on(campaign, tmp_path, phase, number):
+    recipe = "ppo_lora" if number == signal.SIGTERM else "ppo_full"
+    stage = campaign.stage(recipe, tmp_path)
+    # "log" is called before the first step, too, and after each evaluation.
+    call = 3 if phase == "log" else 2
+    with trial(f"{signal.Signals(number).name} in {phase}"):
+        code, said = campaign.run(recipe, tmp_path, {"phase": phase, "call": call, "signal": number})
+        assert code == 0, said[-3000:]
+        assert json.loads((stage / "run.json").read_text())["status"] == "stopped"
+        assert (stage / "checkpoints" / "step-2" / "manifest.json").exists()
+        assert not (stage / ".lock").exists()
+        campaign.finish(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_a_model_that_is_being_saved_is_saved(campaign, tmp_path, number):
+    with trial(f"{signal.Signals(number).name} in the last save"):
+        assert campaign.run("ppo_full", tmp_path, {"phase": "model", "call": 1, "signal": number})[0] == 0
+        assert "done already" in campaign.finish("ppo_full", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
+def test_the_reward_stage_stops_and_goes_on(campaign, tmp_path, number):
+    with trial(f"{signal.Signals(number).name}, reward"):
+        code, said = campaign.run("reward_stage", tmp_path, {"phase": "seal", "call": 2, "signal": number})
+        assert code == 0, said[-3000:]
+        stage = campaign.stage("reward_stage", tmp_path)
+        assert json.loads((stage / "run.json").read_text())["status"] == "stopped"
+        campaign.finish("reward_stage", tmp_path)
