@@ -63,8 +63,9 @@ class MetricsFile(TrainerCallback):
         logs: Any = None,
         **_: Any,
     ) -> None:
-        """One row: step, epoch and the logged numbers."""
-        if state.is_world_process_zero and logs:
+        """One row: step, epoch and the logged numbers. The row that sums a run up comes once, at its true end."""
+        stopped = "train_runtime" in (logs or {}) and state.global_step < state.max_steps
+        if state.is_world_process_zero and logs and not stopped:
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             append_row(self.path, {"step": state.global_step, **numbers})
 
@@ -140,9 +141,10 @@ def train_reward_model(
             callbacks=[MetricsFile(folder / "metrics.jsonl"), seal, stop],
         )
         check_engine(trainer.accelerator)
-        seal.facts = step_facts(trainer.accelerator, args)
+        # TRL counts the tokens in an attribute of its own that no checkpoint of transformers' holds.
+        seal.facts = lambda: step_facts(trainer.accelerator, args) | {"tokens": trainer._total_train_tokens}
         if checkpoint:
-            from_main(lambda: read_step(checkpoint, seal.facts))
+            trainer._total_train_tokens = from_main(lambda: read_step(checkpoint, seal.facts()))["tokens"]
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
 

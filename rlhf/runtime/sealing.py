@@ -1,6 +1,7 @@
 """Checkpoints that transformers' Trainer writes, under the same protection as PPO's."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,13 +24,13 @@ class SealCheckpoint(TrainerCallback):
     """Writes a checkpoint's manifest once all ranks have written their files, and only then deletes older ones.
 
     Inside its `with` block the Trainer, which would delete them before, knows no limit; a checkpoint that could not
-    be written is removed, and the user told. facts: for step.json, set before training.
+    be written is removed, and the user told. facts: what goes into step.json; set before training.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
         self.args, self.limit = args, args.save_total_limit
         self.folder = Path(args.output_dir or ".")
-        self.facts: dict[str, Any] = {}
+        self.facts: Callable[[], dict[str, Any]] = dict
 
     def __enter__(self) -> "SealCheckpoint":
         self.args.save_total_limit = None
@@ -51,8 +52,10 @@ class SealCheckpoint(TrainerCallback):
         checkpoint = self.folder / f"{REWARD}{state.global_step}"
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
 
+        facts = self.facts()
+
         def seal() -> None:
-            write_step(checkpoint, state.global_step, self.facts)
+            write_step(checkpoint, state.global_step, facts)
             write_manifest(checkpoint)
             rotate(checkpoint, REWARD, self.limit, best)
 

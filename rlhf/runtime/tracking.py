@@ -157,7 +157,10 @@ def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str]
 
 
 def keep_rows(path: Path, last_step: int) -> None:
-    """Drop the rows after last_step, and a last line that was cut off while it was written."""
+    """Drop the rows after last_step, and a last line that was cut off while it was written.
+
+    So goes the row by which transformers' Trainer sums a run up: whoever goes on writes another.
+    """
     if not path.exists():
         return
     kept = []
@@ -167,7 +170,7 @@ def keep_rows(path: Path, last_step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("step", 0) <= last_step:
+        if row.get("step", 0) <= last_step and "train_runtime" not in row:
             kept.append(line)
     write_text(path, "".join(f"{line}\n" for line in kept))
 
@@ -189,4 +192,7 @@ def keep_events(board: Path, last_step: int) -> None:
 
 
 def _is_kept(event: Event, last_step: int) -> bool:
-    return event.WhichOneof("what") != "summary" or event.step <= last_step
+    if event.WhichOneof("what") != "summary":
+        return True
+    sums_up = any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)
+    return event.step <= last_step and not sums_up

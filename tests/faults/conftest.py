@@ -45,9 +45,8 @@ class Campaign:
 
     def begin(self, recipe, where, fault=None, **env):
         where.mkdir(parents=True, exist_ok=True)
-        return self.forge.start(
-            self.script(recipe), runs.argv(self.start, recipe, where), self._log(where), fault, **env
-        )
+        argv = runs.argv(self.start, recipe, where)
+        return self.forge.start(self.script(recipe), argv, self.new_log(), fault, **env)
 
     def run(self, recipe, where, fault=None, more=(), **env):
         """A run to its end: exit code, and what it said."""

@@ -17,6 +17,9 @@ LORA = {"use_peft": True, "lora_r": 2, "lora_dropout": 0.2, "lora_target_modules
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"vocab_size": 400, "max_position_embeddings": 256, "eos_token_id": 2, "pad_token_id": 2}
 
+# Folders are in them; and transformers itself writes train/epoch twice a step.
+UNLIKE = {"args/text_summary", "config/text_summary", "model_config/text_summary", "train/epoch"}
+
 
 def prepare(folder: Path) -> Path:
     """Base model, trained reward stage and recipes: what every run starts from."""
@@ -72,7 +75,7 @@ def events(board: Path) -> list:
     for path in board.glob("events.*"):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if not _tells_time(value.tag) and value.tag != "config/text_summary":
+                if not _tells_time(value.tag) and value.tag not in UNLIKE:
                     found.append((value.tag, event.step, str(value.tensor.float_val or value.tensor.string_val)))
     return sorted(found)
 
