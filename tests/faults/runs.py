@@ -34,7 +34,7 @@ def prepare(folder: Path) -> Path:
     # Whatever the next step depends on has a state: AdamW, the schedule, the KL coefficient, the scores' moments.
     ppo |= {"kl_target": 0.05, "use_score_scaling": True, "num_ppo_epochs": 1, "learning_rate": 1e-3}
     ppo |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
-    ppo |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    ppo |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "gradient_checkpointing": False}
     ppo |= {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "eval_prompts": 3}
     reward_stage = common | {"dataset_name": "demo:preferences.jsonl", "max_examples": 16, "validation_examples": 8}
     reward_stage |= {"test_examples": 8, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 1}
