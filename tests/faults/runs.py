@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 STEPS = 4
 LORA = {"use_peft": True, "lora_r": 2, "lora_dropout": 0.2, "lora_target_modules": ["q_proj", "v_proj"]}
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 SIZES |= {"vocab_size": 400, "max_position_embeddings": 256, "eos_token_id": 2, "pad_token_id": 2}
 
 # Folders are in them; and transformers itself writes train/epoch twice a step.
@@ -30,7 +30,7 @@ def prepare(folder: Path) -> Path:
     for model in (base, reward):
         tiny.chat_tokenizer().save_pretrained(model)
     common = {"model_name_or_path": str(base), "use_cpu": True, "bf16": False, "disable_tqdm": True}
-    ppo = PROMPTS | common | {"reward_model_path": str(reward), "max_steps": STEPS, "response_length": 6}
+    ppo = PROMPTS | common | {"reward_model_path": str(reward), "max_steps": STEPS, "response_length": 5}
     # Whatever the next step depends on has a state: AdamW, the schedule, the KL coefficient, the scores' moments.
     ppo |= {"kl_target": 0.05, "use_score_scaling": True, "num_ppo_epochs": 1, "learning_rate": 1e-3}
     ppo |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}

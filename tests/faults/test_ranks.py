@@ -64,7 +64,7 @@ def pairs(campaign):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "phase", "rank"),
-    [("ppo_full", "save", 0), ("ppo_lora", "learn", 1), ("ppo_lora", "generate", 0), ("reward_stage", "seal", 1)],
+    [("ppo_lora", "save", 0), ("ppo_lora", "learn", 1), ("reward_stage", "seal", 1)],
 )
 def test_one_rank_is_killed(campaign, pairs, tmp_path, recipe, phase, rank):
     more = REWARD_HALF if recipe == "reward_stage" else HALF
@@ -130,7 +130,7 @@ def test_one_process_goes_on_with_what_two_began_and_back(campaign, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["ppo_full", "reward_stage"])
+@pytest.mark.parametrize("recipe", ["ppo_lora", "reward_stage"])
 def test_another_batch_is_refused(campaign, tmp_path, recipe):
     phase, call = ("seal", 1) if recipe == "reward_stage" else ("learn", 1)
     with trial("other number of processes, other batch"):
