@@ -4,6 +4,7 @@ As a script it is that process: requests as JSON lines come in, answers go out. 
 with at most one fault in it.
 """
 
+import gc
 import json
 import os
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60  # seconds of one run
-WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copyfile", "open"}
 
 
 class Forge:
@@ -72,6 +72,8 @@ def serve() -> None:
     import train_ppo  # noqa: F401
     import train_reward  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would copy all of the memory
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

@@ -27,12 +27,10 @@ def only_error(code, said):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("save", 2, 0),
                 ("save", 3, 300_000),
                 ("save", 4, 500_000),
                 ("log", 3, 0),
                 ("model", 1, 0),
-                ("model", 1, 60_000),
             ]
         ),
     ],

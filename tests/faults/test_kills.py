@@ -10,7 +10,7 @@ import pytest
 from conftest import trial
 
 IN_A_ROW = 3  # kills of one run, each as it goes on from the one before
-RUNS = 18  # over 50 kills of PPO
+RUNS = 21  # over 50 kills of PPO
 first_quick = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, RUNS))]
 
 
