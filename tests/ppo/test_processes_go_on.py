@@ -44,6 +44,33 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, engine):
         assert_close(policy[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
+DROPOUT = """
+from tiny_ppo import LORA
+LORA.lora_dropout = 0.3
+checkpoint = options.pop("checkpoint", None)
+run = trainer(**options)
+run.train(resume_from_checkpoint=checkpoint)
+run.save_model()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_adapters_with_dropout_go_on_to_the_bit(tmp_path, engine):
+    """Dropout draws from each rank's stream, so that these must be in the checkpoint, as is every other state."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = RESUMABLE | {"lora": True, "per_device_train_batch_size": 1}
+    launch(whole, DROPOUT, options, processes=2, engine=engine)
+    checkpoint = str(whole / "checkpoints" / "step-2")
+    launch(cut, DROPOUT, options | {"checkpoint": checkpoint}, processes=2, engine=engine)
+    for row in (found := [rows(folder / "metrics.jsonl") for folder in (whole, cut)])[0] + found[1]:
+        for name in [name for name in row if name == "eps" or name.startswith("time/")]:
+            del row[name]
+    assert found[0] == found[1]
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
 BESIDE = """
 held_out = options.pop("held_out")
 run = trainer(**options, given={"eval_dataset": held_out})

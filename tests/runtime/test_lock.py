@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.runtime.lock import NAME, FolderLock, _self
+from rlhf.runtime.lock import NAME, FolderLock, _self, _start
 from rlhf.runtime.run_folder import Stage, read_run
 
 
@@ -64,7 +64,7 @@ def test_a_living_owner_is_named_and_stays(tmp_path, other, capsys):
 
 
 def test_a_dead_owner_is_followed(tmp_path, other, capsys):
-    start = sys.modules[FolderLock.__module__]._start(other.pid)
+    start = _start(other.pid)
     other.kill()
     other.wait(timeout=30)
     owned(tmp_path, pid=other.pid, start=start)
@@ -83,7 +83,7 @@ def test_a_number_that_another_process_has_by_now_is_no_owner(tmp_path, other):
 
 
 def test_a_zombie_is_dead(tmp_path, other):
-    start = sys.modules[FolderLock.__module__]._start(other.pid)
+    start = _start(other.pid)
     owned(tmp_path, pid=other.pid, start=start)
     other.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still there
