@@ -1,11 +1,13 @@
 """run.json tells the truth about a stage, and files are whole or absent."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rlhf.errors import UserError
 from rlhf.runtime.run_folder import Stage, append_row, is_done, read_run, require_stage, write_json
+from rlhf.runtime.script import run_script
 from rlhf.runtime.tracking import keep_rows
 
 
@@ -66,3 +68,27 @@ def test_rows_of_later_steps_and_a_cut_line_go(tmp_path):
         file.write('{"step": 2, "obj')
     keep_rows(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_is_one_line_with_the_files_name(capsys):
+    full = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^/dev/full: expected to write there, found: No space left on device$"):
+        append_row(full, {"step": 1})
+
+    def main():
+        with full.open("w") as file:
+            file.write("x")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: disk: expected to write there, found: No space left on device\n"
+
+
+def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
+    stage = Stage(tmp_path, "reward", {}, seed=0).__enter__()
+    stage.folder = Path("/dev/full")  # no folder: run.json cannot be written any more
+    error = ZeroDivisionError("division by zero")
+    assert stage.__exit__(type(error), error, None) is None
+    assert read_run(tmp_path)["status"] == "running"
+    assert not (tmp_path / ".lock").exists()

@@ -4,9 +4,12 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType, ProjectConfiguration
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from rlhf.config import PPOConfig
-from rlhf.runtime.tracking import Recorder
+from rlhf.runtime.tracking import Recorder, keep_events, keep_rows, write_summary
 
 
 class Run:
@@ -90,3 +93,56 @@ def test_tensorboard_stays_in_the_runs_folder(tmp_path, monkeypatch, run_name, f
     started(run, monkeypatch, "wandb", run_name=run_name)
     assert list((run / "tensorboard" / folder).glob("events*"))
     assert [path.name for path in (*tmp_path.iterdir(), *run.parent.iterdir())] == ["runs", "run"]
+
+
+def values(board):
+    """(tag, step, value) of all scalars in all files of a folder, in no order of files."""
+    found = []
+    for path in board.glob("events.*"):
+        for event in EventFileLoader(str(path)).Load():
+            found += [(v.tag, event.step, v.tensor.float_val[0]) for v in event.summary.value if v.tensor.float_val]
+    return sorted(found)
+
+
+def written(board, steps, **options):
+    with SummaryWriter(str(board), **options) as writer:
+        for step in steps:
+            writer.add_scalar("x", 10.0 * step, step)
+
+
+def test_values_of_later_steps_and_one_that_was_cut_off_go(tmp_path):
+    written(tmp_path, range(1, 6))
+    written(tmp_path, range(4, 8))  # a second start, from step 3
+    (first, second) = sorted(tmp_path.glob("events.*"))
+    with second.open("ab") as file:
+        file.write(b"\x18\x00\x00\x00\x00\x00\x00\x00half")
+    keep_events(tmp_path, 3)
+    assert values(tmp_path) == [("x", 1, 10.0), ("x", 2, 20.0), ("x", 3, 30.0)]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [first.name, second.name]
+
+
+def test_tensorboard_itself_reads_what_is_kept_whatever_the_clock_said(tmp_path, monkeypatch):
+    written(tmp_path, range(1, 6))
+    keep_events(tmp_path, 3)
+    monkeypatch.setattr("time.time", lambda: 1000.0)  # the new file's name comes before the old one's
+    written(tmp_path, range(4, 7))
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("x")
+    assert sorted((point.step, point.value) for point in shown) == [(step, 10.0 * step) for step in range(1, 7)]
+
+
+def test_the_row_that_sums_a_run_up_is_written_anew_by_who_goes_on(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for tag in ("train/loss", "train/train_loss", "train/train_runtime", "train/total_flos"):
+            writer.add_scalar(tag, 1.0, 4)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 4, "train_runtime": 1.0}\n')
+    keep_events(tmp_path, 4)
+    keep_rows(tmp_path / "metrics.jsonl", 4)
+    assert values(tmp_path) == [("train/loss", 4, 1.0)]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 4, "loss": 1.0}\n'
+
+
+def test_a_stages_one_result_is_there_once(tmp_path):
+    for number in (1.0, 2.0):
+        write_summary(tmp_path, {"test/accuracy": number}, {}, {})
+        keep_events(tmp_path / "tensorboard", 0)
+    assert values(tmp_path / "tensorboard") == [("test/accuracy", 0, 2.0)]
