@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.data.sources import fetch, is_hub_id, kind, read_rows, text_field
+from rlhf.data.sources import fetch, is_hub_id, kind, local_path, read_rows, reasons, text_field
 from rlhf.data.splits import require_sizes, split_by_group, text_key
 from rlhf.errors import UserError
 
@@ -101,8 +101,8 @@ def load_pairs(
     source: the hub id Anthropic/hh-rlhf (or another of that format), or a .jsonl / .jsonl.gz file, or a
     folder of them. data_dir: a folder inside source; without it, all of SUBSETS from the hub, every file of a
     local folder; the red-team transcripts of that repository are left out unless named. revision: a branch,
-    tag or commit on the hub. Raises UserError for a missing source and, naming file, line and field, for a
-    malformed row.
+    tag or commit on the hub. Raises UserError for a missing source, for one without a pair and, naming file,
+    line and field, for a malformed row.
     """
     counts = dict.fromkeys(["rows", *_DROPS, "kept", "merged_turns"], 0)
     pairs: list[Pair] = []
@@ -119,6 +119,8 @@ def load_pairs(
                 prompt = _merged(chosen.prompt)
                 counts["merged_turns"] += len(prompt) < len(chosen.prompt)
                 pairs.append(Pair(prompt, chosen.response, rejected.response, f"{shown}:{number}"))
+    if not pairs:
+        raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', _DROPS)}")
     return pairs, counts
 
 
@@ -164,7 +166,7 @@ def _files(source: str, data_dir: str | None, revision: str | None) -> list[Path
             folders = SUBSETS if source == HUB_ID else ()
         patterns = [f"{folder}/{pattern}" for folder in folders for pattern in _PATTERNS] or _PATTERNS
         return fetch(source, patterns, revision)
-    root = Path(source).expanduser()
+    root = local_path(source)
     if data_dir is not None:
         if not (root / data_dir).is_dir():
             raise UserError(f"{source}: expected a folder '{data_dir}' in it (data_dir), found none")

@@ -13,6 +13,7 @@ drops it, so that messages = kept + the drops.
 """
 
 import hashlib
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +27,10 @@ from rlhf.data.sources import (
     fetch,
     is_hub_id,
     kind,
+    local_path,
     one_line,
     read_rows,
+    reasons,
     text_field,
 )
 from rlhf.data.splits import require_sizes, split_by_group, text_key
@@ -72,8 +75,8 @@ def load_prompts(
 
     sources: each the hub id OpenAssistant/oasst1 (or another data set of such rows), a file (.jsonl, .json,
     .txt, each also .gz, or .parquet) or a folder of them. lang: an ISO 639-1 code, None for all languages.
-    revision: a branch, tag or commit of the hub data sets. Raises UserError for a missing source and, naming
-    file, line and field, for a row of another shape.
+    revision: a branch, tag or commit of the hub data sets. Raises UserError for a missing source, where
+    none has a prompt and, naming file, line and field, for a row of another shape.
     """
     counts = dict.fromkeys(["messages", *_DROPS, "kept"], 0)
     prompts: list[Prompt] = []
@@ -88,6 +91,8 @@ def load_prompts(
         if reason is None:
             seen |= marks
             prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{', '.join(sources)}: expected prompts, found {reasons(counts, 'message', _DROPS)}")
     return prompts, counts
 
 
@@ -139,7 +144,7 @@ def _messages(sources: Sequence[str], revision: str | None) -> Iterator[_Message
 
 def _files(source: str, revision: str | None) -> list[Path]:
     in_hub_layout = is_hub_id(source) and source.startswith("OpenAssistant/")
-    in_hub_layout |= any(Path(source).expanduser().glob("data/*.parquet"))
+    in_hub_layout |= os.path.isdir(local_path(source)) and any(local_path(source).glob("data/*.parquet"))
     # The hub's repository holds the same messages a second time, as trees of all states: the parquet files
     # are enough.
     if in_hub_layout:

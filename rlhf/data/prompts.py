@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.config import PromptConfig
 from rlhf.data.chat import encode_prompt
 from rlhf.data.oasst import Prompt, PromptSplit, drop_long, load_prompts, split_prompts
+from rlhf.errors import UserError
 
 
 def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptSplit, dict[str, int]]:
@@ -13,6 +14,11 @@ def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     fitting, too_long = drop_long(
         prompts, lambda text: len(encode_prompt(tokenizer, as_messages(text))), config.max_prompt_length
     )
+    if not fitting:
+        raise UserError(
+            f"max_prompt_length: expected prompts of at most {config.max_prompt_length} tokens, "
+            f"found all {too_long} longer"
+        )
     split = split_prompts(
         fitting, config.prompt_seed, config.train_prompts, config.evaluation_prompts, config.rating_prompts
     )

@@ -5,14 +5,20 @@ Every mistake in a file is answered by a `UserError` that starts with "FILE:LINE
 
 import gzip
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlhf.errors import UserError
+
+MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
+MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to ten times its size; a few bytes of it may be anything
+_BOMB = f"expected {{}} of at most {MAX_RATIO} times its size, found more: is it a bomb?"
 
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet")
 
@@ -24,7 +30,7 @@ _KINDS = {type(None): "null", bool: "a boolean", str: "text", list: "a list", di
 def is_hub_id(source: str) -> bool:
     """Whether source is read as a hub data set: "owner/name", no data file's ending, no such local path."""
     looks_like_id = _HUB_ID.fullmatch(source) is not None and not source.endswith(DATA_SUFFIXES)
-    return looks_like_id and not Path(source).exists()
+    return looks_like_id and not os.path.exists(source)  # unlike pathlib's, it has an answer for every name
 
 
 DEMO = Path(__file__).parent / "demo"
@@ -39,14 +45,27 @@ def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> 
     HF_HUB_OFFLINE and HF_HOME hold. "demo:NAME" is a file of our own small data. Raises UserError if there is no
     such source or no matching file.
     """
-    path = DEMO / source.removeprefix("demo:") if source.startswith("demo:") else Path(source).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return _matching(path, patterns, source)
+    try:
+        path = DEMO / source.removeprefix("demo:") if source.startswith("demo:") else local_path(source)
+        if path.is_file():
+            return [path]
+        if path.is_dir() and source.strip():  # no name would be the working folder
+            return _matching(path, patterns, source)
+    except OSError as error:
+        raise UserError(f"{source[:200]}: expected a file, a folder or a hub id, found: {error.strerror}") from error
     if is_hub_id(source):
         return _matching(_download(source, patterns, revision), patterns, source)
-    raise UserError(f"{source}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path")
+    raise UserError(
+        f"{source or repr(source)}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path"
+    )
+
+
+def local_path(source: str) -> Path:
+    """The path that source would be; "~nobody" stays as it is."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def _matching(folder: Path, patterns: Sequence[str], source: str) -> list[Path]:
@@ -125,6 +144,13 @@ def kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
+def reasons(counts: dict[str, int], what: str, drops: Iterable[str]) -> str:
+    """What was found where nothing is kept: "no row", or how many rows and what they were dropped for."""
+    total = counts[f"{what}s"]
+    dropped = ", ".join(f"{counts[name]} {name}" for name in drops if counts[name])
+    return f"{total} {what}{'s' if total > 1 else ''} and a reason to drop each: {dropped}" if total else f"no {what}"
+
+
 def one_line(text: str, limit: int = 40) -> str:
     """Return text on one line, cut to limit characters with a mark."""
     flat = " ".join(text.split())
@@ -132,12 +158,26 @@ def one_line(text: str, limit: int = 40) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the non-blank lines, decoded one at a time so that a bad byte is blamed on its own line."""
-    number = 0
+    """Yield the non-blank lines, decoded one at a time so that a bad byte is blamed on its own line.
+
+    Refused before they fill the memory or take minutes: a line of more than MAX_LINE, gzip data of which more than
+    MAX_FREE is more than MAX_RATIO times what it was packed in.
+    """
+    number = unpacked = 0
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+        with path.open("rb") as packed, _unpacked(packed, path) as file:
+            while raw := file.readline(MAX_LINE + 1):
+                number, unpacked = number + 1, unpacked + len(raw)
+                if unpacked > MAX_FREE and unpacked > MAX_RATIO * packed.tell():
+                    raise UserError(f"{path}:{number}: {_BOMB.format('gzip data')}")
+                if len(raw) > MAX_LINE:
+                    found = f"of at most {MAX_LINE >> 20} MiB, found a longer one; write one row a line"
+                    raise UserError(f"{path}:{number}: expected a line {found}")
+                if raw.isspace():
+                    continue
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if "\0" in line:
+                    raise UserError(f"{path}:{number}: expected text, found a NUL byte: is it UTF-16, or no text file?")
                 if line.strip():
                     yield number, line
     except UnicodeDecodeError as error:
@@ -148,6 +188,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}:{number + 1}: expected gzip data, found a broken file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: expected a readable file, found: {error.strerror or error}") from None
+
+
+def _unpacked(file: BinaryIO, path: Path) -> Any:
+    return gzip.open(file) if path.name.lower().endswith(".gz") else nullcontext(file)
 
 
 def _parse(text: str, path: Path, number: int) -> Any:
@@ -188,9 +232,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            _check_unpacked(path, file.metadata)
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}:{number + 1}: expected parquet, found: {one_line(str(error), 160)}") from None
+
+
+def _check_unpacked(path: Path, metadata: Any) -> None:
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if size > max(MAX_FREE, MAX_RATIO * path.stat().st_size):
+        raise UserError(f"{path}: {_BOMB.format('parquet')}")
