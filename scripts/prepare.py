@@ -51,6 +51,9 @@ def _has_prompts(stage: str) -> bool:
 def _models(stage: str, recipe: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     """Name and revision of each model that a stage starts from."""
     found = []
+    for field in ("model_name_or_path", "model_revision", "reward_model_path"):
+        if not isinstance(recipe.get(field), str | None):
+            raise UserError(f"recipe for {stage}: field {field!r}: expected a name, found {recipe[field]!r:.80}")
     if name := recipe.get("model_name_or_path"):
         found.append((name, recipe.get("model_revision")))
     if stage == "evaluation":

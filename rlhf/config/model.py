@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from trl import ModelConfig
 
+from rlhf.config.common import at_least, check
 from rlhf.errors import UserError
 
 LOADING = frozenset({"model_name_or_path", "model_revision", "dtype", "attn_implementation"})
@@ -37,6 +38,8 @@ def check_ppo_model_config(config: ModelConfig) -> None:
         raise UserError(f"lora_task_type: expected CAUSAL_LM for a policy, found {config.lora_task_type!r}")
     if not config.use_peft:
         _refuse(config, known, "train_ppo.py takes it beside use_peft true only")
+    at_least(config, 1, "lora_r", "lora_alpha")
+    check(config, lambda x: 0 <= x < 1, "a number from 0 to below 1", "lora_dropout")
     known |= ADAPTER | QUANTISED
     if not config.load_in_4bit:
         _refuse(config, known, "train_ppo.py takes it beside load_in_4bit true only")

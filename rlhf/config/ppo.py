@@ -8,7 +8,7 @@ from torch.optim import SGD
 from transformers import TrainingArguments
 
 from rlhf.config.arguments import refuse_ignored, refuse_renamed
-from rlhf.config.common import choose_hardware, help_text
+from rlhf.config.common import check_training, choose_hardware, help_text
 from rlhf.config.schedule import make_schedule, schedule_kind
 from rlhf.config.trackers import tracker_names
 from rlhf.errors import UserError
@@ -121,6 +121,7 @@ class PPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        check_training(self)
         refuse_ignored(self)
         if self.stop_token is not None and self.stop_token_id is not None:
             raise UserError(f"stop_token_id: expected none beside stop_token, found {self.stop_token_id}")
@@ -156,7 +157,7 @@ class PPOConfig(TrainingArguments):
     def _check_division(self) -> None:
         rows, parts = self.local_batch_size, self.num_mini_batches
         if rows % parts:
-            near = [n for n in range(1, rows + 1) if rows % n == 0]
+            near = [n for n in range(1, min(rows, 10_000) + 1) if rows % n == 0]
             below, above = (
                 max(n for n in near if n < parts or n == 1),
                 min((n for n in near if n > parts), default=rows),

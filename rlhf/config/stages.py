@@ -9,7 +9,15 @@ from typing import Literal
 
 from trl import RewardConfig
 
-from rlhf.config.common import choose_hardware, help_text
+from rlhf.config.common import (
+    at_least,
+    check,
+    check_plain_name,
+    check_seeds,
+    check_training,
+    choose_hardware,
+    help_text,
+)
 from rlhf.errors import UserError
 
 # `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.
@@ -23,8 +31,7 @@ class RunConfig:
     runs_dir: str = help_text("folder that holds all runs", "runs")
 
     def __post_init__(self) -> None:
-        if not self.run or Path(self.run).name != self.run:
-            raise UserError(f"run: expected a plain folder name, found {self.run!r}")
+        check_plain_name("run", self.run)
 
     def folder(self) -> Path:
         """The run's folder."""
@@ -50,6 +57,7 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         self.dataset_dir = self.dataset_dir or None  # --dataset_dir "" undoes a recipe's subset
+        at_least(self, 1, "max_examples", "validation_examples", "test_examples")
 
 
 @dataclass
@@ -67,6 +75,10 @@ class PromptConfig:
     evaluation_prompts: int = help_text("prompts held out for evaluation", 50)
     rating_prompts: int = help_text("prompts held out for human rating", 10)
     prompt_seed: int = help_text("seed of sampling and split", 0)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_prompt_length", "train_prompts", "evaluation_prompts")
+        at_least(self, 0, "rating_prompts")
 
 
 @dataclass
@@ -88,13 +100,10 @@ class RewardStageConfig(RewardConfig):
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_training(self)
         if self.loss_type == "margin" and not self.margin > 0:
             raise UserError(f"margin: expected a positive number, found {self.margin}")
-        if self.max_length is not None and self.max_length < 2:
-            raise UserError(f"max_length: expected at least 2 tokens, found {self.max_length}")
+        check(self, lambda x: x >= 2, "at least 2 tokens", "max_length")
         choose_hardware(self)
         self.remove_unused_columns = False  # the rows' `length`, for train_sampling_strategy: group_by_length
         # The checkpoint with the best validation loss is the one that is kept: saved when it is measured.
@@ -123,13 +132,10 @@ class EvaluationConfig:
     confidence: float = help_text("confidence level of the intervals", 0.95)
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise UserError(f"confidence: expected a number between 0 and 1, found {self.confidence}")
-        for name in ("eval_batch_size", "eval_response_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if not self.eval_temperature > 0:
-            raise UserError(f"eval_temperature: expected a positive number, found {self.eval_temperature}")
+        check(self, lambda x: 0 < x < 1, "a number between 0 and 1", "confidence")
+        at_least(self, 1, "eval_batch_size", "eval_response_length")
+        check(self, lambda x: x > 0, "a positive number", "eval_temperature")
+        check_seeds(self, "eval_seed")
 
 
 @dataclass
@@ -145,8 +151,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         for name in self.runs:
-            if not name or Path(name).name != name:
-                raise UserError(f"runs: expected plain folder names under RUNS_DIR, found {name!r}")
+            check_plain_name("runs", name)
 
 
 @dataclass
@@ -160,7 +165,7 @@ class RatingConfig:
     rating_seed: int = help_text("seed of the bootstrap", 0)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise UserError(f"port: expected 0 to 65535, found {self.port}")
-        if not 0 < self.rating_confidence < 1:
-            raise UserError(f"rating_confidence: expected a number between 0 and 1, found {self.rating_confidence}")
+        check(self, lambda x: 0 <= x < 65536, "0 to 65535", "port")
+        check(self, lambda x: 0 < x < 1, "a number between 0 and 1", "rating_confidence")
+        at_least(self, 0, "rating_repeats")
+        check_seeds(self, "rating_seed")
