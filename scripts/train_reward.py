@@ -19,7 +19,7 @@ from rlhf.models.load import base_options, check_attention, load_tokenizer, mode
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required
 from rlhf.reward.audit import audit
-from rlhf.reward.dry_run import dry_run
+from rlhf.reward.dry_run import check_positions, dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.disk import written_aside
 from rlhf.runtime.distributed import main_process_first
@@ -110,6 +110,7 @@ def main() -> None:
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
     rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
+    check_positions(read_config(base, **where), [row for part in rows.values() for row in part])
     if args.dry_run:
         estimate(args, model_args, base, rows["train"])
         return

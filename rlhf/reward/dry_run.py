@@ -1,6 +1,7 @@
 """What reward training would do and take, without loading a weight: `train_reward.py --dry_run true`."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from rlhf.runtime.engine import check_engine, engine_name
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
 
 
+def check_positions(config: PretrainedConfig, rows: Iterable[dict[str, list[int]]]) -> None:
+    """A UserError where the longest of the pairs, as token rows, has more tokens than the model has positions."""
+    longest = max(len(side) for row in rows for side in row.values())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")
+
+
 def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
     """Print the model, steps and memory per device; a UserError where the run cannot work.
 
@@ -27,9 +36,6 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
     check_writable(Path(args.output_dir or "."))
     longest = max(len(side) for row in rows for side in row.values())
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")
     base = base_bytes(args.use_cpu)
 
     def build(layers: int | None) -> Any:

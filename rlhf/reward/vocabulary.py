@@ -8,7 +8,7 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import Model, base_of
 from rlhf.models.heads import has_token_head
-from rlhf.models.load import resolve_model
+from rlhf.models.load import is_empty, resolve_model
 
 _REMEDY = "; save its tokenizer in its folder, or give it in reward_processing_classes"
 
@@ -74,7 +74,7 @@ def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     except Exception as error:  # of many kinds, where files are missing or broken
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"reward model {name!r}: expected tokenizer files beside it, found: {reason}") from error
-    if _is_empty(tokenizer):
+    if is_empty(tokenizer):
         raise UserError(f"reward model {name!r}: expected tokenizer files beside it, found none")
     return tokenizer
 
@@ -88,7 +88,7 @@ def own_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever a folder without a tokenizer, or with a broken one, makes its library raise
         return None
-    return None if _is_empty(tokenizer) else tokenizer
+    return None if is_empty(tokenizer) else tokenizer
 
 
 def same_vocabulary(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
@@ -105,13 +105,8 @@ def _spoken(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return vocabulary
 
 
-def _is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
-    # What transformers makes of a folder without tokenizer files: special tokens, and at most a word mark.
-    return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1
-
-
 def _filled(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if _is_empty(tokenizer):
+    if is_empty(tokenizer):
         raise UserError(
             f"{name}: expected its tokenizer, found one without a vocabulary: "
             f"are there tokenizer files in {tokenizer.name_or_path or 'its folder'}?"

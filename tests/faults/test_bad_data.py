@@ -15,6 +15,9 @@ import train_reward
 from bad_input import Asker, cases
 from pyarrow import parquet
 
+from rlhf.data.hh_rlhf import load_pairs
+from rlhf.data.oasst import load_prompts
+
 H, A = "\n\nHuman:", "\n\nAssistant:"
 GOOD = json.dumps({"chosen": f"{H} q{A} a", "rejected": f"{H} q{A} b"}).encode()
 PROMPT = {"message_id": "m", "message_tree_id": "t", "role": "prompter", "text": "x", "lang": "en", "deleted": False}
@@ -283,3 +286,33 @@ def test_a_file_without_permission(ask, tmp_path, main):
     path = written(tmp_path, "p.jsonl", GOOD)
     path.chmod(0)
     ask(main, path, "p.jsonl: expected a readable file, found: Permission denied")
+
+
+# What is odd and no mistake is read.
+FINE = {
+    "a byte order mark": b"\xef\xbb\xbf" + GOOD,
+    "lines of windows": GOOD + b"\r\n\r\n",
+    "no last line end": GOOD,
+    "more fields": GOOD[:-1] + b', "score": NaN, "meta": {"x": [1]}}',
+    "escapes of everything": b'{"chosen": "\\u000a\\u000aHuman: q\\n\\nAssistant: a", "rejected": "Human: q\\n\\nAssistant: b"}',
+    "a field twice": GOOD[:-1] + b', "x": 1, "x": 2}',
+}
+
+
+@pytest.mark.parametrize("content", FINE.values(), ids=FINE)
+def test_odd_files_that_are_fine(tmp_path, content):
+    [pair], counts = load_pairs(str(written(tmp_path, "p.jsonl", content)))
+    assert (pair.opening, pair.chosen, pair.rejected) == ("q", "a", "b")
+    assert counts["kept"] == counts["rows"] == 1
+
+
+def test_ids_that_come_twice_and_parents_in_a_circle(tmp_path):
+    rows = [
+        prompt(message_id="a", parent_id="b", text="one"),
+        prompt(message_id="b", parent_id="a", text="two"),
+        prompt(message_id="a", parent_id="a", text="three"),
+        prompt(message_id="c", text="nul \0 and \x1b are characters"),
+    ]
+    prompts, counts = load_prompts([str(written(tmp_path, "p.jsonl", b"\r\n".join(rows)))])
+    assert [p.text for p in prompts] == ["one", "two", "nul \0 and \x1b are characters"]
+    assert (counts["kept"], counts["duplicate"]) == (3, 1)
