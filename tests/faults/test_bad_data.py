@@ -294,7 +294,7 @@ FINE = {
     "lines of windows": GOOD + b"\r\n\r\n",
     "no last line end": GOOD,
     "more fields": GOOD[:-1] + b', "score": NaN, "meta": {"x": [1]}}',
-    "escapes of everything": b'{"chosen": "\\u000a\\u000aHuman: q\\n\\nAssistant: a", "rejected": "Human: q\\n\\nAssistant: b"}',
+    "escapes": GOOD.replace(b"Human", b"\\u0048uman").replace(b"\\n", b"\\u000a"),
     "a field twice": GOOD[:-1] + b', "x": 1, "x": 2}',
 }
 

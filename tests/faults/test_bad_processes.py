@@ -13,7 +13,7 @@ import test_bad_models
 import test_bad_recipes
 
 ROOT = Path(__file__).parents[2]
-# Script, flags -> the line. Each process takes five seconds to import what it needs.
+# Script, flags -> the line. Each process takes five to ten seconds to import what it needs.
 COMMANDS = {
     "data": (
         ["train_reward.py", "--model_name_or_path", "x", "--dataset_name", "p.jsonl"],
@@ -35,7 +35,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("command", "line"), COMMANDS.values(), ids=COMMANDS)
+SHORT = ("stage", "no arguments")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [pytest.param(*case, id=name, marks=[] if name in SHORT else pytest.mark.slow) for name, case in COMMANDS.items()],
+)
 def test_real_processes(tmp_path, command, line):
     (tmp_path / "p.jsonl").write_text('{"chosen": "x"}\n')
     (tmp_path / "r.yaml").write_text("seed: 1\nseed: 2\n")
