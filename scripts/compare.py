@@ -81,8 +81,13 @@ def _models(folder: Path) -> dict[str, str]:
 def main() -> None:
     run, wanted = parse([RunConfig, CompareConfig])
     folder = require_stage(run.folder() / "evaluation")
-    settings = read_run(folder)["config"]
-    config = EvaluationConfig(**{f.name: settings[f.name] for f in fields(EvaluationConfig)})
+    settings = read_run(folder).get("config")
+    names = [field.name for field in fields(EvaluationConfig)]
+    if not isinstance(settings, dict) or not set(names) <= settings.keys():
+        raise UserError(
+            f"{folder / 'run.json'}: expected the evaluation's settings in config, found none; evaluate anew"
+        )
+    config = EvaluationConfig(**{name: settings[name] for name in names})
     device = PartialState().device
     tokenizer = load_tokenizer(config.base_model)
     reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)

@@ -77,8 +77,8 @@ def split_fitting(
     return splits
 
 
-def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: list[Any]) -> None:
-    """The dry run. rows: token rows of the training pairs."""
+def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: dict[str, list[Any]]) -> None:
+    """The dry run. rows: token rows of the pairs, by split."""
     for name, found, expected in (
         ("dtype", model_args.dtype or "float32", "float32"),
         ("trust_remote_code", args.trust_remote_code, False),
@@ -88,7 +88,8 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
     check_attention(base, config)
-    dry_run(args, config, rows)
+    check_positions(config, rows)
+    dry_run(args, config, rows["train"])
 
 
 def main() -> None:
@@ -110,11 +111,11 @@ def main() -> None:
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
     rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
-    check_positions(read_config(base, **where), [row for part in rows.values() for row in part])
     if args.dry_run:
-        estimate(args, model_args, base, rows["train"])
+        estimate(args, model_args, base, rows)
         return
     model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
+    check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
     config: dict[str, Any] = asdict(run) | asdict(data) | loaded | args.to_dict()
     with Stage(folder, name, config, args.seed) as stage:

@@ -1,7 +1,6 @@
 """What reward training would do and take, without loading a weight: `train_reward.py --dry_run true`."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from rlhf.runtime.engine import check_engine, engine_name
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
 
 
-def check_positions(config: PretrainedConfig, rows: Iterable[dict[str, list[int]]]) -> None:
+def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
     """A UserError where the longest of the pairs, as token rows, has more tokens than the model has positions."""
-    longest = max(len(side) for row in rows for side in row.values())
+    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")

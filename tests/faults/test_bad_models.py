@@ -18,6 +18,7 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    GPT2LMHeadModel,
     RobertaConfig,
     RobertaForMaskedLM,
     T5Config,
@@ -276,7 +277,9 @@ def test_reward_models(ask, whole, tmp_path, given, words):
 
 
 def test_pairs_longer_than_the_model_s_positions(ask, whole, tmp_path):
-    config(n_positions=16)(tmp_path / "m", whole / "gpt2")
+    short = tiny.gpt2().config
+    short.n_positions = 16
+    saved(lambda: GPT2LMHeadModel(short))(tmp_path / "m", whole)
     for dry in ("true", "false"):
         ask(
             train_reward.main,

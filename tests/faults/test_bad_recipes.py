@@ -292,3 +292,16 @@ def test_a_value_may_begin_with_a_dash(ask, tmp_path, capsys):
     """And is no flag: this one would have the run say what it takes, and end."""
     (tmp_path / "r.yaml").write_text("run_name: --dry_run\nlearning_rate: -1e-5\n")
     ask(REWARD, "--config", "r.yaml", words="learning_rate: expected at least 0, found -1e-05")
+
+
+@pytest.mark.parametrize("content", ['{"status": "done"}', '{"status": "done", "config": [1]}'])
+def test_an_evaluation_without_settings(ask, tmp_path, content):
+    folder = tmp_path / "runs" / "x" / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(content)
+    ask(
+        compare.main,
+        "--run",
+        "x",
+        words="evaluation/run.json: expected the settings of an evaluation, found none",
+    )
