@@ -18,7 +18,7 @@ from accelerate import PartialState
 from rlhf.config import EvaluationConfig, RunConfig
 from rlhf.config.common import help_text
 from rlhf.data.oasst import Prompt
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
 from rlhf.evaluation.responses import respond
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse
@@ -43,17 +43,14 @@ def side_by_side(rows: Sequence[dict[str, Any]], width: int) -> str:
         ending = "" if row["eos"] else " (cut)"
         title = f"{row['model']}  score {row['score']:+.2f}  {row['response_length']} tokens{ending}"
         lines = [
-            line for part in _printable(row["response"]).splitlines() for line in textwrap.wrap(part, column) or [""]
+            line
+            for part in printable(row["response"], keep="\n").split("\n")
+            for line in textwrap.wrap(part, column) or [""]
         ]
-        cells.append([*textwrap.wrap(title, column), "-" * column, *lines])
+        cells.append([*textwrap.wrap(printable(title), column), "-" * column, *lines])
     return "\n".join(
         (" " * _GAP).join(line.ljust(column) for line in lines).rstrip() for lines in zip_longest(*cells, fillvalue="")
     )
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a response must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def _prompts(one: str | None) -> Iterator[str]:

@@ -5,6 +5,7 @@ serve    offer the page on loopback (reach it from elsewhere by `ssh -L PORT:127
 import   check raters' files, join them with those stored, write ratings/ratings.json
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,7 +32,11 @@ def write_sheet(run: RunConfig, config: RatingConfig) -> None:
     rows = read_responses(require_stage(run.folder() / "evaluation") / "rating_responses.jsonl")
     key = make_key(rows, config.rating_repeats)
     write_text(folder / "sheet.html", render_sheet(key))
-    write_json(folder / "key.json", key)
+    before = os.umask(0o077)  # the key is nobody else's, from the moment that it is written
+    try:
+        write_json(folder / "key.json", key)
+    finally:
+        os.umask(before)
     print(f"sheet for raters: {folder / 'sheet.html'}   key, not for raters: {folder / 'key.json'}")
 
 

@@ -19,6 +19,15 @@ while [ $# -gt 0 ]; do
     esac
 done
 : "${RECIPE:?expected --recipe NAME}" "${RUN:?expected --run NAME}"
+# The name becomes a folder and part of sbatch's options, where % stands for other things.
+[[ "$RUN" =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] || {
+    printf 'error: run: expected letters, digits, . _ and -, found %q\n' "$RUN" >&2
+    exit 2
+}
+[[ "$seeds" =~ ^[0-9,:%-]*$ ]] || {
+    printf 'error: seeds: expected numbers as sbatch --array takes them, found %q\n' "$seeds" >&2
+    exit 2
+}
 export RECIPE RUN
 folder="rlhf/recipes/$RECIPE"
 [ -d "$folder" ] || folder="$RECIPE"

@@ -8,6 +8,10 @@
 set -u
 cd "${RLHF_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 : "${RECIPE:?expected a recipe in the environment: RECIPE=gpt2-medium}" "${RUN:?expected the name of a run: RUN=study}"
+[[ "$RUN" =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] || { # it becomes a folder and part of srun's options
+    printf 'error: RUN: expected letters, digits, . _ and -, found %q\n' "$RUN" >&2
+    exit 2
+}
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || RUN="$RUN-seed$SLURM_ARRAY_TASK_ID"
 export RUN RUNS_DIR="${RUNS_DIR:-runs}"
 # shellcheck disable=SC1091  # made by scripts/environment.sh
@@ -42,6 +46,10 @@ run_stage() {
     fi
     mkdir -p "$RUNS_DIR/$RUN/logs"
     PROCESSES="${RLHF_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
+    [[ "$PROCESSES" =~ ^[0-9]+$ ]] || { # arithmetic below would run what stands in it
+        printf 'error: RLHF_PROCESSES: expected a number, found %q\n' "$PROCESSES" >&2
+        exit 2
+    }
     WORLD=$((SLURM_JOB_NUM_NODES * PROCESSES))
     MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
     PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have ids of their own

@@ -52,6 +52,7 @@ def at_least(settings: Any, least: int, *names: str) -> None:
 def check_plain_name(field_name: str, name: str) -> None:
     """A UserError for a name that is not one folder's, directly under another."""
     plain = name.isprintable() and Path(name).name == name != ".." and len(name.encode(errors="replace"))
+    plain = 0 if name.startswith("-") else plain  # it would be an option on a command line
     if not plain or plain > _LONGEST_NAME:
         raise UserError(f"{field_name}: expected a plain folder name, found {name[:_LONGEST_NAME]!r}")
 

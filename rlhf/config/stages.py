@@ -5,7 +5,7 @@ The training settings derive from TRL's and transformers' own, so that every nam
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trl import RewardConfig
 
@@ -114,6 +114,10 @@ class RewardStageConfig(RewardConfig):
         self.greater_is_better = False
         self.save_total_limit = self.save_total_limit or 1
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hub's token: transformers pickles the settings beside the model and each checkpoint."""
+        return self.__dict__ | {"hub_token": None}
 
 
 @dataclass

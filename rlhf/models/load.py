@@ -162,6 +162,8 @@ def _load_model(
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
+    # Not told, transformers asks on the terminal whether to run a model's own code, and takes the next line for a yes.
+    options.setdefault("trust_remote_code", False)
     with _refused(name):
         return kind.from_pretrained(resolve_model(name), **options)
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
 from rlhf.ratings.scale import CRITERIA, STEPS
 from rlhf.runtime.run_folder import write_json
 
 MAX_BYTES = 4_000_000  # a filled sheet of 100 prompts is about half of this
+MAX_RATERS = 200
 _RATER_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -40,7 +41,7 @@ def check_sheet(key: dict[str, Any], record: dict[str, Any], where: str) -> dict
     rater_id, rater = record.get("rater_id"), record.get("rater")
     if not (isinstance(rater_id, str) and _RATER_ID.fullmatch(rater_id)):
         raise UserError(f"{where}: rater_id: expected 32 hexadecimal digits, found {_short(rater_id)}")
-    if not (isinstance(rater, str) and rater.strip() and len(rater) <= 100):
+    if not (isinstance(rater, str) and rater.strip() and len(rater) <= 100 and rater == printable(rater)):
         raise UserError(f"{where}: rater: expected a name or initials, found {_short(rater)}")
     found = record.get("items")
     if not isinstance(found, dict):
@@ -76,7 +77,17 @@ def _check_item(item: dict[str, Any], found: Any, where: str) -> dict[str, Any]:
     note = found.get("note", "")
     if not (isinstance(note, str) and len(note) <= 4000):
         raise UserError(f"{where}: note: expected a text of at most 4000 characters, found {_short(note)}")
-    return {"ratings": found["ratings"], "note": note}
+    # Half a surrogate pair is valid in JSON, but in no file.
+    return {"ratings": found["ratings"], "note": note.encode("utf-8", "replace").decode()}
+
+
+def check_rater(sheet: dict[str, Any], raters: dict[str, str], where: str) -> None:
+    """A UserError where another rater has this sheet's name, or too many have come. raters: rater_id -> name."""
+    others = [name.casefold() for rater_id, name in raters.items() if rater_id != sheet["rater_id"]]
+    if sheet["rater"].casefold() in others:
+        raise UserError(f"{where}: rater: expected another name than {sheet['rater']!r}, which has handed in already")
+    if len(others) >= MAX_RATERS:
+        raise UserError(f"{where}: expected at most {MAX_RATERS} raters, found one more")
 
 
 def store_sheet(folder: Path, sheet: dict[str, Any]) -> Path:

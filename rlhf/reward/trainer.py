@@ -29,6 +29,7 @@ from rlhf.runtime.distributed import from_main
 from rlhf.runtime.engine import check_engine
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
+from rlhf.runtime.safe_load import check_pickles
 from rlhf.runtime.sealing import SealCheckpoint, step_facts
 from rlhf.runtime.tracking import keep_events, keep_rows
 
@@ -144,6 +145,7 @@ def train_reward_model(
         # TRL counts the tokens in an attribute of its own that no checkpoint of transformers' holds.
         seal.facts = lambda: step_facts(trainer.accelerator, args) | {"tokens": trainer._total_train_tokens}
         if checkpoint:
+            check_pickles(checkpoint)
             trainer._total_train_tokens = from_main(lambda: read_step(checkpoint, seal.facts()))["tokens"]
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped

@@ -67,6 +67,7 @@ def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 
     options: of `from_pretrained`.
     """
+    options.setdefault("trust_remote_code", False)  # not told, transformers asks on the terminal
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), **options)
     except UserError:

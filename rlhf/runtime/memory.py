@@ -92,6 +92,7 @@ class Sharding:
 def read_config(name: str, **options: Any) -> PretrainedConfig:
     """A model's configuration; a UserError where there is none, or where a folder has no weights."""
     path = resolve_model(name)
+    options.setdefault("trust_remote_code", False)  # not told, transformers asks on the terminal
     try:
         config = AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:

@@ -139,8 +139,8 @@ def board_folder(run_name: str | None) -> str:
 
 
 def verbatim(text: str) -> str:
-    """Markdown that shows text as it is: every line indented by four blanks."""
-    return "    " + text.replace("\n", "\n    ")
+    """Markdown that shows text as it is: every line indented by four blanks, whatever ends it."""
+    return "    " + text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\n    ")
 
 
 def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: dict[str, Any]) -> None:
