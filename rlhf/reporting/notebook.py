@@ -11,6 +11,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from rlhf.reporting.run import Run
+from rlhf.runtime.markdown import plain
 from rlhf.runtime.run_folder import write_text
 
 _PART = re.compile(r"needs: (\w+)\n\n(.+?)\n\n```python\n(.+?)\n```\n?", re.DOTALL)
@@ -28,7 +29,7 @@ def write_notebook(run: Run, path: Path, title: str) -> Path:
         if getattr(run, needs):
             folder = json.dumps(str(run.path.resolve()))
             cells += [
-                new_markdown_cell(words.replace("{title}", title)),
+                new_markdown_cell(words.replace("{title}", plain(title))),
                 new_code_cell(code.replace("{run_dir}", folder)),
             ]
     if not run.ratings:

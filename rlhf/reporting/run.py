@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
 from rlhf.reporting import plots
 
 Record = dict[str, Any]
@@ -85,7 +85,7 @@ def _checkpoint(folder: Path) -> int:
 def labels(reward: Record) -> list[str]:
     """Names of the confusion matrix's rows and columns."""
     size = len(reward.get("confusion_matrix", []))
-    return [str(label) for label in reward.get("labels") or range(size)]
+    return [printable(str(label)) for label in reward.get("labels") or range(size)]
 
 
 def _read_reward(path: Path) -> Record:

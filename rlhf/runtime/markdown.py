@@ -4,6 +4,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rlhf.errors import printable
+
+
+def plain(text: str) -> str:
+    """Any text as itself, on one line: what would be markup, or mathematics in a notebook, is escaped."""
+    return re.sub(r"[!-/:-@\[-`{-~]", r"\\\g<0>", printable(text))
+
 
 def code(value: Any) -> str:
     """Any value as a code span on one line; a sequence as its elements with commas; nothing for None or ""."""

@@ -22,7 +22,7 @@ PICKLES = (".bin", ".pkl", ".pt", ".pth")  # the endings under which torch, acce
 # transformers writes it beside its checkpoints, and neither it nor anything here reads it again.
 NEVER_READ = ("training_args.bin",)
 # Arrays, as numpy's random state is kept in.
-_ARRAYS = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+_ARRAYS = [np.array(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 # Numbers and names that DeepSpeed keeps with its optimizer's state, in classes of its own.
 _DEEPSPEED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -62,7 +62,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _check(path: Path) -> None:
-    allowed = [*_ARRAYS, *((_Inert, name) for name in _DEEPSPEED)]
+    allowed: list[Any] = [*_ARRAYS, *((_Inert, name) for name in _DEEPSPEED)]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             # Mapped, not read: of tensors only the places are looked at.
