@@ -168,7 +168,8 @@ def _files(source: str, data_dir: str | None, revision: str | None) -> list[Path
         return fetch(source, patterns, revision)
     root = local_path(source)
     if data_dir is not None:
-        if not (root / data_dir).is_dir():
+        leads_out = Path(data_dir).is_absolute() or ".." in Path(data_dir).parts
+        if leads_out or not (root / data_dir).is_dir():
             raise UserError(f"{source}: expected a folder '{data_dir}' in it (data_dir), found none")
         return fetch(str(root / data_dir), _PATTERNS)
     files = fetch(source, _PATTERNS)

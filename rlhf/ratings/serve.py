@@ -80,10 +80,14 @@ class SheetServer(ThreadingHTTPServer):
             print(f"error: request: {type(error).__name__}", file=sys.stderr, flush=True)
 
     def store(self, sheet: dict[str, Any]) -> None:
-        """Store a checked sheet; a UserError where another rater has handed in one by the same name."""
+        """Store a checked sheet; a UserError where another rater has handed in one by the same name, or a disk is full."""
         with self._storing:
             check_rater(sheet, self._raters, "sheet")
-            store_sheet(self.folder, sheet)
+            try:
+                store_sheet(self.folder, sheet)
+            except OSError as error:
+                print(f"error: {self.folder}: expected to write there, found: {error.strerror}", file=sys.stderr)
+                raise UserError(f"sheet: expected to store it, found: {error.strerror}") from error
             self._raters[sheet["rater_id"]] = sheet["rater"]
 
 

@@ -236,6 +236,15 @@ def test_half_a_character_in_a_note_does_not_lose_the_sheet(server):
     assert stored["items"][KEY["items"][0]["item_id"]]["note"] == "good ?"
 
 
+def test_a_rater_is_told_that_a_sheet_was_not_stored(server, capfd):
+    server.folder.write_text("a file where the folder should be")
+    answer = post(server, rating_sheets.filled(KEY, "Ann"))
+    assert (status(answer), b"expected to store it, found: File exists" in answer) == (400, True)
+    assert capfd.readouterr().err.startswith(f"error: {server.folder}: expected to write there")
+    server.folder.unlink()
+    assert status(post(server, rating_sheets.filled(KEY, "Ann"))) == 200
+
+
 def test_neither_key_nor_model_names_leave(server):
     page = talk(server, head(server, method="GET", path="/"))
     ids = {item["prompt_id"] for item in KEY["items"]}

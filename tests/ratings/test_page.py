@@ -6,11 +6,12 @@ import threading
 
 import pytest
 import rating_sheets
+from hostile import HOSTILE
 
 from rlhf.ratings.collect import check_sheet, import_sheets, stored_sheets
 from rlhf.ratings.scale import CRITERIA
 from rlhf.ratings.serve import SheetServer
-from rlhf.ratings.sheet import render_sheet
+from rlhf.ratings.sheet import make_key, render_sheet
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -120,6 +121,31 @@ def test_markup_in_a_response_is_text(page, sheet):
     assert any("<script>document.title='owned'</script> **bold** & \"quoted\"\nnext line" in text for text in shown)
     assert page.locator(".response *").count() == 0
     assert page.locator("em", has_text="the response is empty").count() >= 1
+
+
+def test_hostile_texts_stay_texts(browser, tmp_path):
+    """With the page's Content-Security-Policy and without it, on the escaping alone."""
+    rows = [
+        {"prompt_id": f"p{i}", "model": model, "prompt": text, "response": f"{model} {text}"}
+        for i, text in enumerate(HOSTILE)
+        for model in rating_sheets.MODELS
+    ]
+    key = make_key(rows, 0)
+    path = tmp_path / "sheet.html"
+    path.write_text(render_sheet(key), encoding="utf-8")
+    for policy in (True, False):
+        context = browser.new_context(bypass_csp=not policy)
+        page, asked = context.new_page(), []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(path.as_uri())
+        assert page.evaluate("window.owned === undefined && document.title === 'Rating sheet'")
+        assert asked == [path.as_uri()]
+        assert page.evaluate("document.querySelectorAll('.text *, script + script, iframe, svg, img, a').length") == 0
+        shown = page.locator(".response").all_text_contents()
+        assert shown == [item["response"] for item in key["items"]]  # what check_sheet compares
+        isolated = page.locator(".response").first.evaluate("node => getComputedStyle(node).unicodeBidi")
+        assert isolated in ("isolate", "plaintext", "isolate-override")  # a writing direction ends with its text
+        context.close()
 
 
 def test_every_control_has_a_name_for_a_screen_reader(page, sheet):

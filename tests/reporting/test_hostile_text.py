@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 
 import nbformat
 import pytest
+from hostile import ALL, HOSTILE
 from markdown_it import MarkdownIt
 from pypdf import PdfReader
 from pypdf.generic import IndirectObject
@@ -18,30 +20,8 @@ from rlhf.reporting.pdf import to_pdf
 from rlhf.reporting.report import build_report
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report
-from rlhf.runtime.markdown import plain
+from rlhf.runtime.markdown import code, plain, table
 from rlhf.runtime.tracking import verbatim
-
-SET = "window.owned=1"
-HOSTILE = [
-    f"<script>{SET}</script>",
-    f"<img src=x onerror={SET}>",
-    f"'\"><svg/onload={SET}>",
-    f'<a href="javascript:{SET}">x</a>',
-    f"<iframe srcdoc='<script>parent.{SET}</script>'></iframe>",
-    f"</p></td></table></main></body><script>{SET}</script>",
-    f"</style></title></textarea></script><script>{SET}</script>",
-    f"<!-- --><script>{SET}</script><!--",
-    f"<![CDATA[<script>{SET}</script>]]>",
-    f"{{{{ 7 * 191 }}}}{{% raw %}}<meta http-equiv=refresh content='0;url=javascript:{SET}'>",
-    f"\u2028<script>{SET}</script>\u2029\x85\x0b\x0c\r<b>",
-    "\u202egnp.exe \u2066\u2067 \u061c\ufeff\u00ad",
-    "\x1b[2J\x1b]8;;http://evil.example\x07link\x1b]8;;\x07\x9b31m\x00\x08\x7f",
-    "![x](http://evil.example/x.png) [x](javascript:alert(1)) <http://evil.example>",
-    "$\\frac{$ \\href{javascript:alert(1)}{x}",
-    "<style>*{display:none}</style><base href=http://evil.example/><link rel=stylesheet href=http://evil.example/>",
-    "&lt;script&gt;&#x3c;script&#x3e;" + "\ud83d",
-]
-ALL = "\n".join(HOSTILE)
 
 
 @pytest.fixture
@@ -171,6 +151,18 @@ def test_a_title_in_the_notebook_is_text(hostile_run, tmp_path):
     assert render(plain("a_b \\ *c* [d](e) <f> &amp; ~g~ | 1. $h$")) == (
         "<p>a_b \\ *c* [d](e) &lt;f&gt; &amp;amp; ~g~ | 1. $h$</p>\n"
     )
+
+
+def test_in_a_model_card_a_text_is_a_code_span():
+    def shape(text):
+        forms = code(text), f"# {code(text)}", table(["a"], [[code(text)]])
+        html = "".join(map(MarkdownIt("commonmark", {"html": True}).enable("table").render, forms))
+        assert "\x1b" not in html
+        return re.findall("<[^>]*>", html)
+
+    assert shape("x").count("<code>") == 3
+    for text in [*HOSTILE, ALL, "`", "``` `", "a|b", "\\", "x\\|y`"]:
+        assert shape(text) == shape("x"), text
 
 
 def test_tensorboard_shows_text_as_it_is():
