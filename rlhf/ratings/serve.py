@@ -80,7 +80,7 @@ class SheetServer(ThreadingHTTPServer):
             print(f"error: request: {type(error).__name__}", file=sys.stderr, flush=True)
 
     def store(self, sheet: dict[str, Any]) -> None:
-        """Store a checked sheet; a UserError where another rater has handed in one by the same name, or a disk is full."""
+        """Store a checked sheet; a UserError where that fails, or another rater has handed in one by the same name."""
         with self._storing:
             check_rater(sheet, self._raters, "sheet")
             try:
