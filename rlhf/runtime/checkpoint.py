@@ -15,6 +15,7 @@ from rlhf.errors import UserError
 from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
 from rlhf.runtime.distributed import any_rank, from_main
 from rlhf.runtime.engine import engine_name, is_deepspeed
+from rlhf.runtime.safe_load import check_pickles
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
@@ -115,6 +116,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int)
     """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json."""
     found = run_facts(accelerator) | {"batch_size": batch_size}
     facts = from_main(lambda: read_step(checkpoint, found))
+    check_pickles(checkpoint)  # Accelerate unpickles what it takes for its own
     accelerator.load_state(str(checkpoint))
     return facts
 
