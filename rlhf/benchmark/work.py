@@ -9,19 +9,11 @@ import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-# Tokens (SmolLM2's) of 564 English prompts of oasst1: every twentieth part, then 97, 98, 99 and 99.5 %.
-_PROMPT_QUANTILES = (
-    (0.00, 0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90)
-    + (0.95, 0.97, 0.98, 0.99, 0.995),
-    (1, 6, 8, 9, 10, 11, 12, 14, 15, 17, 18, 20, 21, 24, 26, 30, 35, 40, 52, 67, 85, 101, 288, 765),
-)
+# Tokens (SmolLM2's) of 564 English prompts of oasst1: each share of them is at most so long.
+_SHARES = (*(i / 20 for i in range(20)), 0.97, 0.98, 0.99, 0.995)
+_LENGTHS = (1, 6, 8, 9, 10, 11, 12, 14, 15, 17, 18, 20, 21, 24, 26, 30, 35, 40, 52, 67, 85, 101, 288, 765)
 MAX_PROMPT = 256
 
 
@@ -34,8 +26,7 @@ class Shape:
     micro: int  # rows a pass, with and without gradients
     response: int  # most tokens of a response
     n_ppo_epochs: int = 4
-    # A model with random weights, unless a path names one with weights of its own.
-    path: str = ""
+    path: str = ""  # of a model with weights of its own; otherwise a GPT-2 with random ones:
     width: int = 0
     layers: int = 0
     heads: int = 0
@@ -53,6 +44,7 @@ SHAPES = {
         Shape("gpt2-medium", 64, 16, 128, width=1024, layers=24, heads=16, vocabulary=50257, mean_response=64),
     )
 }
+WORKS = ("ppo_full", "ppo_lora", "reward", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -60,20 +52,21 @@ class Run:
     """One timed run of one side."""
 
     shape: Shape
-    lora: bool = False
+    work: str = "ppo_full"
     steps: int = 2  # the first one warms up and is not counted
     seed: int = 0
     precision: str = "default"  # fp32, bf16, or what each side does by itself
 
 
-def prompt_lengths(n: int, seed: int) -> np.ndarray:
-    """n lengths drawn from oasst1's distribution, cut at MAX_PROMPT: int [n]."""
-    u = np.random.default_rng(seed).random(n) * _PROMPT_QUANTILES[0][-1]
-    return np.interp(u, *_PROMPT_QUANTILES).round().astype(int).clip(1, MAX_PROMPT)
+def prompt_lengths(n: int, seed: int) -> list[int]:
+    """n lengths drawn from oasst1's distribution, cut at MAX_PROMPT."""
+    u = np.random.default_rng(seed).random(n) * _SHARES[-1]
+    drawn: list[int] = np.interp(u, _SHARES, _LENGTHS).round().astype(int).clip(1, MAX_PROMPT).tolist()
+    return drawn
 
 
 def tokenizer_of(shape: Shape) -> Any:
-    """The path's own, or one of `vocabulary` words whose last two are EOS and pad; with a chat template."""
+    """The path's own, or one of `vocabulary` words whose last two are EOS and pad."""
     if shape.path:
         from rlhf.models.load import load_tokenizer
 
@@ -81,30 +74,42 @@ def tokenizer_of(shape: Shape) -> Any:
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
             tokenizer.pad_token = "<|endoftext|>"  # TRL reads lengths off the first pad
         return tokenizer
-    words = {f"w{i}": i for i in range(shape.vocabulary - 2)} | {
-        "<eos>": shape.vocabulary - 2,
-        "<pad>": shape.vocabulary - 1,
-    }
+    last = shape.vocabulary - 2
+    words = {f"w{i}": i for i in range(last)} | {"<eos>": last, "<pad>": last + 1}
     core = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<pad>", unk_token="w0", padding_side="left"
-    )
+    names = {"eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "w0"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", **names)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     return tokenizer
 
 
 def prompts_of(shape: Shape, tokenizer: Any, seed: int) -> list[list[int]]:
-    """One batch of prompts as token ids, the template's tokens included and counted."""
+    """One batch of prompts as token ids, in their template."""
     generator = np.random.default_rng(seed + 1)
     rows = []
     for length in prompt_lengths(shape.batch, seed):
-        ids = generator.integers(0, len(tokenizer) - 2 if not shape.path else 40000, int(length)).tolist()
+        ids = generator.integers(0, (shape.vocabulary or 40_000) - 2, length).tolist()
         if shape.path:
             message = [{"role": "user", "content": tokenizer.decode(ids)}]
             ids = tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
         else:
             ids = [1, 2, *ids, 3, 4]  # as "Human:" before it and "Assistant:" after it
         rows.append(ids[:MAX_PROMPT])
+    return rows
+
+
+def pairs_of(shape: Shape, tokenizer: Any, seed: int, n: int) -> list[dict[str, list[int]]]:
+    """n preference pairs as token ids: a prompt of real length and two responses up to `response`."""
+    generator = np.random.default_rng(seed + 2)
+
+    def text(length: int) -> list[int]:
+        return [*generator.integers(0, (shape.vocabulary or 40_000) - 2, length).tolist(), tokenizer.eos_token_id]
+
+    rows = []
+    for length in prompt_lengths(n, seed):
+        prompt = text(length)[:-1]
+        sizes = generator.integers(1, shape.response, 2)
+        rows.append({"chosen_ids": prompt + text(sizes[0]), "rejected_ids": prompt + text(sizes[1])})
     return rows
 
 
@@ -115,49 +120,43 @@ def models_of(shape: Shape, tokenizer: Any, seed: int) -> tuple[Any, Any]:
         from rlhf.models.load import load_causal_lm, new_reward_model
 
         return load_causal_lm(shape.path), new_reward_model(shape.path, tokenizer)
-    config = GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
-    )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    size = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "vocab_size": shape.vocabulary}
+    config = GPT2Config(**size, bos_token_id=eos, eos_token_id=eos, pad_token_id=pad)
+    config.num_labels = 1
     policy, reward = GPT2LMHeadModel(config), GPT2ForSequenceClassification(config)
-    _give_ends(policy, tokenizer, shape.mean_response)
+    _give_ends(policy, eos, pad, shape.mean_response)
     return policy, reward
 
 
 @torch.no_grad()
-def _give_ends(policy: Any, tokenizer: Any, mean: int) -> None:
-    """Let EOS come with probability 1 / mean at each token, and pad never: by a direction that all states share."""
-    table, shift = policy.transformer.wte.weight, policy.transformer.ln_f.bias
-    direction = torch.zeros_like(shift)
-    direction[0] = 1
+def _give_ends(policy: Any, eos: int, pad: int, mean: int) -> None:
+    """Let EOS come with probability 1 / mean at each token, and pad never."""
+    table, norm = policy.transformer.wte.weight, policy.transformer.ln_f
+    # The first entry of every last state is 1: a logit is what it was, plus the first entry of the token's row.
+    norm.weight[0], norm.bias[0] = 0, 1
     table[:, 0] = 0
-    shift.copy_(direction)
-    policy.transformer.ln_f.weight[0] = 0  # every logit is now that of before plus the first entry of its row
-    vocabulary = len(table)
-    table[tokenizer.eos_token_id] = 0
-    table[tokenizer.eos_token_id, 0] = math.log(vocabulary / (mean - 1))
-    table[tokenizer.pad_token_id] = 0
-    table[tokenizer.pad_token_id, 0] = -30
+    table[[eos, pad]] = 0
+    table[eos, 0] = math.log((len(table) - 2) / (mean - 1))
+    table[pad, 0] = -30
 
 
-def lora_of(shape: Shape, names: tuple[str, ...]) -> LoraConfig:
+def lora_of(names: tuple[str, ...]) -> LoraConfig:
     """r 8, alpha 32, dropout 0.1 on the projections named."""
     return LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.1, target_modules=list(names))
+
+
+def precision(run: Run) -> dict[str, Any]:
+    """What both sides are told of the machine."""
+    given = {} if run.precision == "default" else {"bf16": run.precision == "bf16"}
+    return given | {"use_cpu": not torch.cuda.is_available()}
 
 
 def settings(run: Run, folder: str) -> dict[str, Any]:
     """Arguments that both PPOConfigs take."""
     shape = run.shape
-    given = {} if run.precision == "default" else {"bf16": run.precision == "bf16"}
-    return given | {
+    return precision(run) | {
         "output_dir": folder,
-        "use_cpu": not torch.cuda.is_available(),
         "per_device_train_batch_size": shape.micro,
         "gradient_accumulation_steps": shape.batch // shape.micro,
         "local_rollout_forward_batch_size": shape.micro,

@@ -24,6 +24,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.errors import UserError
+from rlhf.models.fused import fuse_gelu
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.runtime.engine import gathered
 
@@ -152,6 +153,7 @@ def _load_model(
     """The model, and the first weights that its files lack, "" for none; new: beginnings of those that may be."""
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = _load(kind, name, **options)
+    fuse_gelu(model)
     for part, weights in model.named_parameters():
         # The sum, which is quick, is not finite either; it may also be too large.
         if weights.is_floating_point() and not weights.sum().isfinite() and not weights.isfinite().all():

@@ -1,0 +1,125 @@
+"""Both sides in turn, A B A B, and what came of it as numbers and as a table."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.benchmark.work import SHAPES
+from rlhf.benchmark.worker import RESULT
+from rlhf.errors import UserError
+from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
+
+_LIMIT = 3600  # seconds of one run
+PHASES = ("generate", "score", "learn", "rest", "evaluation")
+
+
+def run_side(side: str, given: dict[str, Any], trl: Path | None) -> dict[str, Any]:
+    """One run in a process of its own. trl: a folder with TRL 1.12 that comes first on its path."""
+    root = str(Path(__file__).resolve().parents[2])
+    first = [str(trl)] if side == "trl" and trl is not None and given["work"].startswith("ppo") else []
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([*first, root, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "rlhf.benchmark.worker", side, json.dumps(given)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"benchmark: expected a result of {side} on {given['shape']}, found: {last}")
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
+    return found
+
+
+def compare(given: dict[str, Any], pairs: int, trl: Path | None) -> dict[str, Any]:
+    """`pairs` pairs of runs, one seed each: their results, ratios and differences."""
+    runs = []
+    for seed in range(pairs):
+        pair = {side: run_side(side, given | {"seed": seed}, trl) for side in ("rlhf", "trl")}
+        check_equal(pair)
+        runs.append(pair)
+    return {
+        "run": given,
+        "pairs": runs,
+        "ratio": spread([_rate(pair["rlhf"], given) / _rate(pair["trl"], given) for pair in runs]),
+        "tokens_ratio": spread([_token_rate(pair["rlhf"]) / _token_rate(pair["trl"]) for pair in runs]),
+        "memory_ratio": spread([pair["rlhf"]["memory_peak"] / pair["trl"]["memory_peak"] for pair in runs]),
+        "machine": machine(),
+    }
+
+
+def check_equal(pair: dict[str, dict[str, Any]]) -> None:
+    """A UserError where the two sides did not do the same: prompts, optimizer steps, counted steps."""
+    for name in ("prompt_tokens", "updates", "steps"):
+        one, two = (pair[side][name] for side in ("rlhf", "trl"))
+        one, two = (len(x) if isinstance(x, list) else x for x in (one, two))
+        if one != two:
+            raise UserError(f"benchmark: expected as many {name} of both, found {one} and {two}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "fp32_flops": matmul_peak(device, torch.float32),
+        "bf16_flops": matmul_peak(device, torch.bfloat16),
+        "bandwidth": memory_bandwidth(device),
+    }
+
+
+def seconds(result: dict[str, Any]) -> float:
+    """Of the counted steps, on average."""
+    return statistics.mean(sum(step.values()) for step in result["steps"])
+
+
+def _rate(result: dict[str, Any], given: dict[str, Any]) -> float:
+    return SHAPES[given["shape"]].batch / seconds(result)
+
+
+def _token_rate(result: dict[str, Any]) -> float:
+    """Prompt and response tokens of the counted steps, each once, a second."""
+    counted = result["response_tokens"][1:]
+    return (result["prompt_tokens"] + (statistics.mean(counted) if counted else 0)) / seconds(result)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and most."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same for people."""
+    given, lines = found["run"], []
+    batch = SHAPES[given["shape"]].batch
+    lines.append(f"{given['work']}, shape {given['shape']}, {given['precision']}, {len(found['pairs'])} pairs of runs")
+    for side in ("rlhf", "trl"):
+        results = [pair[side] for pair in found["pairs"]]
+        whole = statistics.median(map(seconds, results))
+        phases = ", ".join(f"{name} {_phase(results, name):.2f}" for name in PHASES if _phase(results, name) > 0)
+        answers = [sum(result["response_tokens"][1:]) for result in results]
+        peak, before = (max(r[f"memory_{when}"] for r in results) / 2**20 for when in ("peak", "before"))
+        lines.append(
+            f"  {side:4} {batch / whole:8.2f} episodes/s {statistics.median(map(_token_rate, results)):9.0f} tokens/s"
+            f" {whole:8.2f} s a step ({phases}); memory {peak:.0f} MiB, of it {before:.0f} "
+            f"before training; response tokens {answers}"
+        )
+    for name in ("ratio", "tokens_ratio", "memory_ratio"):
+        one = found[name]
+        lines.append(f"  {name:12} min {one['min']:.2f}  median {one['median']:.2f}  max {one['max']:.2f}")
+    perf = found["pairs"][-1]["rlhf"].get("perf", {})
+    lines += [f"  {name} {value:.3g}" for name, value in sorted(perf.items()) if not name.endswith("second")]
+    of = found["machine"]
+    lines.append(
+        f"  on {of['device']}: matrix products {of['fp32_flops'] / 1e9:.0f} GFLOP/s in fp32, "
+        f"{of['bf16_flops'] / 1e9:.0f} in bf16; memory {of['bandwidth'] / 1e9:.0f} GB/s"
+    )
+    return "\n".join(lines)
+
+
+def _phase(results: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.median(statistics.mean(step.get(name, 0.0) for step in result["steps"]) for result in results)

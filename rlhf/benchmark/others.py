@@ -1,0 +1,107 @@
+"""Reward training and evaluation, of either side."""
+
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from rlhf.benchmark import work
+from rlhf.benchmark.clock import Clock, most_memory
+from rlhf.functional.padding import left_pad
+
+_PAIRS = 8  # an optimizer step
+
+
+def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
+    """`steps` optimizer steps of 8 pairs under the Bradley-Terry loss, by our trainer or by TRL's alone."""
+    from trl import RewardConfig, RewardTrainer
+
+    from rlhf.config import RewardStageConfig
+    from rlhf.models.fused import fuse_gelu
+    from rlhf.reward.trainer import PreferenceTrainer
+
+    tokenizer = work.tokenizer_of(run.shape)
+    _, model = work.models_of(run.shape, tokenizer, run.seed)
+    rows = work.pairs_of(run.shape, tokenizer, run.seed, _PAIRS * run.steps)
+    sides = [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
+    options: dict[str, Any] = work.precision(run) | {
+        "output_dir": folder,
+        "per_device_train_batch_size": _PAIRS,
+        "num_train_epochs": 1,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": run.seed,
+        "max_length": None,
+    }
+    before, clock = most_memory(), Clock("learn")
+    if ours:
+        fuse_gelu(model)  # as our loaders do
+        more = {"loss_type": "bradley_terry", "train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
+        kind, args = PreferenceTrainer, RewardStageConfig(**options | more | {"load_best_model_at_end": False})
+        rows = [row | {"length": max(map(len, row.values()))} for row in rows]  # type: ignore[dict-item]
+    else:
+        kind, args = RewardTrainer, RewardConfig(**options | {"save_strategy": "no"})  # type: ignore[assignment]
+    trainer = kind(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
+    )
+    trainer.train()
+    return {
+        "steps": [step for step in clock.steps if step][1:],
+        "prompt_tokens": sum(map(len, sides)),
+        "response_tokens": [],
+        "updates": trainer.state.global_step,
+        "memory_before": before,
+        "memory_peak": most_memory(),
+    }
+
+
+@torch.no_grad()
+def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
+    """Respond to one batch of prompts and score it, `steps` times: as evaluate.py does, or by a loop of `generate`."""
+    tokenizer = work.tokenizer_of(run.shape)
+    policy, judge = (model.eval() for model in work.models_of(run.shape, tokenizer, run.seed))
+    prompts = work.prompts_of(run.shape, tokenizer, run.seed)
+    before, steps, tokens = most_memory(), [], []
+    for step in range(run.steps):
+        start = time.perf_counter()
+        answers = (_ours if ours else _plain)(run, tokenizer, policy, judge, prompts, step)
+        steps.append({"evaluation": time.perf_counter() - start})
+        tokens.append(sum(map(len, answers)))
+    return {
+        "steps": steps[1:],
+        "prompt_tokens": sum(map(len, prompts)),
+        "response_tokens": tokens,
+        "updates": 0,
+        "memory_before": before,
+        "memory_peak": most_memory(),
+    }
+
+
+def _ours(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
+    from rlhf.generation.engine import generate
+    from rlhf.generation.sampling import uniforms
+    from rlhf.models.fused import fuse_gelu
+    from rlhf.reward.scoring import score_rows
+
+    fuse_gelu(policy)
+    fuse_gelu(judge)
+    u = uniforms(run.seed, step, [str(i) for i in range(len(prompts))], run.shape.response)
+    answers = generate(policy, prompts, u, [tokenizer.eos_token_id], 1.0)
+    score_rows(judge, [p + a for p, a in zip(prompts, answers, strict=True)], run.shape.micro)
+    return answers
+
+
+def _plain(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
+    torch.manual_seed(run.seed * 1000 + step)
+    eos, pad, answers = tokenizer.eos_token_id, tokenizer.pad_token_id, []
+    judge.config.pad_token_id = pad
+    for start in range(0, len(prompts), run.shape.micro):
+        ids, mask = left_pad(prompts[start : start + run.shape.micro], pad, policy.device)
+        options = {"do_sample": True, "top_k": 0, "temperature": 1.0, "pad_token_id": pad, "eos_token_id": eos}
+        out = policy.generate(input_ids=ids, attention_mask=mask.long(), max_new_tokens=run.shape.response, **options)
+        judge(input_ids=out, attention_mask=(out != pad).long())
+        rows = out[:, ids.shape[1] :].tolist()
+        answers += [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    return answers

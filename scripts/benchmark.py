@@ -1,0 +1,59 @@
+"""This trainer against TRL 1.12's on the same work, A B A B: python scripts/benchmark.py --shape seed --trl DIR.
+
+DIR is where `pip install --no-deps --target DIR trl==1.12.0` put the last release that had a PPOTrainer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf.benchmark.compare import compare, table
+from rlhf.benchmark.work import SHAPES, WORKS
+from rlhf.config.common import help_text
+from rlhf.errors import UserError
+from rlhf.parsing import parse
+from rlhf.runtime.run_folder import write_json
+from rlhf.runtime.script import run_script
+
+
+@dataclass
+class BenchmarkConfig:
+    """What is compared."""
+
+    shape: str = help_text(f"size of the work: {', '.join(SHAPES)}", "seed")
+    work: str = help_text(f"what is done: {', '.join(WORKS)}; evaluation and reward: against plain loops", "ppo_full")
+    precision: Literal["default", "fp32", "bf16"] = help_text("default: what each side does by itself", "fp32")
+    pairs: int = help_text("runs of each side, in turn", 3)
+    steps: int = help_text("steps of a run; the first one is not counted", 2)
+    trl: str | None = help_text("folder with TRL 1.12, for PPO")
+    output: str | None = help_text("file for the figures as JSON")
+
+    def __post_init__(self) -> None:
+        for name, known in (("shape", tuple(SHAPES)), ("work", WORKS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        if self.pairs < 1 or self.steps < 2:
+            raise UserError(f"pairs, steps: expected at least 1 and 2, found {self.pairs} and {self.steps}")
+        if self.work.startswith("ppo") and not (
+            self.trl and (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir()
+        ):
+            raise UserError(
+                "trl: expected a folder made by `pip install --no-deps --target DIR trl==1.12.0`, "
+                f"found {self.trl or 'none'}"
+            )
+
+
+def main() -> None:
+    (config,) = parse([BenchmarkConfig])
+    given = {name: getattr(config, name) for name in ("shape", "work", "precision", "steps")}
+    found = compare(given, config.pairs, Path(config.trl).resolve() if config.trl else None)
+    print(table(found))
+    if config.output:
+        write_json(Path(config.output), found)
+    else:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    run_script(main)
