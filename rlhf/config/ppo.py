@@ -50,11 +50,18 @@ class PPOConfig(TrainingArguments):
     per_device_train_batch_size is the micro-batch; a rank's rollout is that times gradient_accumulation_steps;
     an optimizer step sees rollout / num_mini_batches. A step, in max_steps, logging_steps, warmup_steps and so
     on, is a PPO step: one rollout and its updates.
+
+    A row of metrics has of each phase (generate, score, learn) its seconds as time/PHASE, and over all ranks
+    perf/PHASE/tokens_per_second (response tokens sampled; in score and learn, those of prompts and responses, once
+    for each time that policy and critic read them), perf/PHASE/padding (per cent of the token positions computed by
+    all models that were padding, or rows that had ended) and perf/PHASE/limit (0 to 1: the time that it would take
+    at this machine's matrix-product peak and, for decoding, memory bandwidth, as measured at the first step, over
+    the time that it took).
     """
 
     learning_rate: float = help_text("peak learning rate of policy and critic", 3e-6)
     logging_steps: float = help_text("PPO steps between two rows of metrics", 1)
-    gradient_checkpointing: bool = help_text("recompute activations to save memory", True)
+    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more to compute", True)
     bf16: bool | None = help_text(  # type: ignore[assignment]
         "bf16 autocast; not set: where the hardware has it"
     )
@@ -86,7 +93,7 @@ class PPOConfig(TrainingArguments):
     target_kl: float | None = help_text("nats per token; an update stops once it moved the policy 1.5 times as far")
     micro_batch_tokens: int | None = help_text(
         "most tokens, padding included, of a forward and backward pass; rows are packed up to it, in place of "
-        "per_device_train_batch_size at a time; results do not depend on it"
+        "per_device_train_batch_size at a time; results do not depend on it, perf/learn/padding does"
     )
     max_skipped_updates: int = help_text(
         "the run ends after this many optimizer steps in a row whose gradient is not finite; one alone is left out", 10
@@ -219,7 +226,7 @@ class PPOStageConfig(PPOConfig):
     trust_remote_code: bool = help_text("run code that a model or tokenizer brings along", False)
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
     response_length: int = help_text("most tokens of a response", 128)
-    gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
+    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more to compute", False)
 
     def __post_init__(self) -> None:
         if self.sft_model_path is not None:

@@ -15,6 +15,7 @@ from rlhf.runtime.hardware import matmul_peak
 _WORTH = 0.05  # share of the time; less is not worth a word
 _MUCH_PADDING = 15  # per cent
 _LAUNCH_BOUND = 0.25  # of the limit: below it a GPU mostly waits for its next kernel
+_BUSY = 0.1  # of the limit: below it a phase is mostly something else than arithmetic
 _FAST = 1.5  # times the matrix products of now
 
 
@@ -79,9 +80,8 @@ def _checkpointing(work: dict[str, Work], whole: float, now: Conditions) -> tupl
 def _bf16(work: dict[str, Work], whole: float, now: Conditions) -> tuple[float, str]:
     if now.bf16 < _FAST:
         return 0, ""
-    # Only matrix products become faster, which take their time at the limit at least.
-    products = sum(work[name].floor for name in ("score", "learn") if name in work)
-    saved = products * (1 - 1 / now.bf16) / whole
+    busy = sum(work[name].seconds for name in ("score", "learn") if name in work and work[name].limit > _BUSY)
+    saved = busy * (1 - 1 / now.bf16) / whole
     return saved, f"bf16: true, whose matrix products are {now.bf16:.1f} times as fast here"
 
 

@@ -110,6 +110,7 @@ class PPOTrainer(TrainerBase):
         """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.
 
         Told to stop by SIGUSR1 or SIGTERM, it ends the step it is in, saves a checkpoint and sets `stopped`.
+        At its end it prints what `throughput` says.
         """
         for name, found in (("train_dataset", self.prompts), ("reward_model", self.actor.rewards)):
             if not found:
