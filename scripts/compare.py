@@ -81,9 +81,7 @@ def main() -> None:
     settings = read_run(folder).get("config")
     names = [field.name for field in fields(EvaluationConfig)]
     if not isinstance(settings, dict) or not set(names) <= settings.keys():
-        raise UserError(
-            f"{folder / 'run.json'}: expected the evaluation's settings in config, found none; evaluate anew"
-        )
+        raise UserError(f"{folder / 'run.json'}: expected the settings of an evaluation, found none; evaluate anew")
     config = EvaluationConfig(**{name: settings[name] for name in names})
     device = PartialState().device
     tokenizer = load_tokenizer(config.base_model)
