@@ -10,7 +10,7 @@ from rlhf.errors import UserError
     [
         ("a.txt: expected x, found  two blanks", "a.txt: expected x, found  two blanks"),
         ("ü…×’ 日本", "ü…×’ 日本"),
-        ("two\nlines\r\nor\u2028three\n", "two lines or three"),
+        ("two\nlines\r\nor\u2028three", "two lines  or three"),
         ("\x1b[31mred\x07 \ud800 \0", "\\x1b[31mred\\x07 \\ud800 \\x00"),
     ],
 )
