@@ -23,7 +23,7 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
     tokenizer = work.tokenizer_of(run.shape)
     _, model = work.models_of(run.shape, tokenizer, run.seed)
-    rows = work.pairs_of(run.shape, tokenizer, run.seed, _PAIRS * run.steps)
+    rows: list[dict[str, Any]] = list(work.pairs_of(run.shape, tokenizer, run.seed, _PAIRS * run.steps))
     sides = [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
     options: dict[str, Any] = work.precision(run) | {
         "output_dir": folder,
@@ -39,8 +39,8 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     if ours:
         fuse_gelu(model)  # as our loaders do
         more = {"loss_type": "bradley_terry", "train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
+        rows = [row | {"length": max(map(len, row.values()))} for row in rows]
         kind, args = PreferenceTrainer, RewardStageConfig(**options | more | {"load_best_model_at_end": False})
-        rows = [row | {"length": max(map(len, row.values()))} for row in rows]  # type: ignore[dict-item]
     else:
         kind, args = RewardTrainer, RewardConfig(**options | {"save_strategy": "no"})  # type: ignore[assignment]
     trainer = kind(

@@ -121,7 +121,12 @@ def models_of(shape: Shape, tokenizer: Any, seed: int) -> tuple[Any, Any]:
 
         return load_causal_lm(shape.path), new_reward_model(shape.path, tokenizer)
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    size = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "vocab_size": shape.vocabulary}
+    size: dict[str, Any] = {
+        "n_embd": shape.width,
+        "n_layer": shape.layers,
+        "n_head": shape.heads,
+        "vocab_size": shape.vocabulary,
+    }
     config = GPT2Config(**size, bos_token_id=eos, eos_token_id=eos, pad_token_id=pad)
     config.num_labels = 1
     policy, reward = GPT2LMHeadModel(config), GPT2ForSequenceClassification(config)

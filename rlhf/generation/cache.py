@@ -18,13 +18,12 @@ class _Layer(DynamicLayer):
         """Write behind what is there, and return all of it."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        done = self.keys.shape[-2] if self.keys.numel() else 0
+        done = self.get_seq_length()
         new = key_states.shape[-2]
         if self.room is None or done + new > self.room[0].shape[-2]:
             self.room = self._grown(key_states, done, new), self._grown(value_states, done, new)
             if done:
-                for room, old in zip(self.room, (self.keys, self.values), strict=True):
-                    room[:, :, :done] = old
+                self.room[0][:, :, :done], self.room[1][:, :, :done] = self.keys, self.values
         self.room[0][:, :, done : done + new] = key_states
         self.room[1][:, :, done : done + new] = value_states
         self.keys, self.values = (room[:, :, : done + new] for room in self.room)

@@ -1,0 +1,80 @@
+"""The work that both sides do is the work it is said to be."""
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+from rlhf.benchmark import work
+from rlhf.benchmark.compare import check_equal, compare, spread, table
+from rlhf.benchmark.ppo import Feed
+from rlhf.errors import UserError
+
+TINY = work.SHAPES["tiny"]
+
+
+def test_prompts_are_as_long_as_those_of_oasst():
+    lengths = work.prompt_lengths(20_000, seed=0)
+    assert statistics.median(lengths) == pytest.approx(18, abs=1)
+    assert sorted(lengths)[19_000] == pytest.approx(67, abs=6)  # 95 %
+    assert max(lengths) == work.MAX_PROMPT
+    assert min(lengths) >= 1
+
+
+def test_both_sides_get_the_same_prompts_and_models():
+    tokenizer = work.tokenizer_of(TINY)
+    assert work.prompts_of(TINY, tokenizer, 3) == work.prompts_of(TINY, tokenizer, 3)
+    assert work.prompts_of(TINY, tokenizer, 3) != work.prompts_of(TINY, tokenizer, 4)
+    one, two = (work.models_of(TINY, tokenizer, 3)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@torch.no_grad()
+def test_a_response_ends_at_each_token_with_one_chance_in_the_mean():
+    tokenizer = work.tokenizer_of(TINY)
+    policy, _ = work.models_of(TINY, tokenizer, 0)
+    ids = torch.randint(0, 500, (4, 32), generator=torch.Generator().manual_seed(0))
+    p = policy.eval()(ids).logits.softmax(-1)
+    assert p[..., tokenizer.eos_token_id].mean().item() == pytest.approx(1 / TINY.mean_response, rel=0.05)
+    assert p[..., tokenizer.pad_token_id].max() < 1e-9
+
+
+def test_a_feed_gives_every_row_once_a_step_whatever_is_asked_for():
+    feed = Feed([[1], [2], [3]], times=2)
+    assert [feed[i]["input_ids"] for i in (5, 0, 3, 3, 1, 2)] == [[1], [2], [3], [1], [2], [3]]
+    assert len(feed) == 6
+
+
+def result(**changes):
+    return {"prompt_tokens": 10, "updates": 4, "steps": [{"learn": 2.0}], "response_tokens": [5, 6]} | changes
+
+
+def test_sides_that_did_not_do_the_same_are_refused():
+    check_equal({"rlhf": result(), "trl": result(response_tokens=[7, 8])})  # lengths are drawn, not set
+    for name, other in (("prompt_tokens", 11), ("updates", 8), ("steps", [])):
+        with pytest.raises(UserError, match=name):
+            check_equal({"rlhf": result(), "trl": result(**{name: other})})
+
+
+def test_spread():
+    assert spread([3.0, 1.0, 2.0, 5.0]) == {"min": 1.0, "median": 2.5, "max": 5.0}
+
+
+def test_a_comparison_from_end_to_end(capsys):
+    given = {"shape": "tiny", "work": "evaluation", "precision": "fp32", "steps": 2}
+    found = compare(given, 1, None)
+    ours, plain = (found["pairs"][0][side] for side in ("rlhf", "trl"))
+    assert ours["prompt_tokens"] == plain["prompt_tokens"] > 0
+    assert 8 <= ours["response_tokens"][1] <= 8 * 16
+    assert found["ratio"]["min"] == found["ratio"]["max"] > 0
+    assert "matrix products" in table(found)
+
+
+def test_a_missing_trl_is_one_line():
+    command = [sys.executable, str(tiny.ROOT / "scripts" / "benchmark.py"), "--trl", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tiny.ROOT)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: trl: expected a folder made by")
