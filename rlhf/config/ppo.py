@@ -96,7 +96,7 @@ class PPOConfig(TrainingArguments):
         "per_device_train_batch_size at a time; results do not depend on it, perf/learn/padding does"
     )
     max_skipped_updates: int = help_text(
-        "the run ends after this many optimizer steps in a row whose gradient is not finite; one alone is left out", 10
+        "the run ends after this many updates in a row whose numbers are not finite; fewer are left out and logged", 10
     )
     cliprange: float = help_text("clip of the probability ratio", 0.2)
     vf_coef: float = help_text("weight of the value loss", 0.1)

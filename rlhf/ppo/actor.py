@@ -1,8 +1,9 @@
 """Act: responses of the policy to a share of prompts, seen once by every role and every reward."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, observe, pack
 from rlhf.ppo.score_scaling import ScoreScaler
+from rlhf.ppo.skipped import broken_rows, not_finite, set_aside
 from rlhf.reward.sources import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
-from rlhf.runtime.distributed import all_sum, equal_share
+from rlhf.runtime.distributed import all_rows, all_sum, equal_share
 from rlhf.runtime.engine import gathered, is_sharded
 
 
@@ -33,6 +35,7 @@ class Experience:
     rollout: Rollout
     n_global: int  # responses over all ranks, filler rows not counted
     rewards: list[str]  # name of each column of rollout.scores
+    broken: list[dict[str, Any]]  # rows of all ranks with numbers that are not finite: nothing is learned from the step
 
 
 class Actor:
@@ -52,6 +55,8 @@ class Actor:
         self.args, self.roles, self.rewards = args, roles, rewards
         self.tokenizer, self.eos_ids, self.accelerator = tokenizer, eos_ids, accelerator
         self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=accelerator.device)
+        functions = [isinstance(source, FunctionReward) for source in rewards]
+        self.abstains = torch.tensor(functions, dtype=torch.bool, device=accelerator.device)
         self.scaler = ScoreScaler(args)
         self.engine, self._is_whole = engine, False
         # What went through the models last: rows and columns of each call that sampled; rows of each pass over
@@ -119,12 +124,11 @@ class Actor:
         responses: list[list[int]],
         real: Tensor,
         scores: Tensor | None = None,
-        learn: bool = True,
     ) -> Rollout:
-        """Everything PPO needs to know about finished responses. real: bool [B], False on filler rows.
+        """Everything PPO needs to know about finished responses, with scores as they came; see `experience`.
 
-        scores: float [B, K], from outside; not given, the reward sources are asked. learn: False leaves the
-        running moments of the scores as they are.
+        real: bool [B], False on filler rows. scores: float [B, K], from outside, NaN for no opinion; not given,
+        the reward sources are asked.
         """
         self.roles.trained.eval()
         device = self.accelerator.device
@@ -133,27 +137,32 @@ class Actor:
         with self.whole(), self.accelerator.autocast():
             self.observed, self.asked = [], self.rewards if scores is None else []
             seen = observe(self.roles, packed, self.args, self.observed.append)
-            weights = self.weights if scores is None else torch.ones(scores.shape[1], device=device)
-            scores = self.score(prompts, responses, real) if scores is None else scores
-        raw = weighted(scores, weights)
-        self._check_finite(prompts, scores, real)
-        shaped = self.scaler(raw, real, lambda x: all_sum(self.accelerator, x)) if learn else raw
+            weights, abstains = self.weights, self.abstains
+            if scores is None:
+                scores = self.score(prompts, responses, real)
+            else:
+                weights = torch.ones(scores.shape[1], device=device)
+                abstains = weights.bool()
+        raw = weighted(scores, weights, abstains)
         ids, attention, mask = packed
         ended = torch.tensor(self.ended(responses), device=device)
         mask = mask & real.unsqueeze(1)  # filler rows count for nothing from here on
-        return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=shaped, **seen)
+        return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=raw, **seen)
 
-    def _check_finite(self, prompts: Sequence[Prompt], scores: Tensor, real: Tensor) -> None:
-        """An infinite score is a UserError on all ranks: it would leave no advantage of the step finite."""
-        bad = scores.isinf() & real.unsqueeze(1)
-        if not all_sum(self.accelerator, bad.sum().reshape(1)):
-            return
-        if not bad.any():
-            raise UserError("rewards: expected finite scores, found one that is not on another process")
-        row, column = bad.nonzero()[0].tolist()
-        name = self.rewards[column].name if column < len(self.rewards) else "score"
-        found = f"{scores[row, column].item()} for prompt {prompts[row].prompt_id}"
-        raise UserError(f"reward {name}: expected finite scores, found {found}")
+    def experience(
+        self, prompts: list[Prompt], responses: list[list[int]], rollout: Rollout, n_global: int, rewards: list[str]
+    ) -> Experience:
+        """What a step learns from: scores scaled, or rows whose numbers are not finite set aside on all ranks."""
+        bad = not_finite(rollout)
+        rows = torch.stack(list(bad.values())).any(0)
+        broken: list[dict[str, Any]] = []
+        if all_sum(self.accelerator, rows.sum().reshape(1)) > 0:
+            broken = all_rows(broken_rows(rollout, bad, [prompt.prompt_id for prompt in prompts], rewards))
+            rollout = set_aside(rollout, rows)
+        else:  # the running moments of the scores would keep what is not finite for ever
+            score = self.scaler(rollout.raw_score, rollout.real, lambda x: all_sum(self.accelerator, x))
+            rollout = replace(rollout, score=score)
+        return Experience(prompts, responses, rollout, n_global, rewards, broken)
 
     @torch.no_grad()
     def fit_scores(self, prompts: Sequence[Prompt]) -> tuple[float, float]:
@@ -165,9 +174,13 @@ class Actor:
             with self.roles.reference.active() as model:
                 responses = self.sample(part, 0, model=model)
             with self.whole(), self.accelerator.autocast():
-                raw.append(weighted(self.score(part, responses, real[start : start + size]), self.weights))
+                scores = self.score(part, responses, real[start : start + size])
+                raw.append(weighted(scores, self.weights, self.abstains))
         m = self.scaler.fit(torch.cat(raw), real.to(raw[0].device), lambda x: all_sum(self.accelerator, x))
-        return m.mean.item(), m.std.item()
+        mean, std = m.mean.item(), m.std.item()
+        if not math.isfinite(mean + std):
+            raise UserError(f"score_norm_samples: expected finite scores, found mean {mean} and deviation {std}")
+        return mean, std
 
     def _finished(self, prompts: Sequence[Prompt], responses: list[list[int]], rows: list[int]) -> Finished:
         part = [responses[i] for i in rows]

@@ -155,14 +155,14 @@ class TrainerBase:
                     f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
                 )
         facts = load_checkpoint(self.accelerator, found, self.batch_size)
-        self.learner.skipped_in_a_row = facts["skipped_in_a_row"]
+        self.learner.skips.in_a_row = facts["skipped_in_a_row"]
         self.flow.load(found)
         self.recorder.load(found)
         return facts["step"]
 
     def _save(self, step: int) -> None:
         """A checkpoint of this step, which is over."""
-        facts = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skipped_in_a_row}
+        facts = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skips.in_a_row}
         save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit, facts, self._save_beside)
         self.flow.event("on_save")
 

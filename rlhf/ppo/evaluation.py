@@ -22,7 +22,7 @@ def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, 
     names = [source.name for source in actor.rewards]
     total: dict[str, Tensor] = {}
     for part, real in _shares(actor, prompts):
-        rollout = actor.rollout(part, actor.sample(part, STEP), real, learn=False)
+        rollout = actor.rollout(part, actor.sample(part, STEP), real)
         for name, value in rollout_sums(rollout, names, actor.args.kl_estimator).items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
     device = actor.accelerator.device
@@ -38,7 +38,7 @@ def completions(actor: Actor, prompts: Sequence[Prompt], one_batch: bool) -> lis
     rows = []
     for part, real in _shares(actor, prompts):
         responses = actor.sample(part, STEP, GREEDY)
-        scores = actor.rollout(part, responses, real, learn=False).raw_score.tolist()
+        scores = actor.rollout(part, responses, real).raw_score.tolist()
         for prompt, response, score, is_real in zip(part, responses, scores, real.tolist(), strict=True):
             if is_real:
                 text = decode_response(actor.tokenizer, response)

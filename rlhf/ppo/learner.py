@@ -1,6 +1,7 @@
 """Learn: a few clipped steps on one rollout, the same however the rows are split."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +14,9 @@ from rlhf.errors import UserError
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, passes, trim
-from rlhf.runtime.distributed import all_max, all_sum
+from rlhf.ppo.skipped import Skips, number, update_rows
+from rlhf.runtime.distributed import all_max, all_rows, all_sum
 from rlhf.runtime.engine import is_deepspeed
-
-_NOT_FINITE = "gradient: expected a finite norm, found none"
-_HINT = "a lower learning rate or rewards within bounds may help; what was saved before is whole"
 
 SUMS = (
     "loss/policy",
@@ -41,62 +40,74 @@ class Learner:
         accelerator: Accelerator,
         args: PPOConfig,
         event: Callable[[str], None] = lambda name: None,
+        skips: Skips | None = None,
     ) -> None:
         """event: called with the name of a TrainerCallback method at each micro-batch and optimizer step."""
         self.model, self.optimizer, self.accelerator, self.args = model, optimizer, accelerator, args
         self.event = event
         self.deepspeed = is_deepspeed(accelerator)
-        self.skipped_in_a_row = 0
         self.passes: list[Tensor] = []  # rows of each pass of the last update; none where a rank had run out of them
+        self.skips = skips or Skips(args.max_skipped_updates)
 
     def learn(
-        self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int
+        self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int, ids: Sequence[str] = ()
     ) -> dict[str, Tensor]:
         """num_ppo_epochs passes, num_mini_batches optimizer steps a pass (fewer when there are fewer rows).
 
-        positions: int [B], each local row's place in the global batch of n_global rows. In the first
-        critic_warmup_steps steps only the critic learns. With target_kl the update ends, before the optimizer
-        step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times that much KL to the
-        rollout's policy.
-        An optimizer step whose gradient is not finite is left out, on all ranks alike; after max_skipped_updates of
-        them in a row the run ends by a UserError.
-        Returns sums over this rank (losses, already divided by global counts, and per-token statistics), each
-        float64 [], under the names in SUMS, "tokens" that were summed over, this rank's "ratio_max", and, alike on
-        all ranks, "grad_norm" and "grad_norm_critic" of the last minibatch, the "minibatches" that were looked at,
-        the "updates" done and those "skipped".
+        positions: int [B], each local row's place in the global batch of n_global rows; ids: of their prompts, for
+        skipped.jsonl. In the first critic_warmup_steps steps only the critic learns. With target_kl the update ends,
+        before the optimizer step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times that
+        much KL to the rollout's policy.
+        An optimizer step whose loss or gradient is not finite is left out, on all ranks alike; after
+        max_skipped_updates of them in a row the run ends by a UserError.
+        Returns sums over this rank and what was not left out (losses, already divided by global counts, and
+        per-token statistics), each float64 [], under the names in SUMS, "tokens" that were summed over, this rank's
+        "ratio_max", and, alike on all ranks, "grad_norm" and "grad_norm_critic" of the last update, the
+        "minibatches" that were looked at, the "updates" done and those "skipped".
         """
         self.model.train()
-        device = rollout.ids.device
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        norms = torch.zeros(2, dtype=torch.float64, device=device)
-        tokens, self.ratio_max = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.ids.device)
+        tokens, largest, norms = sums[0], sums[0], sums[:2]
         minibatches = updates = skipped = 0
         self.passes = []
         policy_learns = step > self.args.critic_warmup_steps
         for groups in self._minibatches(rollout, positions, n_global, step):
             n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
             n_tokens = all_sum(self.accelerator, n_local.reshape(1)).squeeze().clamp(min=1)
-            own = torch.zeros_like(sums)
-            with self._policy_rate(policy_learns):
-                for index in self._accumulate(groups):
-                    own += self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns))
-                    self.event("on_substep_end")
+            parts = self._passes(rollout, targets, groups, n_tokens, policy_learns)
             self.passes += groups
-            sums, tokens, minibatches = sums + own, tokens + n_local, minibatches + 1
-            far = self._went_far(own[SUMS.index("approxkl")], n_tokens)
-            if far and not self.deepspeed:
+            far = self._went_far(parts[:, SUMS.index("approxkl")].sum(), n_tokens)
+            held = far and not self.deepspeed
+            found, done = (norms, False) if held else self._step(policy_learns, step)
+            minibatches, updates = minibatches + 1, updates + done
+            if done or held:
+                sums, tokens, norms = sums + parts[:, :-1].sum(0), tokens + n_local, found
+                largest = torch.maximum(largest, parts[:, -1].max())
+                self.skips.in_a_row = 0
+            else:
+                skipped += 1
+                self._left_out(step, update_rows(rollout, targets, groups, parts[:, :2], ids), found)
+            if far:
                 self.optimizer.zero_grad()
                 break
-            norms, done = self._step(policy_learns, step)
-            updates, skipped = updates + done, skipped + (not done)
-            if far:
-                break
         self.model.eval()
-        result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
-        counts = {"minibatches": minibatches, "updates": updates, "skipped": skipped}
-        result |= {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
-        result |= {"tokens": tokens, "ratio_max": self.ratio_max}
-        return result | {"grad_norm": norms[0], "grad_norm_critic": norms[1]}
+        return _result(sums, (minibatches, updates, skipped), tokens, largest, norms)
+
+    def leave_out(self, step: int, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """A PPO step whose rollout is not finite: it counts as one update left out. What `learn` returns, all 0.
+
+        rows: of all ranks, those that are not finite, as `broken_rows` has them.
+        """
+        self.passes = []
+        self.skips.left_out(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
+        zeros = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
+        return _result(zeros, (0, 0, 1), zeros[0], zeros[0], zeros[:2])
+
+    def _left_out(self, step: int, rows: list[dict[str, Any]], norms: Tensor) -> None:
+        rows = all_rows(rows)
+        lost = any(isinstance(row[name], str) for row in rows for name in ("policy_loss", "value_loss"))
+        what = ["loss", "gradient"] if lost else ["gradient"]
+        self.skips.left_out(step, what, rows, grad_norm=[number(norm) for norm in norms])
 
     def _went_far(self, approxkl: Tensor, n_tokens: Tensor) -> bool:
         if self.args.target_kl is None:
@@ -132,6 +143,20 @@ class Learner:
             with self.accelerator.accumulate(self.model):
                 yield index
 
+    def _passes(
+        self, rollout: Rollout, targets: Targets, groups: list[Tensor], n_tokens: Tensor, policy_learns: bool
+    ) -> Tensor:
+        """Forward and backward over one optimizer step's micro-batches; float64 [len(groups), len(SUMS) + 1].
+
+        The columns are SUMS and the largest ratio of a token.
+        """
+        parts = []
+        with self._policy_rate(policy_learns):
+            for index in self._accumulate(groups):
+                parts.append(self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns)))
+                self.event("on_substep_end")
+        return torch.stack(parts)
+
     def _backward(
         self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int, policy: float
     ) -> Tensor:
@@ -151,12 +176,14 @@ class Learner:
         # does not) and the ranks' gradients are averaged: both are undone here, as in Accelerate's example
         # gradient_accumulation_for_autoregressive_models.py.
         scale = self.accelerator.num_processes * (1 if self.deepspeed else parts)
-        self.accelerator.backward((policy * pg + args.vf_coef * vf) * scale)
+        loss = policy * pg + args.vf_coef * vf
+        # The gradient of a loss that is not finite may be: NaN times it is not, and all ranks see that in the mean of
+        # theirs, with no collective more.
+        finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.accelerator.backward(loss * finite * scale)
         with torch.no_grad():
             log_ratio = torch.where(mask, logp - old_logp, 0)
             ratio = log_ratio.exp()
-            largest = torch.where(mask, ratio, 0).max().double()
-            self.ratio_max = torch.maximum(self.ratio_max.to(largest.device), largest)
             per_token = (
                 0.5 * log_ratio**2,
                 (ratio - 1).abs() > args.cliprange,
@@ -165,7 +192,8 @@ class Learner:
                 ratio,
                 ratio**2,
             )
-            return torch.stack([pg, vf, *(torch.where(mask, x, 0).sum() for x in per_token)]).double()
+            sums = (torch.where(mask, x, 0).sum() for x in per_token)
+            return torch.stack([pg, vf, *sums, torch.where(mask, ratio, 0).max()]).double()
 
     @contextmanager
     def _policy_rate(self, learns: bool) -> Iterator[None]:
@@ -187,9 +215,13 @@ class Learner:
         if self.deepspeed:  # stepped and clipped already, with one norm for both
             engine: Any = self.model
             norm = torch.as_tensor(float(engine.get_global_grad_norm() or 0.0), dtype=torch.float64)
-            if not norm.isfinite() and not self.args.fp16:  # under fp16 DeepSpeed itself leaves such a step out
-                raise UserError(f"{_NOT_FINITE} in step {step}, and DeepSpeed has taken its step; {_HINT}")
-            return norm.repeat(2), self._count(bool(norm.isfinite()), step)
+            done = bool(engine.was_step_applied())  # it leaves steps out itself whose norm is not finite, on all ranks
+            if done and not norm.isfinite():
+                raise UserError(
+                    f"DeepSpeed: expected steps left out whose gradient is not finite, found one taken in step {step}; "
+                    "see check_grad_overflow in its config; what was saved before is whole"
+                )
+            return norm.repeat(2), done
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
@@ -200,7 +232,7 @@ class Learner:
                 for part in (model.policy, model.critic)
             ]
         ).double()
-        done = self._count(bool(norms.isfinite().all()), step)  # the ranks' gradients are averaged: all see the same
+        done = bool(norms.isfinite().all())  # the ranks' gradients are averaged: all see the same
         if not policy_learns:  # without a gradient, an optimizer leaves a parameter and its moments as they are
             for parameter in model.policy.parameters():
                 parameter.grad = None
@@ -211,8 +243,10 @@ class Learner:
         self.optimizer.zero_grad()
         return norms, done
 
-    def _count(self, finite: bool, step: int) -> bool:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= self.args.max_skipped_updates:
-            raise UserError(f"{_NOT_FINITE} {self.skipped_in_a_row} times in a row, last in step {step}; {_HINT}")
-        return finite
+
+def _result(
+    sums: Tensor, counts: tuple[int, int, int], tokens: Tensor, ratio_max: Tensor, norms: Tensor
+) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
+    result |= {"tokens": tokens, "ratio_max": ratio_max, "grad_norm": norms[0], "grad_norm_critic": norms[1]}
+    return result | dict(zip(("minibatches", "updates", "skipped"), torch.tensor(counts).double(), strict=True))

@@ -31,6 +31,7 @@ def metrics_row(
     rewards: the names of the reward sources. work: this rank's, by phase; speeds are those of all ranks together.
     """
     sums = rollout_sums(rollout, rewards, args.kl_estimator) | _target_sums(rollout, targets, kl_coef, args)
+    sums |= _fingerprint_sums(rollout)
     sums |= {k: v for k, v in learned.items() if k not in (*_SAME_ON_ALL_RANKS, _LARGEST)}
     places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
     sums |= dict.fromkeys(places, torch.zeros_like(learned[_LARGEST]))
@@ -41,14 +42,14 @@ def metrics_row(
     sums |= {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
     total = summed(sums, accelerator)
     together = {phase: Work(*(total[f"{phase}/{name}"] for name in FIELDS)) for phase in work}
-    tokens, seen = max(total["response_tokens"], 1), max(total["tokens"], 1)
-    minibatches = max(learned["minibatches"].item(), 1)
+    n, tokens, seen = max(total["n"], 1), max(total["response_tokens"], 1), max(total["tokens"], 1)
+    minibatches = max(learned["minibatches"].item() - learned["skipped"].item(), 1)
     spread = _std(total, "returns", tokens)
     row = rollout_means(total, rewards) | {
         "objective/kl_coef": kl_coef,
-        "objective/non_score_reward": -kl_coef * total["kl"] / total["n"],
-        "objective/rlhf_reward": total["rlhf_reward"] / total["n"],
-        "objective/penalised_scores": total["penalised_score"] / total["n"],
+        "objective/non_score_reward": -kl_coef * total["kl"] / n,
+        "objective/rlhf_reward": total["rlhf_reward"] / n,
+        "objective/penalised_scores": total["penalised_score"] / n,
         "objective/advantages": total["advantages"] / tokens,
         "objective/advantages_std": _std(total, "advantages", tokens),
         "objective/returns": total["returns"] / tokens,
@@ -70,6 +71,7 @@ def metrics_row(
         "val/num_eos_tokens": total["ended"],
         "val/updates": learned["updates"].item(),
         "val/skipped_updates": learned["skipped"].item(),
+        "val/all_responses_same": float(total["n"] > 1 and _all_same(total)),
     }
     return row | rates(together, accelerator.num_processes)
 
@@ -133,7 +135,7 @@ def rollout_means(total: dict[str, float], rewards: Sequence[str]) -> dict[str, 
 def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOConfig) -> dict[str, Tensor]:
     mask = rollout.mask
     sums = {
-        "rlhf_reward": token_rewards(rollout, kl_coef, args).sum(),
+        "rlhf_reward": torch.where(mask, token_rewards(rollout, kl_coef, args), 0).sum(),
         "penalised_score": torch.where(rollout.real, penalised_score(rollout, args.missing_eos_penalty), 0).sum(),
         "values": torch.where(mask, rollout.values, 0).sum(),
     }
@@ -146,6 +148,24 @@ def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOCo
         x = torch.where(mask, x, 0).double()
         sums |= {name: x.sum(), f"{name}_squared": (x**2).sum()}
     return sums
+
+
+def _fingerprint_sums(rollout: Rollout) -> dict[str, Tensor]:
+    """Sum and sum of squares of a 20-bit number a response, which depends on its tokens and nothing else.
+
+    Doubles hold both exactly for 4096 responses.
+    """
+    response = rollout.ids[:, -rollout.mask.shape[1] :].long() * rollout.mask
+    place = torch.arange(1, response.shape[1] + 1, device=response.device)
+    # Products wrap alike everywhere. A token and its place are mixed, so that an order counts, too.
+    mixed = (response + 1) * rollout.mask * (place * 2_654_435_761 + 40_503)
+    number = ((mixed ^ (mixed >> 15)).sum(1) % 2**20).double() * rollout.real
+    return {"fingerprint": number.sum(), "fingerprint_squared": (number**2).sum()}
+
+
+def _all_same(total: dict[str, float]) -> bool:
+    """Cauchy-Schwarz: n times the sum of squares is the square of the sum where all are the same, and only there."""
+    return int(total["n"]) * int(total["fingerprint_squared"]) == int(total["fingerprint"]) ** 2
 
 
 def _std(total: dict[str, float], name: str, n: float) -> float:

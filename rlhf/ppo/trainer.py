@@ -26,6 +26,10 @@ from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.ppo.skipped import Skips
+from rlhf.ppo.skipped import line as skip_line
+from rlhf.ppo.warnings import Watch
+from rlhf.ppo.warnings import line as warning_line
 from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
@@ -33,7 +37,7 @@ from rlhf.runtime.checkpoint import save_plain_weights
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import cast_weights, check_wrapped
 from rlhf.runtime.preemption import StopRequest
-from rlhf.runtime.tracking import Recorder
+from rlhf.runtime.tracking import SKIPPED, WARNINGS, Recorder
 
 
 @answers_old_names
@@ -98,6 +102,9 @@ class PPOTrainer(TrainerBase):
         self.flow = Flow(args, callbacks or [], main, model=self.roles.trained.policy, **shown)
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event)
         self.meter, self.work = Meter(self.actor), list[dict[str, Work]]()
+        skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
+        self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event, skips)
+        self.watch = Watch(args, lambda row: self.recorder.event(WARNINGS, row, warning_line(row)))
         self.episode, self.timings, self.stopped = 0, dict[str, float](), False
         self.flow.event("on_init_end")
 
@@ -153,7 +160,8 @@ class PPOTrainer(TrainerBase):
                 responses = self.actor.sample(part, step)
             with self._timed("score"):
                 rollout = self.actor.rollout(part, responses, real)
-        return Experience(part, responses, rollout, len(batch), [source.name for source in self.actor.rewards])
+            names = [source.name for source in self.actor.rewards]
+            return self.actor.experience(part, responses, rollout, len(batch), names)
 
     def judge(self, rollout: Rollout) -> Targets:
         """Rewards to advantages, over all ranks."""
@@ -162,10 +170,13 @@ class PPOTrainer(TrainerBase):
     def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Tensor]:
         """A few clipped steps."""
         with self._timed("learn"):
+            if experience.broken:
+                return self.learner.leave_out(step, experience.broken)
             rollout, world = experience.rollout, self.accelerator.num_processes
             place = torch.arange(len(rollout.ids)) * world + self.accelerator.process_index
             place[~rollout.real.cpu()] = -1
-            return self.learner.learn(rollout, targets, place, experience.n_global, step)
+            prompt_ids = [prompt.prompt_id for prompt in experience.prompts]
+            return self.learner.learn(rollout, targets, place, experience.n_global, step, prompt_ids)
 
     def record(self, step: int, experience: Experience, targets: Targets, sums: dict[str, Tensor]) -> dict[str, float]:
         """One collective, one row; then learning rate and KL coefficient move."""
@@ -180,7 +191,7 @@ class PPOTrainer(TrainerBase):
         row |= {f"time/{name}": seconds for name, seconds in self.timings.items()}
         row |= {"eps": n / max(sum(self.timings.values()), 1e-9)}
         self.scheduler.step()
-        if args.kl_target is not None:
+        if args.kl_target is not None and not experience.broken:
             self.kl_control.update(row["objective/kl_per_token"], n)
         self.state.global_step, self.state.epoch = step, epoch
         return row
@@ -188,6 +199,7 @@ class PPOTrainer(TrainerBase):
     def _step(self, step: int, experience: Experience) -> dict[str, float]:
         targets = self.judge(experience.rollout)
         row = self.record(step, experience, targets, self.learn(step, experience, targets))
+        self.watch.look(step, row, experience.n_global)
         if self._shows_samples(step):
             self.recorder.samples(step, self._samples(experience))
         if self.args.torch_empty_cache_steps and step % self.args.torch_empty_cache_steps == 0:
@@ -230,5 +242,5 @@ class PPOTrainer(TrainerBase):
         self.timings = {}
         with self._timed("score"):
             rollout = self.actor.rollout(read, tokens, torch.ones(n, dtype=torch.bool), column)
-        experience = Experience(read, tokens, rollout, n * self.accelerator.num_processes, ["score"])
+            experience = self.actor.experience(read, tokens, rollout, n * self.accelerator.num_processes, ["score"])
         return self._step(self.state.global_step + 1, experience)

@@ -37,7 +37,7 @@ class RewardSource(Protocol):
     name: str
 
     def __call__(self, finished: Finished) -> Tensor:
-        """float32 [B], on the CPU; NaN where the source has no opinion."""
+        """float32 [B], on the CPU; NaN where a function has no opinion; a model always has one."""
         ...
 
 
@@ -144,9 +144,12 @@ class FunctionReward:
         return torch.tensor([math.nan if value is None else float(value) for value in values])
 
 
-def weighted(scores: Tensor, weights: Tensor) -> Tensor:
-    """float [B, K] by weights float [K] -> [B]; a source without an opinion on a row adds nothing to it."""
-    return (torch.where(scores.isnan(), 0, scores) * weights).sum(dim=1)
+def weighted(scores: Tensor, weights: Tensor, abstains: Tensor) -> Tensor:
+    """float [B, K] by weights float [K] -> [B]; a source without an opinion on a row adds nothing to it.
+
+    abstains: bool [K], sources whose NaN is no opinion; that of another, a model, makes the sum NaN.
+    """
+    return (torch.where(scores.isnan() & abstains, 0, scores) * weights).sum(dim=1)
 
 
 def model_reward(

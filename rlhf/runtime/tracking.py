@@ -18,6 +18,8 @@ from rlhf.runtime.disk import flush, writing
 from rlhf.runtime.run_folder import append_row, write_bytes, write_rows, write_text
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
+SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"
+_FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # a row a line, each with its step
 
 # What each tracker calls the name of a run, where it takes one as it starts.
 _RUN_NAME = {
@@ -47,7 +49,7 @@ class Recorder:
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             last = step if step or self.wrote else -1
-            for name in (METRICS, SAMPLES, EVALUATIONS):
+            for name in _FILES:
                 keep_rows(self.folder / name, last)
             keep_events(self.folder / board_folder(args.run_name), last)
         # Trackers take numbers, truth values and texts; everything else is shown as text.
@@ -73,7 +75,7 @@ class Recorder:
 
     def save(self, checkpoint: Path) -> None:
         """The rows so far into a checkpoint, and TensorBoard's to the disk."""
-        for name in (METRICS, SAMPLES, EVALUATIONS):
+        for name in _FILES:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, checkpoint / name)
         if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
@@ -85,7 +87,7 @@ class Recorder:
     def load(self, checkpoint: Path) -> None:
         """The rows that were written before a checkpoint, whatever has become of them since."""
         if self.accelerator.is_main_process:
-            for name in (METRICS, SAMPLES, EVALUATIONS):
+            for name in _FILES:
                 if (checkpoint / name).exists():
                     write_bytes(self.folder / name, (checkpoint / name).read_bytes())
 
@@ -96,6 +98,13 @@ class Recorder:
     def evaluation(self, step: int, row: dict[str, float]) -> None:
         """One evaluation's metrics, in a file of their own."""
         self._row(EVALUATIONS, step, row)
+
+    def event(self, file: str, row: dict[str, Any], text: str) -> None:
+        """Something that went wrong: a row of a file, SKIPPED or WARNINGS, and a printed line."""
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_row(self.folder / file, row)
+            print(text, flush=True)
 
     def _row(self, file: str, step: int, row: dict[str, float]) -> None:
         self.wrote = True

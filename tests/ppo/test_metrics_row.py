@@ -42,8 +42,8 @@ EXPECTED = {
     "policy/entropy_avg": 1.5,
     "policy/grad_norm": 7.0,
     "value/grad_norm": 8.0,
-    "loss/policy_avg": -0.5,
-    "loss/value_avg": 1.0,
+    "loss/policy_avg": -2 / 3,
+    "loss/value_avg": 4 / 3,
     "val/clipfrac_avg": 0.75,
     "val/ratio": 1.25,
     "val/ratio_var": 0.4375,
@@ -51,8 +51,9 @@ EXPECTED = {
     "val/num_eos_tokens": 2.0,
     "val/updates": 3.0,
     "val/skipped_updates": 1.0,
+    "val/all_responses_same": 0.0,
 }
-# Two passes over 6 tokens, two minibatches a pass; sums over this rank, norms and counts as they are.
+# Two passes over 6 tokens, two minibatches a pass of which one was left out; sums over this rank, norms and counts.
 LEARNED = {"loss/policy": -2.0, "loss/value": 4.0, "approxkl": 3.0, "clipfrac": 6.0, "value_clipfrac": 9.0}
 LEARNED |= {"entropy": 18.0, "ratio": 15.0, "ratio_squared": 24.0, "tokens": 12.0, "ratio_max": 3.0}
 COUNTS = {"minibatches": 4.0, "updates": 3.0, "skipped": 1.0, "grad_norm": 7.0, "grad_norm_critic": 8.0}
@@ -87,7 +88,7 @@ def junk(one, extra):
             value = torch.cat([value, torch.zeros(3, extra)], 1).where(mask, tensor(99.0))
         wide[field.name] = value
     if isinstance(one, Rollout):
-        wide["mask"] = mask
+        wide |= {"mask": mask, "ids": torch.cat([one.ids, torch.full((3, extra), 99)], 1)}
     return type(one)(**wide)
 
 
@@ -120,6 +121,27 @@ def test_a_filler_row_and_a_missing_opinion_are_not_seen(alone):
     means = rollout_means(sums, ["judge", "rule"])
     assert (means["objective/scores"], means["objective/response_length"], means["objective/kl"]) == (0.5, 2.0, 0.75)
     assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (1.0, 0.5, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("responses", "same"),
+    [
+        ([[7, 8], [7, 8], [7, 8]], 1.0),
+        ([[7, 8], [7, 8], [8, 7]], 0.0),  # an order is a difference
+        ([[7], [7, 7], [7]], 0.0),
+        ([[0], [0, 0], [0]], 0.0),
+        ([[7, 8], [7, 8], [7, 9]], 0.0),
+    ],
+)
+def test_whether_all_responses_are_the_same(alone, responses, same):
+    """Beside the responses lie a prompt and padding that differ."""
+    mask = tensor([[True] * len(row) + [False] * (3 - len(row)) for row in responses])
+    ids = tensor([[i, i, *row, *[50 + i] * (3 - len(row))] for i, row in enumerate(responses)])
+    assert row_of(rollout(ids=ids, mask=mask), targets())["val/all_responses_same"] == same
+    filler = rollout(ids=ids, mask=mask, real=tensor([True, True, False]))  # the first two
+    assert row_of(filler, targets())["val/all_responses_same"] == float(responses[0] == responses[1])
+    one = rollout(ids=ids, mask=mask, real=tensor([True, False, False]))
+    assert row_of(one, targets())["val/all_responses_same"] == 0.0  # of one there is nothing to say
 
 
 def test_a_row_of_two_ranks_is_that_of_one(monkeypatch):

@@ -174,7 +174,7 @@ class Counting(TrainerCallback, ExportableState):
 
     def on_step_end(self, *_, **__):
         self.seen += 1
-        self.learner.skipped_in_a_row = 5
+        self.learner.skips.in_a_row = 5
 
 
 def test_logs_callbacks_and_skipped_updates_go_on(tmp_path):
@@ -183,9 +183,9 @@ def test_logs_callbacks_and_skipped_updates_go_on(tmp_path):
     first, again = runs
     first.flow.callbacks[-1].learner = first.learner
     first.train()
-    assert (again.learner.skipped_in_a_row, again.flow.callbacks[-1].seen) == (0, 0)
+    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (0, 0)
     assert again._resume(True) == 2
-    assert (again.learner.skipped_in_a_row, again.flow.callbacks[-1].seen) == (5, 2)
+    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (5, 2)
     assert again.state.log_history == first.state.log_history
     assert [row["step"] for row in again.state.log_history] == [1, 2]
 

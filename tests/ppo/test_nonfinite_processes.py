@@ -1,0 +1,102 @@
+"""Under every engine the ranks leave an update out together, and stop together."""
+
+import json
+
+import pytest
+from workers import launch, rows
+
+# Step 2: a score is NaN on rank 1. Step 3: a return whose square is infinite on rank 0, in one of two minibatches.
+# Step 4: a finite loss on rank 1 with a gradient that is not. From step 6 on a log-prob on rank 0.
+WORKER = """
+import math
+from rlhf.errors import UserError
+from rlhf.ppo import learner
+from rlhf.runtime.engine import gathered
+
+run = trainer(**options)
+rank, at, moved = run.accelerator.process_index, {"step": 0}, []
+score, rollout, judge, step, policy_loss = run.actor.score, run.actor.rollout, run.judge, run._step, learner.policy_loss
+
+def act(number, batch, act=run.act):
+    at["step"] = number
+    return act(number, batch)
+
+def bad_score(*given):
+    scores = score(*given)
+    if at["step"] == 2 and rank == 1:
+        scores[0, 0] = math.nan
+    return scores
+
+def bad_logp(*given):
+    seen = rollout(*given)
+    if at["step"] >= 6 and rank == 0:
+        seen.logp[0, 0] = math.nan
+    return seen
+
+def bad_return(seen):
+    targets = judge(seen)
+    if at["step"] == 3 and rank == 0:
+        targets.returns[0, 0] = 2e19
+    return targets
+
+def bad_gradient(*given):
+    loss = policy_loss(*given)
+    return loss + (loss * 0).sqrt() if at["step"] == 4 and rank == 1 else loss
+
+def weights():
+    with gathered([run.roles.trained]):
+        return torch.cat([p.detach().flatten().clone() for p in run.roles.trained.parameters()])
+
+def watched(number, experience):
+    before = weights()
+    row = step(number, experience)
+    moved.append(not torch.equal(before, weights()))
+    return row
+
+run.act, run.actor.score, run.actor.rollout, run.judge, run._step = act, bad_score, bad_logp, bad_return, watched
+learner.policy_loss = bad_gradient
+try:
+    run.train()
+    end = "no end"
+except UserError as error:
+    end = str(error)
+whole = bool(weights().isfinite().all())
+(folder / f"said-{rank}.json").write_text(json.dumps({"moved": moved, "end": end, "finite": whole}))
+"""
+OPTIONS = {
+    "max_steps": 12,
+    "num_ppo_epochs": 1,
+    "num_mini_batches": 2,
+    "per_device_train_batch_size": 1,
+    "max_skipped_updates": 4,
+    "max_grad_norm": 1.0,
+    "save_strategy": "steps",
+    "save_steps": 5,
+}
+
+
+@pytest.mark.parametrize(
+    "engine", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+)
+def test_ranks_leave_an_update_out_together(tmp_path, engine):
+    launch(tmp_path, WORKER, OPTIONS, processes=2, engine=engine)
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0]["moved"] == [True, False, True, False, True, False, False, False]
+    assert said[0]["finite"]
+    assert "found log-prob not finite 4 times in a row, last in step 9" in said[0]["end"]
+    metrics = rows(tmp_path / "metrics.jsonl")
+    assert [row["val/skipped_updates"] for row in metrics] == [0, 1, 1, 2, 0, 1, 1, 1]
+    assert [row["val/updates"] for row in metrics] == [2, 0, 1, 0, 2, 0, 0, 0]
+    lines = rows(tmp_path / "skipped.jsonl")
+    assert [(line["step"], *line["not_finite"]) for line in lines] == [
+        (2, "score"),
+        (3, "loss", "gradient"),
+        (4, "gradient"),
+        (4, "gradient"),
+        *[(step, "log-prob") for step in (6, 7, 8, 9)],
+    ]
+    assert [row["score"] for row in lines[0]["rows"]] == ["nan"]
+    assert [row["value_loss"] for row in lines[1]["rows"]].count("inf") == 1
+    assert len({row["prompt_id"] for line in lines[2:4] for row in line["rows"]}) == 3  # of both ranks, each once
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
