@@ -41,10 +41,14 @@ class Skips:
 
 
 def prompts_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Which prompts, by id: texts may be anything."""
-    ids = [str(row["prompt_id"]) for row in rows]
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return f"prompts {', '.join(ids[:_SHOWN])}{more}"
+    """Which prompts, by id since texts may be anything, and which scores of theirs are no numbers."""
+
+    def named(row: dict[str, Any]) -> str:
+        odd = [f"{name} {score}" for name, score in row.get("scores", {}).items() if isinstance(score, str)]
+        return f"{row['prompt_id']} ({', '.join(odd)})" if odd else str(row["prompt_id"])
+
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return f"prompts {', '.join(map(named, rows[:_SHOWN]))}{more}"
 
 
 def line(row: dict[str, Any]) -> str:

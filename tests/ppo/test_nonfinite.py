@@ -116,10 +116,10 @@ def test_a_step_with_a_model_score_that_is_not_finite_is_left_out_and_logged(tmp
     assert row["prompt_tokens"] == len(prompt.input_ids)
     assert 1 <= row["response_tokens"] <= 6
     assert row["not_finite"] == ["score"]
-    assert list(row["scores"].values()) == [str(bad)]
-    assert (
-        f"step 2: an update was left out, score not finite, prompts {prompt.prompt_id}; see" in capsys.readouterr().out
-    )
+    ((reward, score),) = row["scores"].items()
+    assert score == str(bad)
+    said = f"step 2: an update was left out, score not finite, prompts {prompt.prompt_id} ({reward} {bad});"
+    assert said in capsys.readouterr().out
 
 
 def test_no_opinion_of_a_function_is_no_number_gone_wrong(tmp_path):
@@ -130,14 +130,14 @@ def test_no_opinion_of_a_function_is_no_number_gone_wrong(tmp_path):
     assert not (tmp_path / "skipped.jsonl").exists()
 
 
-def test_infinite_scores_in_every_step_end_the_run_with_the_prompt(tmp_path):
+def test_an_infinite_score_is_refused_with_its_reward_and_prompt(tmp_path):
     def half(completions, **_):
         return [math.inf if i == 1 else 0.0 for i in range(len(completions))]
 
     run = trainer(tmp_path, reward=half, max_skipped_updates=3, max_steps=9, save_strategy="steps", save_steps=2)
     before = policy_of(run)
     with pytest.raises(
-        UserError, match=r"found score not finite 3 times in a row, last in step 3 with prompts \w+; look"
+        UserError, match=r"found score not finite 3 times in a row, last in step 3 with prompts \w+ \(half inf\); look"
     ):
         run.train()
     assert torch.equal(policy_of(run), before)
