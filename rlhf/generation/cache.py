@@ -21,9 +21,11 @@ class _Layer(DynamicLayer):
         done = self.get_seq_length()
         new = key_states.shape[-2]
         if self.room is None or done + new > self.room[0].shape[-2]:
-            self.room = self._grown(key_states, done, new), self._grown(value_states, done, new)
-            if done:
-                self.room[0][:, :, :done], self.room[1][:, :, :done] = self.keys, self.values
+            rooms = self._grown(key_states, done, new), self._grown(value_states, done, new)
+            if self.room is not None:
+                for room, old in zip(rooms, self.room, strict=True):
+                    room[:, :, :done] = old[:, :, :done]
+            self.room = rooms
         self.room[0][:, :, done : done + new] = key_states
         self.room[1][:, :, done : done + new] = value_states
         self.keys, self.values = (room[:, :, : done + new] for room in self.room)
