@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from rlhf.config import RewardStageConfig
 from rlhf.errors import UserError
 from rlhf.reward.trainer import train_reward_model
+from rlhf.runtime.disk import write_manifest
 from rlhf.runtime.safe_load import NEVER_READ, check_pickles
 
 
@@ -50,6 +51,20 @@ def test_a_pickle_that_calls_something_is_named_and_not_called(checkpoint, tmp_p
         check_pickles(checkpoint)
     expected = f"{checkpoint / name}: expected tensors, numbers and texts, found a pickle that calls io.open"
     assert str(refused.value) == expected
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("name", ["custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin"])
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_ppo_run_does_not_go_on_from_a_bomb(checkpoint, tmp_path, name, newest):
+    """Who may write a bomb there may write its digest, too: the manifest is no protection from it."""
+    torch_bomb(checkpoint / name, tmp_path / "marker")
+    write_manifest(checkpoint)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.move(checkpoint, tmp_path / "run" / "checkpoints")
+    run = tiny_ppo.trainer(tmp_path / "run", kl_target=0.05, use_score_scaling=True)
+    with pytest.raises(UserError, match=f"step-1/{name}: expected tensors, numbers and texts, found a pickle"):
+        run.train(resume_from_checkpoint=newest or tmp_path / "run" / "checkpoints" / "step-1")
     assert not (tmp_path / "marker").exists()
 
 
@@ -135,11 +150,22 @@ def reward_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_reward_stage_does_not_go_on_from_a_bomb(reward_folder, tmp_path, name):
+    """Who may write a bomb there may write its digest, too: the manifest is no protection from it."""
     folder = shutil.copytree(reward_folder, tmp_path / "reward")
     torch_bomb(folder / "checkpoint-1" / name, tmp_path / "marker")
+    write_manifest(folder / "checkpoint-1")
     with pytest.raises(UserError, match=f"checkpoint-1/{name}: expected tensors, numbers and texts, found a pickle"):
         reward_run(folder)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_reward_stage_says_that_its_state_is_broken(reward_folder, tmp_path, content):
+    folder = shutil.copytree(reward_folder, tmp_path / "reward")
+    (folder / "checkpoint-1" / "trainer_state.json").write_text(content)
+    write_manifest(folder / "checkpoint-1")
+    with pytest.raises(UserError, match=r"checkpoint-1: .* found a trainer_state\.json that cannot be read"):
+        reward_run(folder)
 
 
 def test_the_pickled_settings_are_never_read(reward_folder, tmp_path):
@@ -147,6 +173,7 @@ def test_the_pickled_settings_are_never_read(reward_folder, tmp_path):
     folder = shutil.copytree(reward_folder, tmp_path / "reward")
     assert (folder / "checkpoint-1" / NEVER_READ[0]).is_file()
     torch_bomb(folder / "checkpoint-1" / NEVER_READ[0], tmp_path / "marker")
+    write_manifest(folder / "checkpoint-1")
     trainer, ended = reward_run(folder)
     assert ended
     assert trainer.state.global_step == 2
