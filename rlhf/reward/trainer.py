@@ -155,8 +155,11 @@ def _problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or with the best one so far, which the run is to end with."""
     found = problem_of(checkpoint)
     if found is None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        best = checkpoint.with_name(Path(state["best_model_checkpoint"] or checkpoint).name)
+        try:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            best = checkpoint.with_name(Path(state["best_model_checkpoint"] or checkpoint).name)
+        except (OSError, ValueError, KeyError, TypeError):  # whole by its manifest, which anybody can write
+            return "a trainer_state.json that cannot be read"
         found = problem_of(best)
         found = found and f"the best before it, {best.name}, with {found}"
     return found

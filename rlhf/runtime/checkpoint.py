@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
 from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
 from rlhf.runtime.distributed import any_rank, from_main
 from rlhf.runtime.engine import engine_name, is_deepspeed
@@ -101,7 +101,9 @@ def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
     Data are dealt by the responses or pairs of a step over all processes, so their number must be the same. Under
     data parallel the number of processes may differ; DeepSpeed's files are of as many as wrote them.
     """
-    facts: dict[str, Any] = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
+    facts = _facts(checkpoint)
+    if facts is None:
+        raise UserError(f"{checkpoint / STEP_FILE}: expected the facts of a checkpoint of rlhf, found none")
     sharded = "DEEPSPEED" in str(facts["engine"]) or "DEEPSPEED" in str(found["engine"])
     for name in ("batch_size", *(("engine", "processes") if sharded else ())):
         if facts[name] != found[name]:
@@ -110,6 +112,15 @@ def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
                 + ("; see gradient_accumulation_steps" if name == "batch_size" else "")
             )
     return facts
+
+
+def _facts(checkpoint: Path) -> dict[str, Any] | None:
+    """CHECKPOINT/step.json; None where it is not what write_step writes, which a manifest does not tell."""
+    try:
+        facts = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys() else None
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int) -> dict[str, Any]:
@@ -160,8 +171,11 @@ def problem_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, None when it is whole and the one that its name says."""
     found = fault(checkpoint)
     if found is None:
-        step = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))["step"]
-        found = None if step == number(checkpoint) else f"step {step} in it"
+        facts = _facts(checkpoint)
+        if facts is None:
+            found = f"a {STEP_FILE} that cannot be read"
+        elif facts["step"] != number(checkpoint):
+            found = f"step {facts['step']} in it"
     return found
 
 
@@ -193,7 +207,7 @@ def _newest(found: list[Path], problem: Callable[[Path], str | None]) -> Path | 
 
 def _say(lines: list[str], then: str) -> None:
     for line in lines:
-        print(f"passed over {line}; {then}")
+        print(printable(f"passed over {line}; {then}"))  # it names what a manifest names
 
 
 def set_later_aside(folder: Path, prefix: str, step: int) -> None:

@@ -73,10 +73,13 @@ def fault(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {folder / name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+        led_out = any(".." in path.parts or not path.is_relative_to(folder) for path in expected)
     except FileNotFoundError:
         return f"no {MANIFEST}, which is written last"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"a {MANIFEST} that cannot be read"
+    if led_out:
+        return f"a {MANIFEST} that names files elsewhere"
     for path, (size, digest) in expected.items():
         name = path.relative_to(folder)
         if not path.is_file():

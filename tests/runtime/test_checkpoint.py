@@ -12,12 +12,15 @@ from rlhf.errors import UserError
 from rlhf.runtime.checkpoint import PPO, REWARD, checkpoints, newest_whole, read_step, rotate, set_later_aside
 from rlhf.runtime.disk import MANIFEST, fault, write_manifest, written_aside
 
+FACTS = {"batch_size": 4, "engine": "NO", "processes": 1}
+
 
 def checkpoint(folder, name, step=None, manifest=True):
     made = folder / name
     (made / "deep").mkdir(parents=True)
     (made / "deep" / "weights").write_bytes(b"\x00" * 100)
-    (made / "step.json").write_text(json.dumps({"step": int(name.split("-")[-1]) if step is None else step}))
+    facts = {"step": int(name.split("-")[-1]) if step is None else step} | FACTS
+    (made / "step.json").write_text(json.dumps(facts))
     if manifest:
         write_manifest(made)
     return made
@@ -58,6 +61,35 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
         f"passed over {tmp_path / 'step-2'}: expected a whole checkpoint, found a manifest.json that cannot be read; "
         "going on from step-1",
     ]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"step": 1}', "[" * 100_000])
+def test_a_sealed_checkpoint_that_says_no_step_is_broken(tmp_path, content):
+    """A manifest tells that files are as they were written, not that we wrote them."""
+    made = checkpoint(tmp_path, "step-1")
+    (made / "step.json").unlink() if content is None else (made / "step.json").write_text(content)
+    write_manifest(made)
+    with pytest.raises(UserError, match=r"step-1: expected a whole checkpoint, found a step\.json that cannot be read"):
+        newest_whole(tmp_path, PPO)
+    with pytest.raises(UserError, match=r"step\.json: expected the facts of a checkpoint of rlhf, found none"):
+        read_step(made, {"step": 1} | FACTS)
+
+
+@pytest.mark.parametrize("name", ["../else", "deep/../../else", "/etc/hostname"])
+def test_a_manifest_that_leads_out_is_not_followed(tmp_path, name):
+    made = checkpoint(tmp_path, "step-1")
+    (tmp_path / "else").write_text("x")
+    (made / MANIFEST).write_text(json.dumps({"files": {name: {"size": 1, "sha256": "0"}}}))
+    assert fault(made) == "a manifest.json that names files elsewhere"
+
+
+def test_what_a_manifest_names_is_printed_as_text(tmp_path, capsys):
+    checkpoint(tmp_path, "step-1")
+    made = checkpoint(tmp_path, "step-2")
+    (made / MANIFEST).write_text(json.dumps({"files": {"\x1b[2Ja\nb": {"size": 1, "sha256": "0"}}}))
+    assert newest_whole(tmp_path, PPO) == tmp_path / "step-1"
+    said = f"passed over {made}: expected a whole checkpoint, found no \\x1b[2Ja b; going on from step-1\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_reward_checkpoint_that_was_never_finished_is_no_reason_to_stop(tmp_path, capsys):
