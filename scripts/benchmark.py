@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf.benchmark.compare import compare, table
+from rlhf.benchmark.growth import growth, growth_table
 from rlhf.benchmark.work import SHAPES, WORKS
 from rlhf.config.common import help_text
 from rlhf.errors import UserError
@@ -27,6 +28,7 @@ class BenchmarkConfig:
     pairs: int = help_text("runs of each side, in turn", 3)
     steps: int = help_text("steps of a run; the first one is not counted", 2)
     trl: str | None = help_text("folder with TRL 1.12, for PPO")
+    growth: bool = help_text("instead: this trainer's time and memory as the work grows", False)
     output: str | None = help_text("file for the figures as JSON")
 
     def __post_init__(self) -> None:
@@ -35,9 +37,8 @@ class BenchmarkConfig:
                 raise UserError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
         if self.pairs < 1 or self.steps < 2:
             raise UserError(f"pairs, steps: expected at least 1 and 2, found {self.pairs} and {self.steps}")
-        if self.work.startswith("ppo") and not (
-            self.trl and (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir()
-        ):
+        there = self.trl and (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir()
+        if self.work.startswith("ppo") and not there and not self.growth:
             raise UserError(
                 "trl: expected a folder made by `pip install --no-deps --target DIR trl==1.12.0`, "
                 f"found {self.trl or 'none'}"
@@ -46,6 +47,12 @@ class BenchmarkConfig:
 
 def main() -> None:
     (config,) = parse([BenchmarkConfig])
+    if config.growth:
+        series = growth(config.precision)
+        print(growth_table(series))
+        if config.output:
+            write_json(Path(config.output), {"growth": series})
+        return
     given = {name: getattr(config, name) for name in ("shape", "work", "precision", "steps")}
     found = compare(given, config.pairs, Path(config.trl).resolve() if config.trl else None)
     print(table(found))

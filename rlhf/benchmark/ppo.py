@@ -76,7 +76,7 @@ def trl(run: work.Run, folder: str) -> dict[str, Any]:
         train_dataset=Feed(rows, run.steps + 1),
         eval_dataset=Feed(rows[:1], 1),
         # GPT-2's query, key and value are one matrix there.
-        peft_config=work.lora_of(("q_proj", "v_proj") if run.shape.path else ("c_attn",)) if lora else None,
+        peft_config=work.lora_of(("q_proj", "v_proj") if run.shape.path else ("c_attn",), run.rank) if lora else None,
         callbacks=[watched.clock],
     )
     watched.count_updates(trainer.optimizer.optimizer)
@@ -99,7 +99,7 @@ def rlhf(run: work.Run, folder: str) -> dict[str, Any]:
         model=policy,
         reward_model=reward,
         train_dataset=[{"input_ids": row} for row in rows],
-        peft_config=work.lora_of(("q_proj", "v_proj")) if run.work == "ppo_lora" else None,
+        peft_config=work.lora_of(("q_proj", "v_proj"), run.rank) if run.work == "ppo_lora" else None,
         callbacks=[clock],
     )
     trainer.train()

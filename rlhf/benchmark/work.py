@@ -56,6 +56,7 @@ class Run:
     steps: int = 2  # the first one warms up and is not counted
     seed: int = 0
     precision: str = "default"  # fp32, bf16, or what each side does by itself
+    rank: int = 8  # of LoRA
 
 
 def prompt_lengths(n: int, seed: int) -> list[int]:
@@ -146,9 +147,9 @@ def _give_ends(policy: Any, eos: int, pad: int, mean: int) -> None:
     table[pad, 0] = -30
 
 
-def lora_of(names: tuple[str, ...]) -> LoraConfig:
-    """r 8, alpha 32, dropout 0.1 on the projections named."""
-    return LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.1, target_modules=list(names))
+def lora_of(names: tuple[str, ...], rank: int) -> LoraConfig:
+    """Alpha 32, dropout 0.1 on the projections named."""
+    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=32, lora_dropout=0.1, target_modules=list(names))
 
 
 def precision(run: Run) -> dict[str, Any]:

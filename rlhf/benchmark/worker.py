@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 from rlhf.benchmark import work
@@ -23,9 +24,9 @@ def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Arguments: the side, and a Run as JSON with its shape's name."""
+    """Arguments: the side, and a Run as JSON with its shape's name and what is other in it under `change`."""
     side, given = sys.argv[1], json.loads(sys.argv[2])
-    shape = work.SHAPES[given.pop("shape")]
+    shape = replace(work.SHAPES[given.pop("shape")], **given.pop("change", {}))
     with tempfile.TemporaryDirectory() as folder:
         print(RESULT + json.dumps(result(side, work.Run(shape, **given), folder)))
 

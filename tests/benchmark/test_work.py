@@ -10,6 +10,7 @@ import torch
 
 from rlhf.benchmark import work
 from rlhf.benchmark.compare import check_equal, compare, spread, table
+from rlhf.benchmark.growth import exponent, growth_table
 from rlhf.benchmark.ppo import Feed
 from rlhf.errors import UserError
 
@@ -78,3 +79,10 @@ def test_a_missing_trl_is_one_line():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tiny.ROOT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: trl: expected a folder made by")
+
+
+def test_the_exponent_of_a_power_is_its_power():
+    assert exponent([1, 2, 8], [3, 12, 192]) == pytest.approx(2)
+    found = {"name": "x", "values": [1, 2], "seconds": [1.0, 2.0], "mib": [5.0, 5.0]}
+    line = growth_table([found | {"exponents": {"time": 1.0, "memory": 0.0}}])
+    assert line == "x: 1: 1.00 s, 5 MiB; 2: 2.00 s, 5 MiB; time ~ x^1.00, memory ~ x^0.00"
