@@ -100,7 +100,6 @@ class PPOTrainer(TrainerBase):
         shown = {"processing_class": processing_class, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
         main = self.accelerator.is_main_process
         self.flow = Flow(args, callbacks or [], main, model=self.roles.trained.policy, **shown)
-        self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event)
         self.meter, self.work = Meter(self.actor), list[dict[str, Work]]()
         skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event, skips)
