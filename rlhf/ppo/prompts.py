@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
@@ -69,8 +68,8 @@ def _read_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple
             content = content[:-1]
         try:
             return content, encode_prompt(tokenizer, content) if content else []
-        except TemplateError as error:  # a template may ask for turns that alternate, and so on
-            raise UserError(f"{where}: expected messages that the chat template takes, found: {error}") from error
+        except UserError as error:  # a template may ask for turns that alternate, and so on
+            raise UserError(f"{where}: {error}") from error
     if "input_ids" in row:
         ids = _checked_ids(row["input_ids"], where)
         if row.get("attention_mask") is not None:  # padded beforehand

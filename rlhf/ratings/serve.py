@@ -85,9 +85,9 @@ class SheetServer(ThreadingHTTPServer):
             check_rater(sheet, self._raters, "sheet")
             try:
                 store_sheet(self.folder, sheet)
-            except OSError as error:
-                print(f"error: {self.folder}: expected to write there, found: {error.strerror}", file=sys.stderr)
-                raise UserError(f"sheet: expected to store it, found: {error.strerror}") from error
+            except UserError as error:  # names the folder, which is none of the rater's business
+                print(f"error: {error}", file=sys.stderr)
+                raise UserError("sheet: expected to store it, found that the run's folder does not take it") from error
             self._raters[sheet["rater_id"]] = sheet["rater"]
 
 

@@ -90,6 +90,8 @@ class Recorder:
             for name in _FILES:
                 if (checkpoint / name).exists():
                     write_bytes(self.folder / name, (checkpoint / name).read_bytes())
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
 
     def row(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""

@@ -66,7 +66,7 @@ def timeless(row: dict) -> dict:
 def _tells_time(name: str) -> bool:
     # train_loss: transformers averages it over the steps since its last start.
     late = ("eps", "train_loss", "total_flos", "runtime", "per_second")
-    return name.startswith("time/") or name.endswith(late)
+    return name.startswith(("time/", "perf/")) or name.endswith(late)
 
 
 def events(board: Path) -> list:

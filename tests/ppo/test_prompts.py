@@ -77,7 +77,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     run = trainer(tmp_path)
     with pytest.raises(UserError, match=r"resume_from_checkpoint .*nowhere: .*found no such folder"):
         run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"resume_from_checkpoint .*: .*found no step\.json in it"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint .*: .*found no manifest\.json"):
         run.train(resume_from_checkpoint=tmp_path)
 
 

@@ -265,7 +265,7 @@ def test_script(
         (["--runs", "study-1", "study-2"], "run: expected the name of a folder"),
         (["--run", "study", "--runs", "study-1", "study-9"], "study-9: expected a run folder, found none"),
         (["--run", "study", "--runs", "study-1"], "runs: expected at least two runs, found 1"),
-        (["--run", "study", "--runs", "study-1", "../x"], "runs: expected plain folder names under RUNS_DIR"),
+        (["--run", "study", "--runs", "study-1", "../x"], "runs: expected a plain folder name"),
     ],
 )
 def test_script_answers_mistakes_in_one_line(
