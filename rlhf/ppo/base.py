@@ -26,6 +26,7 @@ from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
 from rlhf.ppo.roles import Roles, parameter_lines
 from rlhf.ppo.setup import prompts_that_fit
 from rlhf.ppo.throughput import conditions, report
+from rlhf.ppo.warnings import Watch
 from rlhf.ppo.work import Meter, Work, total
 from rlhf.runtime.checkpoint import PPO, load_checkpoint, newest_whole, numbered, save_checkpoint, set_later_aside
 from rlhf.runtime.disk import fault
@@ -54,6 +55,7 @@ class TrainerBase:
     episode: int  # responses so far, over all ranks
     timings: dict[str, float]  # seconds of each phase of the step
     meter: Meter
+    watch: Watch
     work: list[dict[str, Work]]  # of each step so far, by phase, this rank's
     stopped: bool  # told to stop by a signal, before the last step
 
@@ -156,13 +158,15 @@ class TrainerBase:
                 )
         facts = load_checkpoint(self.accelerator, found, self.batch_size)
         self.learner.skips.in_a_row = facts["skipped_in_a_row"]
+        self.watch.load(facts["warnings"])
         self.flow.load(found)
         self.recorder.load(found)
         return facts["step"]
 
     def _save(self, step: int) -> None:
         """A checkpoint of this step, which is over."""
-        facts = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skips.in_a_row}
+        facts: dict[str, Any] = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skips.in_a_row}
+        facts["warnings"] = self.watch.state()
         save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit, facts, self._save_beside)
         self.flow.event("on_save")
 

@@ -50,6 +50,16 @@ class Watch:
         self.since: dict[str, int] = {}
         self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run that goes on warns as one that was never stopped."""
+        return {"kls": list(self.kls), "entropies": self.entropies, "since": self.since, "said": self.said}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` gave, as JSON brings it back."""
+        self.kls.extend(state["kls"])
+        self.entropies, self.since = list(state["entropies"]), dict(state["since"])
+        self.said = {kind: (step, value) for kind, (step, value) in state["said"].items()}
+
     def look(self, step: int, row: dict[str, float], n: int) -> None:
         """n: responses of the step, over all ranks."""
         if row["objective/response_length"] == 0:  # nothing finite in it: skipped.jsonl tells

@@ -105,14 +105,14 @@ def test_scores_of_one_value_are_told_in_words_while_the_run_goes_on(tmp_path, c
     assert line(row).startswith("warning: step 3: all scores are 2, since step 1; what usually helps: a reward that")
 
 
-def test_a_run_that_goes_on_forgets_warnings_of_steps_it_repeats(tmp_path):
+def test_a_run_that_goes_on_repeats_the_warnings_of_the_steps_it_repeats(tmp_path):
     options = {"reward": two_points, "save_strategy": "steps", "save_steps": 2}
     trainer(tmp_path, max_steps=4, **options).train()
     assert "scores_flat" in kinds(tmp_path)  # of step 3
     checkpoint = tmp_path / "checkpoints" / "step-2"
     trainer(tmp_path, max_steps=5, **options).train(resume_from_checkpoint=checkpoint)
     rows = [json.loads(text) for text in (tmp_path / "warnings.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["since"]) for row in rows if row["kind"] == "scores_flat"] == [(5, 3)]
+    assert [(row["step"], row["since"]) for row in rows if row["kind"] == "scores_flat"] == [(3, 1)]
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,20 @@ def test_responses_that_collapsed_are_seen_in_the_rollout(tmp_path, response, fo
     run.actor.sample = lambda prompts, *_, **__: [told or [9 + i] * 6 for i, _ in enumerate(prompts)]
     run.train()
     assert kinds(tmp_path) == found
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_run_that_goes_on_warns_as_one_that_was_not_stopped(cut):
+    rows = [WELL | row for row in kls(0.2, 0.3, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0, 0.1)]
+    rows = [row | {"objective/eos_rate": 0.0} for row in rows]
+    whole, parts = [], []
+    watch = Watch(config(), whole.append)
+    for step, row in enumerate(rows, start=1):
+        watch.look(step, row, 8)
+    first, second = Watch(config(), parts.append), Watch(config(), parts.append)
+    for step, row in enumerate(rows, start=1):
+        if step == cut:
+            second.load(json.loads(json.dumps(first.state())))
+        (first if step < cut else second).look(step, row, 8)
+    assert parts == whole
+    assert len(whole) == 3  # KL twice, and what is cut

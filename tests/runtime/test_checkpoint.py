@@ -248,12 +248,14 @@ def test_what_is_evaluated_before_the_first_step_comes_once(tmp_path):
 
 
 def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
-    trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    run = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    run.train()
     facts = json.loads((tmp_path / "checkpoints" / "step-1" / "step.json").read_text())
     assert facts == {
         "step": 1,
         "batch_size": 4,
         "skipped_in_a_row": 0,
+        "warnings": run.watch.state(),
         "processes": Accelerator().num_processes,
         "engine": "NO",
     }
