@@ -1,10 +1,13 @@
 """Rating responses, keys and filled sheets for the tests of ratings."""
 
 import random
+import threading
+from contextlib import contextmanager
 from typing import Any
 
 from rlhf.ratings.scale import CRITERIA
-from rlhf.ratings.sheet import make_key
+from rlhf.ratings.serve import SheetServer
+from rlhf.ratings.sheet import make_key, render_sheet
 
 MODELS = ("base", "full", "lora")
 ODD = "<script>document.title='owned'</script> **bold** & \"quoted\"\r\nnext line"
@@ -48,3 +51,18 @@ def filled(key: dict[str, Any], rater: str, value: Any = 3, number: int = 1) -> 
             for item in key["items"]
         },
     }
+
+
+@contextmanager
+def serving(folder, **limits):
+    """A rating server of key() in a thread; limits: attributes of SheetServer that are to be others."""
+    kind = type("Limited", (SheetServer,), limits)
+    server = kind(render_sheet(key()), key(), folder)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()

@@ -36,11 +36,7 @@ def metrics_row(
     places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
     sums |= dict.fromkeys(places, torch.zeros_like(learned[_LARGEST]))
     sums[places[accelerator.process_index]] = learned[_LARGEST]
-    names = [(phase, name) for phase in work for name in FIELDS]
-    shares = [getattr(work[phase], name) for phase, name in names]
-    own = torch.tensor(shares, dtype=torch.float64, device=rollout.mask.device)
-    sums |= {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
-    total = summed(sums, accelerator)
+    total = summed(sums | _work_sums(work, rollout.mask.device), accelerator)
     together = {phase: Work(*(total[f"{phase}/{name}"] for name in FIELDS)) for phase in work}
     n, tokens, seen = max(total["n"], 1), max(total["response_tokens"], 1), max(total["tokens"], 1)
     minibatches = max(learned["minibatches"].item() - learned["skipped"].item(), 1)
@@ -74,6 +70,12 @@ def metrics_row(
         "val/all_responses_same": float(total["n"] > 1 and _all_same(total)),
     }
     return row | rates(together, accelerator.num_processes)
+
+
+def _work_sums(work: dict[str, Work], device: torch.device) -> dict[str, Tensor]:
+    names = [(phase, name) for phase in work for name in FIELDS]
+    own = torch.tensor([getattr(work[phase], name) for phase, name in names], dtype=torch.float64, device=device)
+    return {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
 
 
 def summed(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

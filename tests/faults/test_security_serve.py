@@ -4,31 +4,15 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import rating_sheets
+from rating_sheets import serving
 
 from rlhf.errors import UserError
 from rlhf.ratings.collect import MAX_RATERS, check_rater, stored_sheets
-from rlhf.ratings.serve import SheetServer
-from rlhf.ratings.sheet import render_sheet
 
 KEY = rating_sheets.key()
-
-
-@contextmanager
-def serving(folder, **limits):
-    kind = type("Limited", (SheetServer,), limits)
-    server = kind(render_sheet(KEY), KEY, folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
 
 
 @pytest.fixture

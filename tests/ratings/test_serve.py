@@ -2,11 +2,10 @@
 
 import http.client
 import json
-import threading
-from contextlib import contextmanager
 
 import pytest
 import rating_sheets
+from rating_sheets import serving
 
 from rlhf.errors import UserError
 from rlhf.ratings.collect import stored_sheets
@@ -14,19 +13,6 @@ from rlhf.ratings.serve import SheetServer
 from rlhf.ratings.sheet import render_sheet
 
 KEY = rating_sheets.key()
-
-
-@contextmanager
-def serving(folder):
-    server = SheetServer(render_sheet(KEY), KEY, folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
 
 
 @pytest.fixture
