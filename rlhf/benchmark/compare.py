@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rlhf.benchmark.work import SHAPES
+from rlhf.benchmark.work import PAIRS, SHAPES
 from rlhf.benchmark.worker import RESULT
 from rlhf.errors import UserError
 from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
@@ -78,7 +78,12 @@ def seconds(result: dict[str, Any]) -> float:
 
 
 def _rate(result: dict[str, Any], given: dict[str, Any]) -> float:
-    return SHAPES[given["shape"]].batch / seconds(result)
+    return batch(given) / seconds(result)
+
+
+def batch(given: dict[str, Any]) -> int:
+    """Responses, or pairs, of a step."""
+    return PAIRS if given["work"] == "reward" else SHAPES[given["shape"]].batch
 
 
 def _token_rate(result: dict[str, Any]) -> float:
@@ -95,7 +100,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def table(found: dict[str, Any]) -> str:
     """The same for people."""
     given, lines = found["run"], []
-    batch = SHAPES[given["shape"]].batch
+    rows = batch(given)
     lines.append(f"{given['work']}, shape {given['shape']}, {given['precision']}, {len(found['pairs'])} pairs of runs")
     for side in ("rlhf", "trl"):
         results = [pair[side] for pair in found["pairs"]]
@@ -104,7 +109,7 @@ def table(found: dict[str, Any]) -> str:
         answers = [sum(result["response_tokens"][1:]) for result in results]
         peak, before = (max(r[f"memory_{when}"] for r in results) / 2**20 for when in ("peak", "before"))
         lines.append(
-            f"  {side:4} {batch / whole:8.2f} episodes/s {statistics.median(map(_token_rate, results)):9.0f} tokens/s"
+            f"  {side:4} {rows / whole:8.2f} episodes/s {statistics.median(map(_token_rate, results)):9.0f} tokens/s"
             f" {whole:8.2f} s a step ({phases}); memory {peak:.0f} MiB, of it {before:.0f} "
             f"before training; response tokens {answers}"
         )

@@ -10,8 +10,6 @@ from rlhf.benchmark import work
 from rlhf.benchmark.clock import Clock, most_memory
 from rlhf.functional.padding import left_pad
 
-_PAIRS = 8  # an optimizer step
-
 
 def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     """`steps` optimizer steps of 8 pairs under the Bradley-Terry loss, by our trainer or by TRL's alone."""
@@ -23,11 +21,11 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
     tokenizer = work.tokenizer_of(run.shape)
     _, model = work.models_of(run.shape, tokenizer, run.seed)
-    rows: list[dict[str, Any]] = list(work.pairs_of(run.shape, tokenizer, run.seed, _PAIRS * run.steps))
+    rows: list[dict[str, Any]] = list(work.pairs_of(run.shape, tokenizer, run.seed, work.PAIRS * run.steps))
     sides = [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
     options: dict[str, Any] = work.precision(run) | {
         "output_dir": folder,
-        "per_device_train_batch_size": _PAIRS,
+        "per_device_train_batch_size": work.PAIRS,
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "report_to": "none",

@@ -44,6 +44,7 @@ SHAPES = {
         Shape("gpt2-medium", 64, 16, 128, width=1024, layers=24, heads=16, vocabulary=50257, mean_response=64),
     )
 }
+PAIRS = 8  # of an optimizer step of reward training
 WORKS = ("ppo_full", "ppo_lora", "reward", "evaluation")
 
 
