@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,9 @@ def save_plain_weights(accelerator: Accelerator) -> None:
 
     def unwrapped(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
         prefixes = ["" if accelerator.unwrap_model(model) is model else "module." for model in models]
+        # Of an OrderedDict, and of nothing else, accelerate writes a tensor with two names (tied embeddings) once.
         weights[:] = [
-            {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            OrderedDict((name.removeprefix(prefix), tensor) for name, tensor in state.items())
             for prefix, state in zip(prefixes, weights, strict=True)
         ]
 

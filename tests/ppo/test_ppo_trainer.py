@@ -58,11 +58,15 @@ def test_every_prompt_once_an_epoch_and_one_row_a_step(tmp_path):
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_same_seed_same_run_and_resume_is_exact(tmp_path, lora):
-    whole = trainer(tmp_path / "whole", lora=lora)
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [("llama", False), ("llama", True), ("gpt2", False)],
+    ids=["full", "lora", "tied embeddings"],  # gpt2's input and output embeddings are one tensor
+)
+def test_same_seed_same_run_and_resume_is_exact(tmp_path, family, lora):
+    whole = trainer(tmp_path / "whole", family, lora=lora)
     whole.train()
-    cut = trainer(tmp_path / "cut", lora=lora, save_strategy="steps", save_steps=2)
+    cut = trainer(tmp_path / "cut", family, lora=lora, save_strategy="steps", save_steps=2)
     record = cut.record
 
     def killed(step, *rest):
@@ -73,7 +77,7 @@ def test_same_seed_same_run_and_resume_is_exact(tmp_path, lora):
     cut.record = killed
     with pytest.raises(KeyboardInterrupt):
         cut.train()
-    again = trainer(tmp_path / "cut", lora=lora, save_strategy="steps", save_steps=2)
+    again = trainer(tmp_path / "cut", family, lora=lora, save_strategy="steps", save_steps=2)
     again.train(resume_from_checkpoint=checkpoints(tmp_path / "cut")[-1])
     for (name, a), (_, b) in zip(
         whole.roles.trained.named_parameters(), again.roles.trained.named_parameters(), strict=True

@@ -61,7 +61,12 @@ def submit(cluster, top, run, *options, recipe="recipe"):
 
 def logs(top, run):
     files = sorted((top / "runs" / run / "logs").glob("*.log"))
-    return "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in files)
+    return "\n".join(f"== {p.name}\n{errors(p)}{p.read_text()[-1500:]}" for p in files)
+
+
+def errors(path):
+    """The lines for the user; the launcher's own follow them, and are longer than what is shown of the file."""
+    return "".join(line for line in path.open() if "error:" in line)
 
 
 def rank_logs(top, run, stage):
