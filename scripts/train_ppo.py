@@ -30,7 +30,7 @@ from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.checkpoint import PPO, numbered
 from rlhf.runtime.distributed import main_process_first
 from rlhf.runtime.engine import engine_name
-from rlhf.runtime.memory import read_config
+from rlhf.runtime.memory import read_config, reward_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.run_folder import Stage, is_done, require_stage
@@ -61,7 +61,7 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
             raise UserError(f"dry_run: expected no {name}, found it: memory is counted for transformers' own models")
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     policy = read_config(names[0], **base_options(names[0], model_args), **attention)
-    reward = read_config(names[1], num_labels=1, **attention)
+    reward = reward_config(names[1], **attention)
     check_attention(names[0], policy)
     check_attention(names[1], reward)
     dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"

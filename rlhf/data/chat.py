@@ -10,8 +10,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
+from rlhf.runtime.time_limit import time_limit
 
 Messages = list[dict[str, str]]
+
+TEMPLATE_SECONDS = 10  # a usual one takes less than a millisecond
 
 # For models without a template of their own: the style of the HH-RLHF data.
 HH_TEMPLATE = """\
@@ -59,15 +62,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     """Token ids of a prompt up to where the response starts. Text is taken as it is, messages are rendered."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    return tokenizer(_render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+    return tokenizer(render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:
     """Token ids of a finished response as it stands after the prompt in the template, one EOS at its end."""
     text = response
     if not isinstance(prompt, str):
-        start = _render(tokenizer, prompt, add_generation_prompt=True)
-        whole = _render(tokenizer, [*prompt, {"role": "assistant", "content": response}])
+        start = render(tokenizer, prompt, add_generation_prompt=True)
+        whole = render(tokenizer, [*prompt, {"role": "assistant", "content": response}])
         # Templates that rewrite the history (reasoning models) have no common start: the bare text is used.
         if whole.startswith(start) and response.strip() in whole[len(start) :]:
             text = whole[len(start) :]
@@ -90,9 +93,11 @@ def prompt_text(prompt: str | Messages) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
+    """Messages as the chat template writes them; a UserError where it fails, or takes longer than TEMPLATE_SECONDS."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        with time_limit(TEMPLATE_SECONDS):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program of the model's: its own complaint, a sandbox's, any mistake
         name = tokenizer.name_or_path
         raise UserError(

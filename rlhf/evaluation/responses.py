@@ -11,6 +11,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.data.chat import decode_response, encode_prompt
 from rlhf.data.oasst import Prompt
 from rlhf.data.prompts import as_messages
+from rlhf.errors import UserError
 from rlhf.evaluation.divergence import response_kl
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
@@ -55,7 +56,7 @@ def respond(
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
         finished = _finished(batch, inputs, responses, stop)
-        scores = judge(finished).tolist()
+        scores = _scores(judge, finished, batch)
         new = [
             {
                 "prompt_id": prompt.prompt_id,
@@ -73,7 +74,7 @@ def respond(
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
             new = [row | {"kl": value} for row, value in zip(new, kl, strict=True)]
         if second is not None:
-            again = second(finished).tolist()
+            again = _scores(second, finished, batch)
             new = [row | {"gold_score": value} for row, value in zip(new, again, strict=True)]
         rows += new
     by_id = {row["prompt_id"]: row for row in all_rows(rows)}
@@ -90,6 +91,14 @@ def _judge(
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
+
+
+def _scores(judge: RewardSource, finished: Finished, batch: Sequence[Prompt]) -> list[float]:
+    scores = judge(finished)
+    if not scores.isfinite().all():
+        i = int((~scores.isfinite()).nonzero()[0])
+        raise UserError(f"{judge.name}: expected finite scores, found {scores[i]:g} for prompt {batch[i].prompt_id}")
+    return [float(score) for score in scores.tolist()]
 
 
 def _finished(

@@ -9,24 +9,32 @@ from rlhf.data.chat import decode_response
 from rlhf.ppo.actor import Actor
 from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
+from rlhf.ppo.skipped import not_finite, set_aside
 from rlhf.runtime.distributed import all_rows, equal_share
 
 # Of the sampling streams' (seed, step, prompt): PPO's steps count from 1. Each evaluation gets the same random
 # numbers, so that two of them differ by the policy and not by luck.
 STEP = 0
 GREEDY = 0.01  # TRL's temperature for the table of completions
+_BROKEN = "not_finite"
 
 
 def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, float]:
-    """Means over the whole set, each prompt once, as `prefix/scores`, `prefix/kl_per_token` and so on."""
+    """Means over the whole set, each prompt once, as `prefix/scores`, `prefix/kl_per_token` and so on.
+
+    Responses with a score, log-prob or value that is not finite are not in them; `prefix/not_finite` counts these.
+    """
     names = [source.name for source in actor.rewards]
     total: dict[str, Tensor] = {}
     for part, real in _shares(actor, prompts):
         rollout = actor.rollout(part, actor.sample(part, STEP), real)
-        for name, value in rollout_sums(rollout, names, actor.args.kl_estimator).items():
+        broken = torch.stack(list(not_finite(rollout).values())).any(0)
+        sums = rollout_sums(set_aside(rollout, broken), names, actor.args.kl_estimator)
+        for name, value in (sums | {_BROKEN: broken.sum()}).items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
     device = actor.accelerator.device
-    means = rollout_means(summed({k: v.to(device) for k, v in total.items()}, actor.accelerator), names)
+    whole = summed({k: v.to(device) for k, v in total.items()}, actor.accelerator)
+    means = rollout_means(whole, names) | {_BROKEN: whole[_BROKEN]}
     return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
 
 

@@ -22,6 +22,7 @@ from rlhf.runtime.run_folder import write_bytes
 
 N_SAMPLES = 8  # prompts whose responses are shown side by side
 N_FIRST = 6  # logged rows shown as tables
+N_TROUBLES = 20  # warnings and left-out updates shown of a run
 LISTED = (pairwise_margin_ranking_loss, gae, policy_loss)  # the code that matters, as it is in this installation
 
 
@@ -106,6 +107,7 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             title=title or f"RLHF run {run.path.resolve().name}",
             author=author,
             first_rows=N_FIRST,
+            most_troubles=N_TROUBLES,
             example=gain_example(run),
             listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
             stage_names=STAGES,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf.errors import UserError, printable
 from rlhf.reporting import plots
+from rlhf.runtime.tracking import SKIPPED, WARNINGS
 
 Record = dict[str, Any]
 
@@ -38,6 +39,7 @@ class Run:
     reward: Record  # reward/evaluation.json
     gold: Record  # reward_gold/evaluation.json
     ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
+    troubles: dict[str, list[Record]]  # "full", "lora" -> warnings and left-out updates: step, words, helps
     evaluation: Record  # evaluation/evaluation.json
     responses: list[Record]  # evaluation/responses.jsonl
     rating_responses: list[Record]  # evaluation/rating_responses.jsonl
@@ -61,6 +63,7 @@ def read_run(run_dir: Path) -> Run:
         reward=_read_reward(folders["reward"] / "evaluation.json"),
         gold=_read_reward(folders["reward_gold"] / "evaluation.json"),
         ppo={name: rows for name, rows in ppo.items() if rows},
+        troubles={name: _read_troubles(folders[f"ppo_{name}"]) for name, rows in ppo.items() if rows},
         evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
         responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
         rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
@@ -112,6 +115,24 @@ def _read_evaluation(path: Path) -> Record:
     return evaluation
 
 
+def _read_troubles(folder: Path) -> list[Record]:
+    """What a PPO run said in warnings.jsonl and skipped.jsonl, in the order of its steps."""
+    troubles: list[Record] = []
+    for row in _read_jsonl(folder / WARNINGS):
+        words = f"{row.get('seen')}, since step {row.get('since')}"
+        troubles.append({"step": row.get("step"), "words": words, "helps": row.get("helps")})
+    for row in _read_jsonl(folder / SKIPPED):
+        words = f"an update was left out: {' and '.join(map(str, _list(row, 'not_finite')))} not finite, "
+        words += f"with {len(_list(row, 'rows'))} responses"
+        troubles.append({"step": row.get("step"), "words": words, "helps": None})
+    return sorted(troubles, key=lambda row: row["step"] if plots.is_number(row["step"]) else -1)
+
+
+def _list(row: Record, name: str) -> list[Any]:
+    found = row.get(name)
+    return found if isinstance(found, list) else []
+
+
 def _read_json(path: Path, kinds: Mapping[str, type]) -> Record:
     """Read an object, {} where there is no file; refuse a key that is there but not of its kind in kinds."""
     if not path.is_file():
@@ -133,7 +154,7 @@ def _read_jsonl(path: Path) -> list[Record]:
 def _parse(text: bytes, where: str) -> Record:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: expected JSON, found {text[:60]!r} ({error})") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, found {text[:60]!r}")

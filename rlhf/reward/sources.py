@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text
+from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text, render
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole, base_of
 from rlhf.models.heads import has_token_head
@@ -101,8 +101,7 @@ class TextReward:
     def _pair_row(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
         if self.tokenizer.chat_template and not isinstance(prompt, str):
             whole = [*prompt, {"role": "assistant", "content": text}]
-            rendered = self.tokenizer.apply_chat_template(whole, tokenize=False)
-            ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            ids: list[int] = self.tokenizer(render(self.tokenizer, whole), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
         config = base_of(self.role.model).config

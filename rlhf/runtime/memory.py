@@ -103,6 +103,17 @@ def read_config(name: str, **options: Any) -> PretrainedConfig:
     return config
 
 
+def reward_config(name: str, **options: Any) -> PretrainedConfig:
+    """A reward model's configuration; a UserError where it names another kind of model, or several labels."""
+    config = read_config(name, **options)
+    kinds = config.architectures or []
+    if kinds and not any("ForSequenceClassification" in kind for kind in kinds):
+        raise UserError(f"reward model {name!r}: expected a trained head with 1 label, found a {kinds[0]}")
+    if config.num_labels != 1:
+        raise UserError(f"reward model {name!r}: expected a trained head with 1 label, found {config.num_labels}")
+    return config
+
+
 def shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The same model with fewer layers."""
     config = copy.deepcopy(config)

@@ -86,6 +86,19 @@ def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
 
 
 @pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
+def test_a_score_that_is_not_finite_is_named(gold):
+    """At once, and not after all models have answered: no mean or interval could be had."""
+    tokenizer, broken = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama_reward()
+    broken.score.weight.data[:] = float("inf")
+    models = (tiny.llama_reward(), broken) if gold else (broken, None)
+    config = EvaluationConfig(base_model="unused", eval_response_length=5)
+    role = "second reward model" if gold else "reward model"
+    prompts = [Prompt(prompt_id="p0", tree_id="t", text="word")]
+    with pytest.raises(UserError, match=rf"^{role}: expected finite scores, found (-?inf|nan) for prompt p0"):
+        respond("base", tiny.llama(), tokenizer, models[0], prompts, config, [tokenizer.eos_token_id], gold=models[1])
+
+
+@pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
 def test_a_reward_model_of_another_family_reads_the_text(tmp_path, gold):
     """Or is refused, where no tokenizer is saved beside it."""
     tokenizer, own = prepare_tokenizer(tiny.chat_tokenizer()), tiny.gpt2_tokenizer()

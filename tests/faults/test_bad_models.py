@@ -270,6 +270,17 @@ REWARDS = {
 }
 
 
+@cases(
+    {
+        "a causal model": (saved(tiny.gpt2), "expected a trained head with 1 label, found a GPT2LMHeadModel"),
+        "two labels": (saved(two_labels), "expected a trained head with 1 label, found 2"),
+    }
+)
+def test_reward_models_of_a_dry_run(ask, whole, tmp_path, given, words):
+    given(tmp_path / "m", whole / "reward")
+    ask(train_ppo.main, *ppo_flags(whole / "gpt2", tmp_path / "m"), "--dry_run", "true", words=words)
+
+
 @cases(REWARDS)
 def test_reward_models(ask, whole, tmp_path, given, words):
     given(tmp_path / "m", whole / "reward")

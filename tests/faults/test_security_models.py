@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import json
+import signal
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from bombs import add_code, plain_bomb, torch_bomb
 from peft import get_peft_model
 from transformers import AutoConfig
 
+from rlhf.data import chat
 from rlhf.data.chat import encode_prompt, encode_response
 from rlhf.errors import UserError
 from rlhf.models import gguf
@@ -168,6 +170,19 @@ def test_a_chat_template_is_held_in_its_sandbox(folder, marker, template):
         with pytest.raises(UserError, match="expected a chat template that takes the messages, found: ") as error:
             encode()
         assert "\n" not in str(error.value)
+
+
+def test_a_chat_template_that_does_not_end_is_stopped(folder, monkeypatch):
+    """The sandbox bounds a loop, and not loops in loops."""
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.5)
+    tokenizer = load_tokenizer(str(folder))
+    loops = "".join(f"{{% for {name} in range(90000) %}}" for name in "abc")
+    tokenizer.chat_template = loops + "{% endfor %}" * 3
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    with pytest.raises(UserError, match=r"that takes the messages, found: no end within 0\.5 seconds"):
+        encode_prompt(tokenizer, TALK)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == pytest.approx(timer, abs=5)  # pytest's own, where it set one
 
 
 def test_a_wheel_comes_as_a_wheel(monkeypatch, tmp_path):

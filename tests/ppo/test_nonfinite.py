@@ -8,7 +8,7 @@ import tiny
 import torch
 from test_learner import LENGTHS, Rank, assert_same, experience, update
 from test_rollout import config
-from tiny_ppo import metrics, trainer
+from tiny_ppo import PROMPTS, metrics, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
@@ -143,6 +143,17 @@ def test_an_infinite_score_is_refused_with_its_reward_and_prompt(tmp_path):
     assert torch.equal(policy_of(run), before)
     assert [line["in_a_row"] for line in lines(tmp_path)] == [1, 2, 3]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+
+
+def test_an_evaluation_leaves_out_what_is_not_finite_and_counts_it(tmp_path):
+    def half(completions, **_):
+        return [math.inf if i % 2 else 1.0 for i in range(len(completions))]
+
+    held_out = [{"prompt": row["prompt"]} for row in PROMPTS[:4]]
+    run = trainer(tmp_path, reward=half, given={"eval_dataset": held_out}, per_device_eval_batch_size=4)
+    found = run.evaluate()
+    assert (found["eval/not_finite"], found["eval/scores"], found["eval/scores_std"]) == (2, 1.0, 0.0)
+    assert all(math.isfinite(value) for value in found.values())
 
 
 def test_a_broken_policy_ends_the_run(tmp_path):

@@ -34,6 +34,17 @@ def test_a_token_on_the_command_line_is_not_kept(tmp_path, monkeypatch):
     assert read_run(tmp_path)["command"] == "train.py --hub_token ... --hub-token=... hf_... --run hf_a"
 
 
+@pytest.mark.parametrize("what", ["a folder", "brackets", "a list", "cut"])
+def test_a_run_json_that_is_none_is_named(tmp_path, what):
+    path = tmp_path / "run.json"
+    if what == "a folder":
+        path.mkdir()
+    else:
+        path.write_text({"brackets": "[" * 100_000, "a list": "[1]", "cut": '{"a": '}[what])
+    with pytest.raises(UserError, match=f"{path}: expected "):
+        read_run(tmp_path)
+
+
 def test_a_stage_that_breaks_says_so(tmp_path):
     with pytest.raises(ZeroDivisionError), Stage(tmp_path, "reward", {}, seed=0):
         _ = 1 / 0
