@@ -37,11 +37,13 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, engine):
     launch(cut, RESUMING, RESUMABLE | {"checkpoint": checkpoint}, processes=2, engine=engine)
     expected, found = rows(whole / "metrics.jsonl"), rows(cut / "metrics.jsonl")
     assert [row["step"] for row in expected] == [row["step"] for row in found] == [1, 2, 3, 4]
+    # ZeRO-3 gathers its parts in another order each time.
+    tolerance = 1e-6 if engine == "zero3" else 0
     for one, other in zip(expected, found, strict=True):
-        assert timeless(other) == pytest.approx(timeless(one), abs=1e-6), one["step"]
+        assert timeless(other) == pytest.approx(timeless(one), abs=tolerance, rel=0), one["step"]
     policy = load_file(cut / "model.safetensors")
     for name, tensor in load_file(whole / "model.safetensors").items():
-        assert_close(policy[name], tensor, atol=1e-6, rtol=0, msg=name)
+        assert_close(policy[name], tensor, atol=tolerance, rtol=0, msg=name)
 
 
 DROPOUT = """
