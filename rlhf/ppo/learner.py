@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.errors import UserError
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, passes, trim
-from rlhf.ppo.skipped import Skips, number, update_rows
+from rlhf.ppo.skipped import update_rows
 from rlhf.runtime.distributed import all_max, all_rows, all_sum
-from rlhf.runtime.engine import is_deepspeed
+from rlhf.runtime.engine import is_deepspeed, step_taken
+from rlhf.runtime.skips import Skips, number
 
 SUMS = (
     "loss/policy",
@@ -213,15 +213,8 @@ class Learner:
     def _step(self, policy_learns: bool, step: int) -> tuple[Tensor, bool]:
         """The gradient norms of policy and critic, float64 [2], and whether the optimizer took its step."""
         if self.deepspeed:  # stepped and clipped already, with one norm for both
-            engine: Any = self.model
-            norm = torch.as_tensor(float(engine.get_global_grad_norm() or 0.0), dtype=torch.float64)
-            done = bool(engine.was_step_applied())  # it leaves steps out itself whose norm is not finite, on all ranks
-            if done and not norm.isfinite():
-                raise UserError(
-                    f"DeepSpeed: expected steps left out whose gradient is not finite, found one taken in step {step}; "
-                    "see check_grad_overflow in its config; what was saved before is whole"
-                )
-            return norm.repeat(2), done
+            norm, done = step_taken(self.model, step)
+            return torch.tensor([norm, norm], dtype=torch.float64), done
         model: ActorCritic = self.accelerator.unwrap_model(self.model)
         # Policy and critic share no loss: a large value error must not shrink the policy's gradient.
         limit = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")

@@ -1,60 +1,14 @@
-"""Numbers that are not finite: which rows they came with, what is left out, and when the run ends."""
+"""Numbers that are not finite: which rows of a rollout they came with, and what skipped.jsonl says of those."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf.errors import UserError
 from rlhf.ppo.rollout import Rollout, Targets
-
-_HINTS = {
-    "score": "look at what the reward says to these prompts",
-    "gradient": "a lower learning_rate or rewards within bounds may help",
-}
-_SHOWN = 8  # prompt ids in a printed line; skipped.jsonl has all
-
-
-class Skips:
-    """Says and writes each update that was left out, and ends the run once there were too many in a row.
-
-    All ranks make the same calls; `write` gets a row of skipped.jsonl. Who takes an update sets in_a_row to 0.
-    """
-
-    def __init__(self, limit: int, write: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
-        self.limit, self.write, self.in_a_row = limit, write, 0
-
-    def left_out(self, step: int, what: Sequence[str], rows: Sequence[dict[str, Any]], **more: Any) -> None:
-        """An update was not. what: the kinds of numbers; rows: of all ranks, as `facts` has them."""
-        self.in_a_row += 1
-        self.write({"step": step, "not_finite": list(what), "in_a_row": self.in_a_row, **more, "rows": list(rows)})
-        if self.in_a_row < self.limit:
-            return
-        hint = _HINTS["score" if "score" in what else "gradient"]
-        raise UserError(
-            f"update: expected finite numbers, found {' and '.join(what)} not finite {self.in_a_row} times in a row, "
-            f"last in step {step} with {prompts_of(rows)}; {hint}; what was saved before is whole"
-        )
-
-
-def prompts_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Which prompts, by id since texts may be anything, and which scores of theirs are no numbers."""
-
-    def named(row: dict[str, Any]) -> str:
-        odd = [f"{name} {score}" for name, score in row.get("scores", {}).items() if isinstance(score, str)]
-        return f"{row['prompt_id']} ({', '.join(odd)})" if odd else str(row["prompt_id"])
-
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"prompts {', '.join(map(named, rows[:_SHOWN]))}{more}"
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row of skipped.jsonl in words."""
-    what, rows = " and ".join(row["not_finite"]), prompts_of(row["rows"])
-    return f"step {row['step']}: an update was left out, {what} not finite, {rows}; see skipped.jsonl"
+from rlhf.runtime.skips import number
 
 
 def not_finite(rollout: Rollout) -> dict[str, Tensor]:
@@ -115,9 +69,3 @@ def facts(rollout: Rollout, i: int, prompt_ids: Sequence[str]) -> dict[str, Any]
         "ref_logp": number(rollout.ref_logp[i][mask].sum()),
         "values": number(rollout.values[i][mask].sum()),
     }
-
-
-def number(x: Tensor | float) -> float | str:
-    """As JSON can say it: nan and inf are words."""
-    value = float(x)
-    return value if math.isfinite(value) else str(value)

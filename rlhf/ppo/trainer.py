@@ -26,8 +26,6 @@ from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
 from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
-from rlhf.ppo.skipped import Skips
-from rlhf.ppo.skipped import line as skip_line
 from rlhf.ppo.warnings import Watch
 from rlhf.ppo.warnings import line as warning_line
 from rlhf.ppo.work import Meter, Work
@@ -37,6 +35,8 @@ from rlhf.runtime.checkpoint import save_plain_weights
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import cast_weights, check_wrapped
 from rlhf.runtime.preemption import StopRequest
+from rlhf.runtime.skips import Skips
+from rlhf.runtime.skips import line as skip_line
 from rlhf.runtime.tracking import SKIPPED, WARNINGS, Recorder
 
 

@@ -1,8 +1,10 @@
 """What accelerate was asked to be, what it became, and weights that an engine has spread over the processes."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,6 +73,22 @@ def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) ->
         for parameter in model.parameters():
             if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.to(dtype)
+
+
+def step_taken(engine: Any, step: int) -> tuple[float, bool]:
+    """DeepSpeed's gradient norm of its last step, and whether it took that step, which it does inside backward.
+
+    It leaves steps out itself whose norm is not finite, on all ranks. A UserError where it did not: under bf16 it
+    may be told not to look.
+    """
+    norm = float(engine.get_global_grad_norm() or 0.0)
+    done = bool(engine.was_step_applied())
+    if done and not math.isfinite(norm):
+        raise UserError(
+            f"DeepSpeed: expected steps left out whose gradient is not finite, found one taken in step {step}; "
+            "see check_grad_overflow in its config; what was saved before is whole"
+        )
+    return norm, done
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
