@@ -124,6 +124,14 @@ def _facts(checkpoint: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys() else None
 
 
+def _readable(facts: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> bool:
+    try:
+        read(facts)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int) -> dict[str, Any]:
     """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json."""
     found = run_facts(accelerator) | {"batch_size": batch_size}
@@ -169,12 +177,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for path in numbered(folder / "checkpoints", PPO) if (path / MANIFEST).is_file()]
 
 
-def problem_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None when it is whole and the one that its name says."""
+def problem_of(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> str | None:
+    """What is wrong with a checkpoint, None when it is whole and the one that its name says.
+
+    read: takes what a stage needs out of its step.json; fails where that is not in it.
+    """
     found = fault(checkpoint)
     if found is None:
         facts = _facts(checkpoint)
-        if facts is None:
+        if facts is None or not _readable(facts, read):
             found = f"a {STEP_FILE} that cannot be read"
         elif facts["step"] != number(checkpoint):
             found = f"step {facts['step']} in it"

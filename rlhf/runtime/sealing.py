@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from rlhf.runtime.checkpoint import REWARD, SAVE_ERRORS, not_written, numbered, rotate, run_facts, write_step
 from rlhf.runtime.disk import MANIFEST, write_manifest
 from rlhf.runtime.distributed import from_main, wait_for_everyone
+from rlhf.runtime.tracking import flush_events, save_rows
 
 
 def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, A
 
 class SealCheckpoint(TrainerCallback):
     """Writes a checkpoint's manifest once all ranks have written their files, and only then deletes older ones.
+
+    The rows of metrics so far are in it, too.
 
     Inside its `with` block the Trainer, which would delete them before, knows no limit; a checkpoint that could not
     be written is removed, and the user told. facts: what goes into step.json; set before training.
@@ -47,7 +50,7 @@ class SealCheckpoint(TrainerCallback):
             raise not_written(half[-1], error) from error
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        """Manifest, then limit."""
+        """Rows, manifest, then limit."""
         wait_for_everyone()
         checkpoint = self.folder / f"{REWARD}{state.global_step}"
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
@@ -55,6 +58,8 @@ class SealCheckpoint(TrainerCallback):
         facts = self.facts()
 
         def seal() -> None:
+            save_rows(self.folder, checkpoint)
+            flush_events(self.folder / "tensorboard")
             write_step(checkpoint, state.global_step, facts)
             write_manifest(checkpoint)
             rotate(checkpoint, REWARD, self.limit, best)

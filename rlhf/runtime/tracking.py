@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -75,23 +75,16 @@ class Recorder:
 
     def save(self, checkpoint: Path) -> None:
         """The rows so far into a checkpoint, and TensorBoard's to the disk."""
-        for name in _FILES:
-            if (self.folder / name).exists():
-                shutil.copyfile(self.folder / name, checkpoint / name)
+        save_rows(self.folder, checkpoint)
         if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
             writer.flush()
-            for path in Path(writer.log_dir).glob("events.*"):
-                flush(path)
+            flush_events(Path(writer.log_dir))
 
     def load(self, checkpoint: Path) -> None:
         """The rows that were written before a checkpoint, whatever has become of them since."""
         if self.accelerator.is_main_process:
-            for name in _FILES:
-                if (checkpoint / name).exists():
-                    write_bytes(self.folder / name, (checkpoint / name).read_bytes())
-                else:
-                    (self.folder / name).unlink(missing_ok=True)
+            load_rows(self.folder, checkpoint)
 
     def row(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""
@@ -103,10 +96,7 @@ class Recorder:
 
     def event(self, file: str, row: dict[str, Any], text: str) -> None:
         """Something that went wrong: a row of a file, SKIPPED or WARNINGS, and a printed line."""
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            append_row(self.folder / file, row)
-            print(text, flush=True)
+        write_event(self.folder / file, row, text)
 
     def _row(self, file: str, step: int, row: dict[str, float]) -> None:
         self.wrote = True
@@ -167,6 +157,36 @@ def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str]
         writer.add_text("config", verbatim(json.dumps(config, indent=2, default=str)), 0)
 
 
+def write_event(path: Path, row: dict[str, Any], text: str) -> None:
+    """A row of a file and a printed line, on rank 0."""
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_row(path, row)
+        print(text, flush=True)
+
+
+def save_rows(folder: Path, checkpoint: Path) -> None:
+    """The rows so far into a checkpoint."""
+    for name in _FILES:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, checkpoint / name)
+
+
+def load_rows(folder: Path, checkpoint: Path) -> None:
+    """The rows that were written before a checkpoint, whatever has become of them since."""
+    for name in _FILES:
+        if (checkpoint / name).exists():
+            write_bytes(folder / name, (checkpoint / name).read_bytes())
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def flush_events(board: Path) -> None:
+    """TensorBoard's files, to the disk."""
+    for path in board.glob("events.*"):
+        flush(path)
+
+
 def keep_rows(path: Path, last_step: int) -> None:
     """Drop the rows after last_step, and a last line that was cut off while it was written.
 
@@ -194,7 +214,8 @@ def keep_events(board: Path, last_step: int) -> None:
     for path in board.glob("events.*"):
         if not path.name.endswith(".summary"):
             records = list(RawEventFileLoader(str(path)).Load())
-            kept = [record for record in records if _is_kept(Event.FromString(record), last_step)]
+            ended = next((i for i, record in enumerate(records) if _sums_up(Event.FromString(record))), None)
+            kept = [record for record in records[:ended] if _is_kept(Event.FromString(record), last_step)]
             aside = path.with_name(f".{path.name}")
             with writing(path), aside.open("wb") as file:
                 for record in kept:
@@ -203,7 +224,9 @@ def keep_events(board: Path, last_step: int) -> None:
 
 
 def _is_kept(event: Event, last_step: int) -> bool:
-    if event.WhichOneof("what") != "summary":
-        return True
-    sums_up = any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)
-    return event.step <= last_step and not sums_up
+    return event.WhichOneof("what") != "summary" or event.step <= last_step
+
+
+def _sums_up(event: Event) -> bool:
+    """Of the row by which transformers' Trainer sums a run up; after it come the epoch, and the end of the file."""
+    return any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)
