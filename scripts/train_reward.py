@@ -54,6 +54,22 @@ def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config
     )
 
 
+def outcome(
+    args: RewardStageConfig, before: dict[str, Any], after: dict[str, Any], best: dict[str, Any], splits: dict[str, Any]
+) -> dict[str, Any]:
+    """What evaluation.json says; before and after: of the test split, as `evaluate_pairs` has them."""
+    scores, figures = after.pop("scores"), ("loss", "accuracy", "mean_margin")
+    return {
+        "split": "test",
+        "loss_type": args.loss_type,
+        "before": {name: before[name] for name in figures},
+        "after": {name: after.pop(name) for name in (*figures, "accuracy_interval")},
+        "best": best,
+        **after,
+        "audit": audit(splits["train"], splits["test"], scores["chosen"], scores["rejected"]),
+    }
+
+
 def split_fitting(
     pairs: list[Pair],
     counts: dict[str, int],
@@ -127,7 +143,8 @@ def main() -> None:
         )
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
-        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args)
+        pair_ids = [pair.source for pair in splits["train"]]
+        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args, pair_ids)
         stage.record(engine=engine_name(trainer.accelerator))
         if not ended:
             stage.stopped = True
@@ -137,16 +154,7 @@ def main() -> None:
             after = evaluate_pairs(model, rows["test"], args)
         with StopRequest(), written_aside(folder, stage.is_main) as aside:
             trainer.save_model(str(aside))
-        scores = after.pop("scores")
-        report = {
-            "split": "test",
-            "loss_type": args.loss_type,
-            "before": {name: before[name] for name in ("loss", "accuracy", "mean_margin")},
-            "after": {name: after.pop(name) for name in ("loss", "accuracy", "mean_margin", "accuracy_interval")},
-            "best": best_step(trainer),
-            **after,
-            "audit": audit(splits["train"], splits["test"], scores["chosen"], scores["rejected"]),
-        }
+        report = outcome(args, before, after, best_step(trainer), splits)
         if stage.is_main:
             write_json(folder / "evaluation.json", report)
             show_outcome(folder, report, splits["test"], config)

@@ -17,7 +17,7 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
     from rlhf.config import RewardStageConfig
     from rlhf.models.fused import fuse_gelu
-    from rlhf.reward.trainer import PreferenceTrainer
+    from rlhf.reward.preference import PreferenceTrainer
 
     tokenizer = work.tokenizer_of(run.shape)
     _, model = work.models_of(run.shape, tokenizer, run.seed)

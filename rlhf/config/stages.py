@@ -97,10 +97,15 @@ class RewardStageConfig(RewardConfig):
     num_train_epochs: float = help_text("passes over the pairs", 3.0)
     eval_strategy: str = help_text("when to compute the validation loss: epoch or steps", "epoch")
     gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
+    logging_nan_inf_filter: bool = help_text("leave numbers that are not finite out of the validation loss", False)
+    max_skipped_updates: int = help_text(
+        "the run ends after this many updates in a row whose numbers are not finite; fewer are left out and logged", 10
+    )
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
 
     def __post_init__(self) -> None:
         check_training(self)
+        at_least(self, 1, "max_skipped_updates")
         if self.loss_type == "margin" and not self.margin > 0:
             raise UserError(f"margin: expected a positive number, found {self.margin}")
         check(self, lambda x: x >= 2, "at least 2 tokens", "max_length")

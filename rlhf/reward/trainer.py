@@ -1,7 +1,8 @@
-"""The reward model: TRL's RewardTrainer under the margin ranking loss, on rows tokenised by `data.chat`."""
+"""The reward model: its training from start or checkpoint to the best weights, on rows tokenised by `data.chat`."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
 from rlhf.data.chat import encode_prompt, encode_response
 from rlhf.data.hh_rlhf import Pair
+from rlhf.errors import printable
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.metrics import pair_metrics
+from rlhf.reward.preference import PreferenceTrainer, read_progress
 from rlhf.reward.scoring import score_rows
+from rlhf.reward.updates import UpdateGuard, pair_skips
 from rlhf.runtime.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
 from rlhf.runtime.distributed import from_main
 from rlhf.runtime.engine import check_engine
@@ -31,23 +34,8 @@ from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
 from rlhf.runtime.safe_load import check_pickles
 from rlhf.runtime.sealing import SealCheckpoint, step_facts
-from rlhf.runtime.tracking import keep_events, keep_rows
-
-
-class PreferenceTrainer(RewardTrainer):
-    """TRL's RewardTrainer with the pairwise margin ranking loss beside its Bradley-Terry loss."""
-
-    args: RewardStageConfig
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of one batch of pairs; TRL's own computation logs accuracy and margin."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self.args.loss_type == "margin":
-            chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
-            loss = pairwise_margin_ranking_loss(chosen, rejected, self.args.margin)
-        return (loss, outputs) if return_outputs else loss
+from rlhf.runtime.skips import line
+from rlhf.runtime.tracking import METRICS, SKIPPED, keep_events, keep_rows, load_rows, write_event
 
 
 class MetricsFile(TrainerCallback):
@@ -118,42 +106,45 @@ def train_reward_model(
     train_rows: list[dict[str, list[int]]],
     validation_rows: list[dict[str, list[int]]],
     args: RewardStageConfig,
+    pair_ids: Sequence[str] | None = None,
 ) -> tuple[PreferenceTrainer, bool]:
     """Train, leave the checkpoint with the best validation loss in the model; returns the trainer, and whether it
     got to its end: told to stop by a signal, it saves a checkpoint and stops.
 
+    An update whose loss or gradient is not finite is left out, and written to skipped.jsonl with its pairs by their
+    pair_ids; max_skipped_updates of them in a row end the run by a UserError.
     Goes on from the newest whole checkpoint in args.output_dir if there is one with its optimizer.
     """
     folder = Path(args.output_dir or ".")
     checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
-    step = number(checkpoint) if checkpoint else 0
     # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    from_main(lambda: _take_out_later(folder, step))
+    from_main(lambda: _take_out_later(folder, checkpoint))
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
     with SealCheckpoint(args) as seal, StopRequest() as request:
         stop = StopCallback(request)
+        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, printable(line(row, "pair"))))
         trainer = PreferenceTrainer(
             model=model,
             args=args,
             train_dataset=_dataset(train_rows),
             eval_dataset=_dataset(validation_rows),
             processing_class=tokenizer,
-            callbacks=[MetricsFile(folder / "metrics.jsonl"), seal, stop],
+            callbacks=[MetricsFile(folder / METRICS), seal, stop],
+            guard=UpdateGuard(skips, train_rows, pair_ids),
         )
         check_engine(trainer.accelerator)
-        # TRL counts the tokens in an attribute of its own that no checkpoint of transformers' holds.
-        seal.facts = lambda: step_facts(trainer.accelerator, args) | {"tokens": trainer._total_train_tokens}
+        seal.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
         if checkpoint:
             check_pickles(checkpoint)
-            trainer._total_train_tokens = from_main(lambda: read_step(checkpoint, seal.facts()))["tokens"]
+            trainer.restore(from_main(lambda: read_step(checkpoint, seal.facts())))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
 
 
 def _problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or with the best one so far, which the run is to end with."""
-    found = problem_of(checkpoint)
+    found = problem_of(checkpoint, read_progress)
     if found is None:
         try:
             state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -165,11 +156,15 @@ def _problem(checkpoint: Path) -> str | None:
     return found
 
 
-def _take_out_later(folder: Path, step: int) -> None:
-    """Nothing of later steps stays than the one that the run goes on from."""
+def _take_out_later(folder: Path, checkpoint: Path | None) -> None:
+    """Nothing of later steps stays than the one that the run goes on from, and nothing of that or before is missing."""
+    step = number(checkpoint) if checkpoint else 0
     last = step or -1  # a run that begins evaluates at step 0
     set_later_aside(folder, REWARD, step)
-    keep_rows(folder / "metrics.jsonl", last)
+    if checkpoint:
+        load_rows(folder, checkpoint)
+    for name in (METRICS, SKIPPED):
+        keep_rows(folder / name, last)
     keep_events(folder / "tensorboard", last)
 
 

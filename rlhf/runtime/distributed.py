@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +34,12 @@ def all_max(accelerator: Accelerator, value: int) -> int:
     if accelerator.num_processes == 1:
         return value
     return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+
+def gradient_norm(model: torch.nn.Module) -> float:
+    """The norm of all gradients together; of a model that FSDP has spread, of all its parts: a collective then."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def any_rank(flag: bool) -> bool:
