@@ -14,6 +14,9 @@ PHASES = {
     "log": ("rlhf.runtime.tracking", "Recorder", "row"),
     "save": ("accelerate", "Accelerator", "save_state"),
     "model": ("rlhf.ppo.trainer", "PPOTrainer", "save_model"),
+    "train": ("rlhf.reward.preference", "PreferenceTrainer", "training_step"),
+    "evaluate": ("rlhf.reward.preference", "PreferenceTrainer", "evaluate"),
+    "metrics": ("rlhf.reward.trainer", "MetricsFile", "on_log"),
     "seal": ("rlhf.runtime.sealing", "SealCheckpoint", "on_save"),
 }
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"}

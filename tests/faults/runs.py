@@ -17,8 +17,7 @@ LORA = {"use_peft": True, "lora_r": 2, "lora_dropout": 0.2, "lora_target_modules
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 SIZES |= {"vocab_size": 400, "max_position_embeddings": 256, "eos_token_id": 2, "pad_token_id": 2}
 
-# Folders are in them; and transformers itself writes train/epoch twice a step.
-UNLIKE = {"args/text_summary", "config/text_summary", "model_config/text_summary", "train/epoch"}
+UNLIKE = {"args/text_summary", "config/text_summary", "model_config/text_summary"}  # folders are in them
 
 
 def prepare(folder: Path) -> Path:
@@ -64,9 +63,7 @@ def timeless(row: dict) -> dict:
 
 
 def _tells_time(name: str) -> bool:
-    # train_loss: transformers averages it over the steps since its last start.
-    late = ("eps", "train_loss", "total_flos", "runtime", "per_second")
-    return name.startswith(("time/", "perf/")) or name.endswith(late)
+    return name.startswith(("time/", "perf/")) or name.endswith(("eps", "runtime", "per_second"))
 
 
 def events(board: Path) -> list:

@@ -6,7 +6,7 @@ import signal
 import pytest
 from conftest import trial
 
-from rlhf.runtime.checkpoint import PPO, numbered
+from rlhf.runtime.checkpoint import PPO, REWARD, numbered
 
 PHASES = ["generate", "score", "learn", "save", "log"]
 
@@ -37,12 +37,21 @@ def test_a_model_that_is_being_saved_is_saved(campaign, tmp_path, number):
         assert "done already" in campaign.finish("ppo_full", tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
-def test_the_reward_stage_stops_and_goes_on(campaign, tmp_path, number):
-    with trial(f"{signal.Signals(number).name}, reward"):
-        code, said = campaign.run("reward_stage", tmp_path, {"phase": "seal", "call": 2, "signal": number})
+# In phase and call, and the checkpoint that it stops with. The evaluation before the first step is the first call.
+REWARD_PHASES = [("train", 2, 2), ("evaluate", 1, 1), ("evaluate", 3, 3), ("metrics", 4, 3), ("seal", 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "call", "step"),
+    [REWARD_PHASES[0], *(pytest.param(*p, marks=pytest.mark.slow) for p in REWARD_PHASES[1:])],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+def test_the_reward_stage_stops_and_goes_on(campaign, tmp_path, phase, call, step, number):
+    with trial(f"{signal.Signals(number).name}, reward, in {phase}"):
+        code, said = campaign.run("reward_stage", tmp_path, {"phase": phase, "call": call, "signal": number})
         assert code == 0, said[-3000:]
         stage = campaign.stage("reward_stage", tmp_path)
         assert json.loads((stage / "run.json").read_text())["status"] == "stopped"
+        assert f"stopped at step {step}; the same command goes on from there" in said
+        assert numbered(stage, REWARD)[-1].name == f"checkpoint-{step}"
         campaign.finish("reward_stage", tmp_path)
