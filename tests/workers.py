@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 # A file of one's own, since DeepSpeed leaves parameters as small as these whole on every rank.
 ZERO3 = {
     "stage": 3,
@@ -17,7 +17,8 @@ ZERO3 = {
     "stage3_gather_16bit_weights_on_model_save": True,
 }
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-# First and last lines of every worker. Nothing is torn down: at exit DeepSpeed sometimes aborts although all is done.
+# First and last lines of every worker, whose trainer is called run. Nothing is torn down: at exit DeepSpeed sometimes
+# aborts although all is done.
 BEGIN = """
 import json, os, sys
 from pathlib import Path
