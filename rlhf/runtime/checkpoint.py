@@ -115,21 +115,14 @@ def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _facts(checkpoint: Path) -> dict[str, Any] | None:
+def _facts(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any] | None:
     """CHECKPOINT/step.json; None where it is not what write_step writes, which a manifest does not tell."""
     try:
         facts = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        read(facts)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, OverflowError):
         return None
     return facts if isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys() else None
-
-
-def _readable(facts: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> bool:
-    try:
-        read(facts)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int) -> dict[str, Any]:
@@ -184,8 +177,8 @@ def problem_of(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -
     """
     found = fault(checkpoint)
     if found is None:
-        facts = _facts(checkpoint)
-        if facts is None or not _readable(facts, read):
+        facts = _facts(checkpoint, read)
+        if facts is None:
             found = f"a {STEP_FILE} that cannot be read"
         elif facts["step"] != number(checkpoint):
             found = f"step {facts['step']} in it"
