@@ -1,5 +1,6 @@
 """One writer a folder: a lock file that says who it is, and that outlives nobody who is known to be gone."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,10 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from accelerate import PartialState
+
 from rlhf.errors import UserError
 from rlhf.runtime.disk import writing
+from rlhf.runtime.distributed import from_main
 
 NAME = ".lock"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what a file system without them says
 
 
 class FolderLock:
@@ -27,21 +32,59 @@ class FolderLock:
 
     def take(self) -> None:
         """Become the owner; a UserError that says who it is where it is somebody else."""
-        with writing(self.path), self._alone(os.O_RDWR | os.O_CREAT) as file:
-            owner = _read(file)
-            if owner:
-                print(f"{self.path}: taken over from {_who(owner)}, {self._gone(owner)}")
-            file.seek(0)
-            file.truncate()
-            json.dump(_self(), file)
-            file.flush()
-            os.fsync(file.fileno())
+        follows = ""
+        with writing(self.path):
+            while not self._create():
+                follows = self._clear()
+        if follows:
+            print(f"{self.path}: taken over from {follows}")
 
     def release(self) -> None:
         """Nobody's again, if it was ours."""
-        with suppress(FileNotFoundError), self._alone(os.O_RDWR) as file:
+        with suppress(FileNotFoundError), self._alone() as file:
             if _read(file) == _self():
                 self.path.unlink()
+
+    def is_ours(self) -> bool:
+        """Whether this very process is the owner already."""
+        with suppress(FileNotFoundError), self._alone() as file:
+            return _read(file) == _self()
+        return False
+
+    def _create(self) -> bool:
+        """The file with our name in it, at one stroke; False where there is one.
+
+        Of two that start on two nodes, whose locks of open files may know nothing of one another, one alone can
+        give a file that name, and nobody ever finds it without an owner in it.
+        """
+        mine = _self()
+        aside = self.path.with_name(f"{NAME}.{mine['host']}.{mine['pid']}")
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(mine, file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(aside, self.path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with self.path.open("x", encoding="utf-8") as file:  # for a moment without an owner in it
+                    json.dump(mine, file)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def _clear(self) -> str:
+        """Delete the file of an owner that is gone, and say who it was; a UserError where it may be there."""
+        gone = ""
+        with suppress(FileNotFoundError), self._alone() as file:
+            owner = _read(file)
+            gone = f"{_who(owner)}, {self._gone(owner)}" if owner else ""
+            self.path.unlink()
+        return gone
 
     def _gone(self, owner: dict[str, Any]) -> str:
         """Why the owner is gone; a UserError where it may be there."""
@@ -49,7 +92,7 @@ class FolderLock:
         if owner.get("host") == mine["host"]:
             if _start(owner.get("pid")) != owner.get("start"):
                 return "which no longer runs"
-        elif owner.get("job") and owner["job"] == mine["job"]:
+        elif owner.get("job") and owner["job"] == mine["job"] and _restarts(owner) < mine["restarts"]:
             return "an earlier start of this Slurm job"
         raise UserError(
             f"{self.path}: expected no other run that writes there, found {_who(owner)}; "
@@ -57,10 +100,10 @@ class FolderLock:
         )
 
     @contextmanager
-    def _alone(self, flags: int) -> Iterator[TextIO]:
+    def _alone(self) -> Iterator[TextIO]:
         """The file, open, with no other process between reading and writing it."""
         while True:
-            with open(os.open(self.path, flags, 0o644), "r+", encoding="utf-8") as file:
+            with self.path.open("r+", encoding="utf-8") as file:
                 with suppress(OSError):  # some network file systems have no such locks
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if self._is_there(file):
@@ -74,9 +117,38 @@ class FolderLock:
         return False
 
 
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """The block runs while rank 0 owns the folder; the lock stays its owner's who took it in this process before."""
+    lock = FolderLock(folder)
+
+    def take() -> bool:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if lock.is_ours():
+            return False
+        lock.take()
+        return True
+
+    taken = from_main(take)
+    try:
+        yield
+    finally:
+        if taken and PartialState().is_main_process:
+            lock.release()
+
+
 def _self() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "start": _start(pid), "job": os.environ.get("SLURM_JOB_ID")}
+    """This process. A Slurm job has its number on all of its nodes, and keeps it when it is queued again."""
+    pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")  # Slurm sets none at the first start
+    started = {"host": socket.gethostname(), "pid": pid, "start": _start(pid)}
+    return started | {"job": job, "restarts": int(restarts) if restarts.isdecimal() else 0}
+
+
+def _restarts(owner: dict[str, Any]) -> int:
+    found = owner.get("restarts")
+    return found if isinstance(found, int) else 0
 
 
 def _start(pid: Any) -> str | None:

@@ -1,5 +1,7 @@
 """One writer a folder: a living owner is respected, a dead one is not waited for."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,7 +13,6 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.runtime.lock import NAME, FolderLock, _self, _start
-from rlhf.runtime.run_folder import Stage, read_run
 
 
 @pytest.fixture
@@ -103,9 +104,24 @@ def test_another_host_is_never_taken_to_be_dead(tmp_path, monkeypatch, job, mine
     assert str(refused.value).endswith(f"rm {tmp_path / NAME}")
 
 
-def test_a_requeued_job_follows_itself_from_another_node(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("theirs", "mine"), [(0, None), (None, None), (1, "1"), (2, "1"), (0, "zero")])
+def test_the_same_start_of_a_job_on_another_node_is_another_run(tmp_path, monkeypatch, theirs, mine):
+    """Two terminals of one `salloc -N2`."""
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    owned(tmp_path, host="node7", job="5")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if mine:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", mine)
+    owned(tmp_path, host="node7", job="5", restarts=theirs)
+    with pytest.raises(UserError, match="on host node7 of Slurm job 5; if it has ended, remove the file"):
+        FolderLock(tmp_path).take()
+    assert owner(tmp_path)["host"] == "node7"
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [(0, "1"), (1, "3"), (None, "1")])
+def test_a_requeued_job_follows_itself_from_another_node(tmp_path, monkeypatch, capsys, theirs, mine):
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", mine)
+    owned(tmp_path, host="node7", job="5", restarts=theirs)
     FolderLock(tmp_path).take()
     assert owner(tmp_path)["host"] == os.uname().nodename
     assert "on host node7 of Slurm job 5, an earlier start of this Slurm job" in capsys.readouterr().out
@@ -129,12 +145,21 @@ def _try(folder, gate, answers):
         gate.wait(timeout=30)
 
 
-def test_of_many_that_find_a_dead_owner_one_follows(tmp_path):
+def _no_flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_of_many_one_becomes_the_owner(tmp_path, monkeypatch, dead):
+    """All find a dead owner, or none at all and no locks of open files, as from one node to another."""
+    if not dead:
+        monkeypatch.setattr(fcntl, "flock", _no_flock)
     context = multiprocessing.get_context("fork")
     for n in range(5):
         folder = tmp_path / str(n)
         folder.mkdir()
-        owned(folder, start="0000 1")
+        if dead:
+            owned(folder, start="0000 1")
         gate, answers = context.Barrier(6), context.Queue()
         there = [context.Process(target=_try, args=(folder, gate, answers)) for _ in range(6)]
         for process in there:
@@ -145,13 +170,31 @@ def test_of_many_that_find_a_dead_owner_one_follows(tmp_path):
         assert found == ["refused"] * 5 + ["taken"]
 
 
-def test_a_stage_is_locked_while_it_runs_and_after_no_end(tmp_path):
-    with Stage(tmp_path, "reward", {"a": 1}, seed=0):
-        with pytest.raises(UserError, match="expected no other run"), Stage(tmp_path, "reward", {"a": 2}, seed=0):
-            pass
-        assert read_run(tmp_path)["config"] == {"a": 1}
-        assert read_run(tmp_path)["status"] == "running"
-    assert not (tmp_path / NAME).exists()
-    with pytest.raises(ZeroDivisionError), Stage(tmp_path, "reward", {}, seed=0):
-        _ = 1 / 0
-    assert not (tmp_path / NAME).exists()
+@pytest.mark.parametrize("links", [True, False])
+def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypatch, other, links):
+    """No locks of open files, so that nothing but the file's creation decides; some file systems have no links."""
+    monkeypatch.setattr(fcntl, "flock", _no_flock)
+    link = os.link
+
+    def late(source, target):
+        owned(tmp_path, pid=other.pid, start=_start(other.pid))
+        if not links:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(UserError, match=f"found process {other.pid} on host"):
+        FolderLock(tmp_path).take()
+    assert owner(tmp_path)["pid"] == other.pid
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_without_links_and_locks_there_is_an_owner_all_the_same(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    FolderLock(tmp_path).take()
+    assert owner(tmp_path) == _self()
+    FolderLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
