@@ -90,10 +90,14 @@ def require_stage(stage_folder: Path) -> Path:
     return stage_folder
 
 
+class StageDone(Exception):  # noqa: N818  nothing is wrong
+    """Another run ended the stage while this one got ready; `run_script` leaves quietly."""
+
+
 class Stage:
     """One stage of a run as a context: run.json says running, then done, stopped or failed. Written by rank 0 only.
 
-    Inside it the folder is locked: a second run of the same stage is refused.
+    Inside it the folder is locked: a second run of the same stage is refused. One that is done is not begun again.
     """
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
@@ -130,10 +134,24 @@ class Stage:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
-        from_main(self._lock.take)
+        if from_main(self._take):
+            if self.is_main:
+                print(f"{self.facts['stage']}: done already in {self.folder}")
+            raise StageDone
         self._clock = time.monotonic()
         self.record()
         return self
+
+    def _take(self) -> bool:
+        """Lock the folder; whether the stage is done already, which nobody can change from then on."""
+        self._lock.take()
+        done = True
+        try:
+            done = is_done(self.folder)
+        finally:
+            if done:
+                self._lock.release()
+        return done
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,17 +2,20 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from rlhf.errors import UserError
 from rlhf.runtime.disk import cannot_write
 from rlhf.runtime.distributed import leave_together
+from rlhf.runtime.run_folder import StageDone
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main: a UserError becomes one line on standard error and exit code 2, as does a full disk."""
     try:
-        main()
+        with suppress(StageDone):
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

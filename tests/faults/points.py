@@ -13,6 +13,7 @@ PHASES = {
     "learn": ("rlhf.ppo.learner", "Learner", "learn"),
     "log": ("rlhf.runtime.tracking", "Recorder", "row"),
     "save": ("accelerate", "Accelerator", "save_state"),
+    "begin": ("rlhf.runtime.run_folder", "Stage", "__init__"),
     "model": ("rlhf.ppo.trainer", "PPOTrainer", "save_model"),
     "train": ("rlhf.reward.preference", "PreferenceTrainer", "training_step"),
     "evaluate": ("rlhf.reward.preference", "PreferenceTrainer", "evaluate"),

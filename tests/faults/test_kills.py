@@ -6,6 +6,8 @@ import signal
 import time
 from contextlib import ExitStack
 
+import forge
+import psutil
 import pytest
 from conftest import trial
 
@@ -80,3 +82,19 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_is_there(campaign, t
         os.kill(first, signal.SIGCONT)
         assert campaign.forge.wait(first) == 0
         assert campaign.finish("ppo_full", tmp_path, expected).count("done already") == 1
+
+
+@pytest.mark.parametrize("recipe", ["ppo_full", "reward_stage"])
+def test_a_second_run_that_got_ready_while_the_first_ended_leaves(campaign, tmp_path, recipe):
+    stage = campaign.stage(recipe, tmp_path)
+    with trial("second run of a stage, late"):
+        late = campaign.begin(recipe, tmp_path, {"phase": "begin", "call": 1, "signal": signal.SIGSTOP})
+        log, end = campaign.folder / f"log_{campaign.logs}", time.monotonic() + 30
+        while psutil.Process(late).status() != psutil.STATUS_STOPPED and time.monotonic() < end:
+            time.sleep(0.05)
+        assert campaign.run(recipe, tmp_path)[0] == 0
+        before = {path: path.stat().st_mtime_ns for path in stage.rglob("*") if path.is_file()}
+        os.kill(late, signal.SIGCONT)
+        assert campaign.forge.wait(late) == 0
+        assert f"{stage.name}: done already in {stage}\n" in forge.said(log)
+        assert {path: path.stat().st_mtime_ns for path in stage.rglob("*") if path.is_file()} == before
