@@ -125,7 +125,8 @@ def main() -> None:
     trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
     config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
-    with Stage(folder, name, config, args.seed) as stage:
+    # A signal while the models are loaded ends the run at once; one after that, with all of it kept.
+    with StopRequest(), Stage(folder, name, config, args.seed) as stage:
         stage.record(
             data={"prompts": counts},
             engine=engine_name(trainer.accelerator),
@@ -139,8 +140,7 @@ def main() -> None:
             stage.stopped = True
             print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
             return
-        with StopRequest():  # what is left to do is shorter than doing it again
-            trainer.save_model(folder)
+        trainer.save_model(folder)
     if stage.is_main:
         write_card(folder)  # once more: the stage has ended
         print(f"{name}: policy in {folder}")

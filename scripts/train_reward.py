@@ -134,7 +134,7 @@ def main() -> None:
     check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
     config: dict[str, Any] = asdict(run) | asdict(data) | loaded | args.to_dict()
-    with Stage(folder, name, config, args.seed) as stage:
+    with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # told after the training, it ends by itself
         trainable, total = trainable_share(model)
         stage.record(
             data={"preferences": counts},
@@ -152,7 +152,7 @@ def main() -> None:
             return
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
             after = evaluate_pairs(model, rows["test"], args)
-        with StopRequest(), written_aside(folder, stage.is_main) as aside:
+        with written_aside(folder, stage.is_main) as aside:
             trainer.save_model(str(aside))
         report = outcome(args, before, after, best_step(trainer), splits)
         if stage.is_main:

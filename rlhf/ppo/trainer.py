@@ -34,6 +34,7 @@ from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.checkpoint import save_plain_weights
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import cast_weights, check_wrapped
+from rlhf.runtime.lock import one_writer
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.skips import Skips
 from rlhf.runtime.skips import line as skip_line
@@ -115,17 +116,27 @@ class PPOTrainer(TrainerBase):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
         """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.
 
-        Told to stop by SIGUSR1 or SIGTERM, it ends the step it is in, saves a checkpoint and sets `stopped`.
-        At its end it prints what `throughput` says.
+        Told to stop by SIGUSR1 or SIGTERM, it ends the step it is in, or the first, saves a checkpoint and sets
+        `stopped`. At its end it prints what `throughput` says. It is the only one that writes to output_dir.
         """
         for name, found in (("train_dataset", self.prompts), ("reward_model", self.actor.rewards)):
             if not found:
                 raise UserError(f"{name}: expected one to train on, found none")
-        first = self._resume(resume_from_checkpoint or self.args.resume_from_checkpoint)
-        self._begin(first)
+        with StopRequest() as request, one_writer(self.folder):
+            first = self._resume(resume_from_checkpoint or self.args.resume_from_checkpoint)
+            self._begin(first)
+            self._loop(first, request)
+            self.flow.event("on_train_end")
+            self.recorder.end()
+            self._say(self.throughput())
+            if self.args.push_to_hub and not self.stopped:
+                self.push_to_hub()
+
+    def _loop(self, first: int, request: StopRequest) -> None:
+        """All steps after the first ones, which were done before."""
         per_epoch = self.steps_per_epoch
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        with StopRequest() as request, self._bar(first) as bar:
+        with self._bar(first) as bar:
             for step, batch in enumerate(batches(self.prompts, self.batch_size, seed, self.num_total_batches), start=1):
                 if step <= first:  # done before the run was cut
                     self.episode += len(batch)
@@ -143,11 +154,6 @@ class PPOTrainer(TrainerBase):
                 if request.asked():
                     self._stop(step)
                     break
-        self.flow.event("on_train_end")
-        self.recorder.end()
-        self._say(self.throughput())
-        if self.args.push_to_hub and not self.stopped:
-            self.push_to_hub()
 
     def act(self, step: int, batch: list[Prompt]) -> Experience:
         """Sample this rank's share of responses, and look at them once with every role."""

@@ -13,17 +13,26 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopRequest:
-    """Inside its `with` block a stop signal is remembered, and what is going on can be finished and saved."""
+    """Inside its `with` block a stop signal is remembered, and what is going on can be finished and saved.
+
+    One inside another knows what the outer one was told before, and tells it what it is told itself.
+    """
 
     def __init__(self) -> None:
         self.received = False
         self._before: dict[int, Any] = {}
+        self._outer: StopRequest | None = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
             return self  # Python lets only the main thread handle signals
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._remember)
+            outer = getattr(self._before[number], "__self__", None)
+            if isinstance(outer, StopRequest):
+                self._outer = outer
+                if outer.received:
+                    self.received = True
         return self
 
     def __exit__(
@@ -34,6 +43,8 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if self._outer:
+            self._outer._remember(number, frame)
 
     def asked(self) -> bool:
         """Whether any rank was told to stop; the same answer on all: one small collective."""

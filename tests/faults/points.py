@@ -14,6 +14,7 @@ PHASES = {
     "log": ("rlhf.runtime.tracking", "Recorder", "row"),
     "save": ("accelerate", "Accelerator", "save_state"),
     "begin": ("rlhf.runtime.run_folder", "Stage", "__init__"),
+    "end": ("rlhf.ppo.trainer", "PPOTrainer", "throughput"),
     "model": ("rlhf.ppo.trainer", "PPOTrainer", "save_model"),
     "train": ("rlhf.reward.preference", "PreferenceTrainer", "training_step"),
     "evaluate": ("rlhf.reward.preference", "PreferenceTrainer", "evaluate"),

@@ -1,11 +1,47 @@
-"""Who takes the lock: a stage."""
+"""Who takes the lock: a stage, and a trainer that runs in none."""
+
+from contextlib import nullcontext
 
 import pytest
-from test_lock import NAME
+from test_lock import NAME, _self, _start, other, owned, owner  # noqa: F401
+from tiny_ppo import trainer
 
 from rlhf.errors import UserError
 from rlhf.runtime.run_folder import Stage, read_run
 from rlhf.runtime.script import run_script
+
+
+def test_a_trainer_is_the_one_writer_of_its_folder(tmp_path, other):  # noqa: F811
+    run = trainer(tmp_path, max_steps=1)
+    owned(tmp_path, pid=other.pid, start=_start(other.pid))
+    before = (tmp_path / NAME).read_text()
+    with pytest.raises(UserError, match=f"expected no other run that writes there, found process {other.pid}"):
+        run.train()
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert (tmp_path / NAME).read_text() == before
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_trainer_holds_the_lock_while_it_trains(tmp_path, breaks):
+    run, seen = trainer(tmp_path / "new", max_steps=1), []
+    act = run.act
+
+    def noted(*args):
+        seen.append(owner(tmp_path / "new"))
+        return 1 / 0 if breaks else act(*args)
+
+    run.act = noted
+    with pytest.raises(ZeroDivisionError) if breaks else nullcontext():
+        run.train()
+    assert seen == [_self()]
+    assert not (tmp_path / "new" / NAME).exists()
+
+
+def test_in_a_stage_the_lock_stays_the_stages(tmp_path):
+    with Stage(tmp_path, "ppo_full", {}, seed=0):
+        trainer(tmp_path, max_steps=1).train()
+        assert owner(tmp_path) == _self()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_stage_that_another_run_ended_meanwhile_is_not_begun_again(tmp_path, capsys):

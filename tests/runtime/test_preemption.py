@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from tiny_ppo import metrics, trainer
+from tiny_ppo import PROMPTS, metrics, timeless, trainer
 
 from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.preemption import StopRequest
@@ -38,6 +38,54 @@ def test_a_signal_in_any_phase_costs_nothing(tmp_path, phase, number):
         whole.roles.trained.named_parameters(), again.roles.trained.named_parameters(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["evaluate", "_fit_scores", "_begin"])
+def test_a_signal_before_the_first_step_stops_after_it(tmp_path, phase, number):
+    options = {"eval_on_start": True, "score_norm_samples": 4, "given": {"eval_dataset": PROMPTS[:2]}, "max_steps": 2}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    cut = trainer(tmp_path / "cut", **options)
+    inner = getattr(cut, phase)
+
+    def interrupted(*args):
+        os.kill(os.getpid(), number)
+        return inner(*args)
+
+    setattr(cut, phase, interrupted)
+    cut.train()
+    assert cut.stopped
+    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-1"]
+    again = trainer(tmp_path / "cut", **options)
+    again.train(resume_from_checkpoint=True)
+    assert [timeless(row) for row in metrics(tmp_path / "cut")] == [
+        timeless(row) for row in metrics(tmp_path / "whole")
+    ]
+
+
+def test_a_signal_after_the_last_step_stops_nothing(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    end = run.recorder.end
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        end()
+
+    run.recorder.end = interrupted
+    run.train()
+    assert not run.stopped
+    assert not run.recorder.is_open
+
+
+def test_one_request_in_another():
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.asked()
+        assert outer.asked()
+        with StopRequest() as later:
+            assert later.asked()
 
 
 def test_the_handlers_are_put_back():
