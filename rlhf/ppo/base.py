@@ -1,4 +1,4 @@
-"""What surrounds the loop of `PPOTrainer`: reading rows, evaluating, saving, beginning and going on."""
+"""What surrounds the loop of `PPOTrainer`: reading rows, evaluating, saving the model, beginning."""
 
 import math
 import time
@@ -8,61 +8,39 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
-from rlhf.config import PPOConfig
 from rlhf.data.chat import decode_response
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import base_of
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.evaluation import completions, evaluate
 from rlhf.ppo.export import push_policy, save_policy
-from rlhf.ppo.flow import Flow
-from rlhf.ppo.learner import Learner
 from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
+from rlhf.ppo.resume import Resumable
 from rlhf.ppo.roles import Roles, parameter_lines
 from rlhf.ppo.setup import prompts_that_fit
 from rlhf.ppo.throughput import conditions, report
-from rlhf.ppo.warnings import Watch
 from rlhf.ppo.work import Meter, Work, total
-from rlhf.runtime.checkpoint import PPO, load_checkpoint, newest_whole, numbered, save_checkpoint, set_later_aside
-from rlhf.runtime.disk import fault
+from rlhf.runtime.checkpoint import PPO, set_later_aside
 from rlhf.runtime.distributed import from_main
-from rlhf.runtime.tracking import Recorder
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
-class TrainerBase:
+class TrainerBase(Resumable):
     """Everything of `PPOTrainer` that is not the algorithm; the attributes are set by its constructor."""
 
-    args: PPOConfig
-    accelerator: Accelerator
     processing_class: PreTrainedTokenizerBase
-    prompts: list[Prompt]
     eval_prompts: dict[str, list[Prompt]]
-    batch_size: int
-    num_total_batches: int
     roles: Roles
     models: list[dict[str, Any]]  # role, name, parameters, trainable
     actor: Actor
-    flow: Flow
-    learner: Learner
-    recorder: Recorder
-    episode: int  # responses so far, over all ranks
     timings: dict[str, float]  # seconds of each phase of the step
     meter: Meter
-    watch: Watch
     work: list[dict[str, Work]]  # of each step so far, by phase, this rank's
-    stopped: bool  # told to stop by a signal, before the last step
-
-    @property
-    def folder(self) -> Path:
-        """Where the run writes: output_dir, or the current folder."""
-        return Path(self.args.output_dir or ".")
 
     @property
     def state(self) -> TrainerState:
@@ -138,42 +116,6 @@ class TrainerBase:
     def _read(self, rows: Rows, name: str) -> list[Prompt]:
         return prompts_that_fit(self.args, rows, self.processing_class, self.roles.trained.policy, name)
 
-    def _resume(self, checkpoint: str | Path | bool | None) -> int:
-        """Load the checkpoint, if any; returns the number of its step. One that is broken is not loaded.
-
-        True: the newest that is whole.
-        """
-        if not checkpoint:
-            return 0
-        if checkpoint is True:
-            found = newest_whole(self.folder / "checkpoints", PPO)
-            if found is None:
-                raise UserError(f"resume_from_checkpoint: expected checkpoints in {self.folder}, found none")
-        else:
-            found = Path(checkpoint)
-            problem = from_main(lambda: fault(found) if found.is_dir() else "no such folder")
-            if problem:
-                raise UserError(
-                    f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
-                )
-        facts = load_checkpoint(self.accelerator, found, self.batch_size)
-        self.learner.skips.in_a_row = facts["skipped_in_a_row"]
-        self.watch.load(facts["warnings"])
-        self.flow.load(found)
-        self.recorder.load(found)
-        return facts["step"]
-
-    def _save(self, step: int) -> None:
-        """A checkpoint of this step, which is over."""
-        facts: dict[str, Any] = {"batch_size": self.batch_size, "skipped_in_a_row": self.learner.skips.in_a_row}
-        facts["warnings"] = self.watch.state()
-        save_checkpoint(self.accelerator, self.folder, step, self.args.save_total_limit, facts, self._save_beside)
-        self.flow.event("on_save")
-
-    def _save_beside(self, checkpoint: Path) -> None:
-        self.flow.save(checkpoint)
-        self.recorder.save(checkpoint)
-
     @property
     def steps_per_epoch(self) -> int:
         """PPO steps in which every prompt comes once."""
@@ -203,13 +145,6 @@ class TrainerBase:
             self._fit_scores(self.args.score_norm_samples)
         if self.args.eval_on_start and first == 0:
             self.evaluate()
-
-    def _stop(self, step: int) -> None:
-        """Leave a checkpoint of this step, unless there is one or the run is over."""
-        self.stopped = step < self.num_total_batches
-        newest = numbered(self.folder / "checkpoints", PPO)
-        if self.stopped and not (newest and newest[-1].name == f"{PPO}{step}"):
-            self._save(step)
 
     def _fit_scores(self, n: int) -> None:
         if not self.prompts:

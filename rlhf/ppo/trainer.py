@@ -31,10 +31,10 @@ from rlhf.ppo.warnings import line as warning_line
 from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
-from rlhf.runtime.checkpoint import save_plain_weights
 from rlhf.runtime.distributed import all_sum, equal_share
 from rlhf.runtime.engine import cast_weights, check_wrapped
 from rlhf.runtime.lock import one_writer
+from rlhf.runtime.plain_weights import save_plain_weights
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.skips import Skips
 from rlhf.runtime.skips import line as skip_line
@@ -105,7 +105,8 @@ class PPOTrainer(TrainerBase):
         skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event, skips)
         self.watch = Watch(args, lambda row: self.recorder.event(WARNINGS, row, warning_line(row)))
-        self.episode, self.timings, self.stopped = 0, dict[str, float](), False
+        self.episode, self.timings = 0, dict[str, float]()
+        self.stopped = self.save_is_due = False
         self.flow.event("on_init_end")
 
     def _frozen(self, rewards: Sequence[RewardSource]) -> list[Any]:
@@ -139,7 +140,6 @@ class PPOTrainer(TrainerBase):
         with self._bar(first) as bar:
             for step, batch in enumerate(batches(self.prompts, self.batch_size, seed, self.num_total_batches), start=1):
                 if step <= first:  # done before the run was cut
-                    self.episode += len(batch)
                     continue
                 if step % per_epoch == 1 % per_epoch:
                     self.flow.event("on_epoch_begin")
@@ -221,10 +221,8 @@ class PPOTrainer(TrainerBase):
             self.flow.event("on_log", logs=row)
         if self.flow.take("evaluate"):
             self.evaluate()
-        if self.flow.take("save"):
-            self._save(step)
-            if self.args.push_to_hub and self.args.hub_strategy == "every_save":
-                self.push_to_hub(f"Step {step}")
+        if self._save_if_due(step) and self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.push_to_hub(f"Step {step}")
 
     def step(self, prompts: Sequence[Any], responses: Sequence[Any], scores: Sequence[Any]) -> dict[str, float]:
         """One PPO step on responses (token ids or texts) that the caller sampled and scored; returns its metrics.

@@ -3,25 +3,23 @@
 import json
 import os
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from rlhf.errors import UserError, printable
 from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
 from rlhf.runtime.distributed import any_rank, from_main
 from rlhf.runtime.engine import engine_name, is_deepspeed
-from rlhf.runtime.safe_load import check_pickles
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what a full disk looks like, by who writes
-_WEIGHTS = "model.safetensors"
+# What decides, in PPO, which prompts each step gets, and with which random numbers.
+_DATA = ("train_dataset", "seed", "data_seed")
 
 
 def save_checkpoint(
@@ -99,17 +97,19 @@ def write_step(checkpoint: Path, step: int, facts: dict[str, Any]) -> None:
 def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
     """CHECKPOINT/step.json; a UserError where the run that it is of cannot go on as `found`.
 
-    Data are dealt by the responses or pairs of a step over all processes, so their number must be the same. Under
-    data parallel the number of processes may differ; DeepSpeed's files are of as many as wrote them.
+    Data are dealt by the responses or pairs of a step over all processes, so their number must be the same, and so
+    must prompts and seeds where the checkpoint has them. Under data parallel the number of processes may differ;
+    DeepSpeed's files are of as many as wrote them.
     """
     facts = _facts(checkpoint)
     if facts is None:
         raise UserError(f"{checkpoint / STEP_FILE}: expected the facts of a checkpoint of rlhf, found none")
     sharded = "DEEPSPEED" in str(facts["engine"]) or "DEEPSPEED" in str(found["engine"])
-    for name in ("batch_size", *(("engine", "processes") if sharded else ())):
-        if facts[name] != found[name]:
+    data = [name for name in _DATA if name in facts]
+    for name in ("batch_size", *(("engine", "processes") if sharded else ()), *data):
+        if facts[name] != found.get(name):
             raise UserError(
-                f"{checkpoint}: expected {name} {facts[name]}, with which it was written, found {found[name]}"
+                f"{checkpoint}: expected {name} {facts[name]}, with which it was written, found {found.get(name)}"
                 + ("; see gradient_accumulation_steps" if name == "batch_size" else "")
             )
     return facts
@@ -123,35 +123,6 @@ def _facts(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> di
     except (OSError, ValueError, RecursionError, KeyError, TypeError, OverflowError):
         return None
     return facts if isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys() else None
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, batch_size: int) -> dict[str, Any]:
-    """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json."""
-    found = run_facts(accelerator) | {"batch_size": batch_size}
-    facts = from_main(lambda: read_step(checkpoint, found))
-    check_pickles(checkpoint)  # Accelerate unpickles what it takes for its own
-    accelerator.load_state(str(checkpoint))
-    return facts
-
-
-def save_plain_weights(accelerator: Accelerator) -> None:
-    """Have the accelerator write weights by the names they have without a wrapper for several processes."""
-    if is_deepspeed(accelerator):
-        return
-
-    def unwrapped(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
-        prefixes = ["" if accelerator.unwrap_model(model) is model else "module." for model in models]
-        # Of an OrderedDict, and of nothing else, accelerate writes a tensor with two names (tied embeddings) once.
-        weights[:] = [
-            OrderedDict((name.removeprefix(prefix), tensor) for name, tensor in state.items())
-            for prefix, state in zip(prefixes, weights, strict=True)
-        ]
-
-    def wrapped(models: list[Any], folder: str) -> None:
-        load_model(accelerator.unwrap_model(models.pop()), Path(folder) / _WEIGHTS)
-
-    accelerator.register_save_state_pre_hook(unwrapped)
-    accelerator.register_load_state_pre_hook(wrapped)
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:

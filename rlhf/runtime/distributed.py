@@ -87,6 +87,21 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
     return answer[0]
 
 
+def on_all(do: Callable[[], None]) -> None:
+    """Every rank does it: one collective. Where any fails all end, and the first of those alone says why."""
+    state, failed = PartialState(), None
+    try:
+        do()
+    except Exception as error:
+        failed = error
+    broken = all_rows([failed is not None])
+    if not any(broken):
+        return
+    if failed is not None and broken.index(True) == state.process_index:
+        raise failed
+    raise SystemExit(2)
+
+
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Rank 0 of each machine runs the block before the others: what it fetches, they find in the cache."""

@@ -8,7 +8,10 @@ import time
 
 import pytest
 import runs
+from bombs import torch_bomb
 from conftest import trial
+
+from rlhf.runtime.disk import write_manifest
 
 HALF = ["--per_device_train_batch_size", "1"]  # on each of two processes: the batch of one process
 REWARD_HALF = ["--per_device_train_batch_size", "4"]
@@ -141,3 +144,21 @@ def test_another_batch_is_refused(campaign, tmp_path, recipe):
         size, doubled = (8, 16) if recipe == "reward_stage" else (4, 8)
         assert f"expected batch_size {size}, with which it was written, found {doubled}" in line
         campaign.finish(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["a bomb", "another adapter"])
+def test_what_no_rank_can_go_on_from_is_one_line_of_one_rank(campaign, tmp_path, fault):
+    with trial(f"two ranks, {fault}"):
+        stop = {"phase": "learn", "call": 1, "signal": signal.SIGTERM}
+        assert campaign.run("ppo_lora", tmp_path, stop)[0] == 0
+        checkpoint = campaign.stage("ppo_lora", tmp_path) / "checkpoints" / "step-1"
+        if fault == "a bomb":
+            torch_bomb(checkpoint / "custom_checkpoint_0.pkl", tmp_path / "marker")
+            write_manifest(checkpoint)
+        pair = Pair(campaign, "ppo_lora", tmp_path, [*HALF, "--lora_r", "2" if fault == "a bomb" else "4"])
+        assert pair.end() == [2, 2], pair.said()[-3000:]
+        (line,) = [line for line in pair.said().splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: {checkpoint}")
+        assert ("found a pickle that calls" in line) == (fault == "a bomb")
+        assert "Traceback" not in pair.said()
+        assert not (tmp_path / "marker").exists()

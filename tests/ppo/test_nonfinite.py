@@ -142,7 +142,7 @@ def test_an_infinite_score_is_refused_with_its_reward_and_prompt(tmp_path):
         run.train()
     assert torch.equal(policy_of(run), before)
     assert [line["in_a_row"] for line in lines(tmp_path)] == [1, 2, 3]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_an_evaluation_leaves_out_what_is_not_finite_and_counts_it(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from tiny_ppo import trainer
+from tiny_ppo import metrics, timeless, trainer
 from torch.testing import assert_close
 
 from rlhf.errors import UserError
@@ -28,6 +28,41 @@ def test_a_loop_of_ones_own(tmp_path):
         assert row["rewards/score/mean"] == 2.5
         assert row["objective/response_length"] == sum(map(len, responses)) / 4
     assert run.generate(PROMPTS) != responses  # another step has other random numbers
+
+
+def looped(run, steps):
+    """Steps of a loop; the metrics of each that do not tell the time."""
+    rows = []
+    for _ in range(steps):
+        responses = run.generate(PROMPTS)
+        rows.append(timeless(run.step(PROMPTS, responses, [len(set(ids)) / 3 for ids in responses])))
+    return rows
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_loop_that_was_cut_goes_on_to_the_bit(tmp_path, newest):
+    options = {"save_strategy": "steps", "save_steps": 1, "kl_target": 0.05, "use_score_scaling": True}
+    options |= {"lr_scheduler_type": "linear", "optim": "adamw_torch"}
+    whole, cut = (own(tmp_path / name, **options) for name in ("whole", "cut"))
+    expected = looped(whole, 3)
+    assert looped(cut, 2 if newest else 3) == expected[: 2 if newest else 3]
+    again = own(tmp_path / "cut", **options)
+    assert again.resume(True if newest else tmp_path / "cut" / "checkpoints" / "step-2") == 2
+    assert again.state.global_step == 2
+    assert looped(again, 1) == expected[2:]
+    assert expected[2]["episode"] == 12
+    assert [timeless(row) for row in metrics(tmp_path / "cut")] == [
+        timeless(row) for row in metrics(tmp_path / "whole")
+    ]
+    for (name, one), (_, other) in zip(
+        whole.roles.trained.named_parameters(), again.roles.trained.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_a_loop_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: expected checkpoints in .*, found none"):
+        own(tmp_path).resume()
 
 
 def test_step_is_the_step_of_train(tmp_path):

@@ -1,6 +1,8 @@
 """Checkpoints are whole or passed over, none is deleted that is needed, and a run that differs is told so."""
 
 import json
+import os
+import signal
 
 import pytest
 from accelerate import Accelerator
@@ -9,7 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from rlhf.errors import UserError
-from rlhf.runtime.checkpoint import PPO, REWARD, checkpoints, newest_whole, read_step, rotate, set_later_aside
+from rlhf.ppo.resume import digest
+from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, read_step, rotate
 from rlhf.runtime.disk import MANIFEST, fault, write_manifest, written_aside
 
 FACTS = {"batch_size": 4, "engine": "NO", "processes": 1}
@@ -123,14 +126,6 @@ def test_the_limit_spares_the_newest_and_the_best(tmp_path, limit, best, kept):
     assert names(tmp_path) == [f"checkpoint-{step}" for step in kept]
 
 
-def test_later_checkpoints_are_renamed_and_none_is_overwritten(tmp_path):
-    checkpoint(tmp_path, "step-1")
-    for _ in range(3):
-        checkpoint(tmp_path, "step-2")
-        set_later_aside(tmp_path, PPO, 1)
-    assert names(tmp_path) == ["left-step-2", "left-step-2.2", "left-step-2.3", "step-1"]
-
-
 @pytest.mark.parametrize(
     ("written", "found", "said"),
     [
@@ -176,17 +171,6 @@ def test_a_model_stands_whole_or_not_at_all(tmp_path):
     ]
 
 
-def test_a_run_that_goes_on_from_an_earlier_step_leaves_its_later_ones(tmp_path):
-    """Its own newest checkpoint is not what the limit deletes, and the next start finds it."""
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
-    trainer(tmp_path, **options).train()
-    cut = trainer(tmp_path, **options | {"max_steps": 3}, save_total_limit=1)
-    cut.train(resume_from_checkpoint=tmp_path / "checkpoints" / "step-2")
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-3"]
-    assert (tmp_path / "checkpoints" / "left-step-4").is_dir()
-    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3]
-
-
 def test_a_broken_checkpoint_that_was_asked_for_is_refused(tmp_path):
     trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     path = tmp_path / "checkpoints" / "step-1"
@@ -196,7 +180,7 @@ def test_a_broken_checkpoint_that_was_asked_for_is_refused(tmp_path):
 
 
 class Counting(TrainerCallback, ExportableState):
-    """Remembers the steps that it saw; at each it tells the learner of updates that were left out."""
+    """Remembers the steps that it saw; at each it tells the learner of updates that were left out, and to stop."""
 
     def __init__(self):
         self.seen, self.learner = 0, None
@@ -207,19 +191,19 @@ class Counting(TrainerCallback, ExportableState):
     def on_step_end(self, *_, **__):
         self.seen += 1
         self.learner.skips.in_a_row = 5
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_logs_callbacks_and_skipped_updates_go_on(tmp_path):
-    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    runs = [trainer(tmp_path, given={"callbacks": [Counting]}, **options) for _ in range(2)]
+    runs = [trainer(tmp_path, given={"callbacks": [Counting]}, max_steps=2) for _ in range(2)]
     first, again = runs
     first.flow.callbacks[-1].learner = first.learner
     first.train()
     assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (0, 0)
-    assert again._resume(True) == 2
-    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (5, 2)
+    assert again._resume(True) == 1
+    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (5, 1)
     assert again.state.log_history == first.state.log_history
-    assert [row["step"] for row in again.state.log_history] == [1, 2]
+    assert [row["step"] for row in again.state.log_history] == [1]
 
 
 def test_rows_come_from_the_checkpoint_where_the_files_are_lost(tmp_path):
@@ -254,6 +238,10 @@ def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
     assert facts == {
         "step": 1,
         "batch_size": 4,
+        "train_dataset": digest(run.prompts),
+        "seed": 5,
+        "data_seed": 5,
+        "episode": 4,
         "skipped_in_a_row": 0,
         "warnings": run.watch.state(),
         "processes": Accelerator().num_processes,

@@ -1,0 +1,166 @@
+"""Checkpoints of `PPOTrainer`: when one is written, what is in it, and going on from it."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from rlhf.config import PPOConfig
+from rlhf.errors import UserError
+from rlhf.ppo.flow import STATE_FILE, Flow
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.prompts import Prompt
+from rlhf.ppo.warnings import Watch
+from rlhf.runtime.checkpoint import PPO, STEP_FILE, newest_whole, numbered, read_step, run_facts, save_checkpoint
+from rlhf.runtime.disk import fault
+from rlhf.runtime.distributed import from_main, on_all
+from rlhf.runtime.engine import is_deepspeed
+from rlhf.runtime.safe_load import check_pickles
+from rlhf.runtime.tracking import Recorder
+
+
+class Resumable:
+    """What of a trainer writes and reads checkpoints; the attributes are set by `PPOTrainer`'s constructor."""
+
+    args: PPOConfig
+    accelerator: Accelerator
+    prompts: list[Prompt]
+    batch_size: int
+    num_total_batches: int
+    flow: Flow
+    learner: Learner
+    recorder: Recorder
+    watch: Watch
+    episode: int  # responses so far, over all ranks
+    stopped: bool  # told to stop by a signal, before the last step
+    save_is_due: bool  # a checkpoint was to be written, and updates were being left out
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes: output_dir, or the current folder."""
+        return Path(self.args.output_dir or ".")
+
+    def resume(self, checkpoint: str | Path | bool = True) -> int:
+        """For a loop of one's own, before its first step: go on from a checkpoint folder, or the run's newest one.
+
+        Returns the number of its step. `train` does this itself, see its resume_from_checkpoint.
+        """
+        self.flow.state.global_step = self._resume(checkpoint)
+        return self.flow.state.global_step
+
+    def _resume(self, checkpoint: str | Path | bool | None) -> int:
+        """Load the checkpoint, if any; returns the number of its step. One that is broken is not loaded."""
+        if not checkpoint:
+            return 0
+        if checkpoint is True:
+            found = newest_whole(self.folder / "checkpoints", PPO)
+            if found is None:
+                raise UserError(f"resume_from_checkpoint: expected checkpoints in {self.folder}, found none")
+        else:
+            found = Path(checkpoint)
+            problem = from_main(lambda: fault(found) if found.is_dir() else "no such folder")
+            if problem:
+                raise UserError(
+                    f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
+                )
+        facts = load_checkpoint(self.accelerator, found, self._data_facts())
+        on_all(lambda: self._restore(found, facts))
+        self.recorder.load(found)
+        return facts["step"]
+
+    def _restore(self, checkpoint: Path, facts: dict[str, Any]) -> None:
+        with _as_written(checkpoint / STEP_FILE):
+            self.learner.skips.in_a_row = int(facts["skipped_in_a_row"])
+            self.watch.load(facts["warnings"])
+            self.episode = int(facts["episode"])
+        with _as_written(checkpoint / STATE_FILE):
+            self.flow.load(checkpoint)
+
+    def _data_facts(self) -> dict[str, Any]:
+        """What decides which prompts a step gets, and its random numbers: the same on going on."""
+        args = self.args
+        seeds = {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed}
+        return {"batch_size": self.batch_size, "train_dataset": digest(self.prompts), **seeds}
+
+    def _save_if_due(self, step: int) -> bool:
+        """Where a checkpoint was asked for, and no update has been left out since the last one that was not.
+
+        Else `save_total_limit` would delete the last good ones as a run breaks down: it is made up for at the next
+        good step. Returns whether one was written.
+        """
+        self.save_is_due |= self.flow.take("save")
+        if not self.save_is_due or self.learner.skips.in_a_row:
+            return False
+        self.save_is_due = False
+        self._save(step)
+        return True
+
+    def _save(self, step: int) -> None:
+        """A checkpoint of this step, which is over."""
+        skipped = self.learner.skips.in_a_row
+        facts = self._data_facts() | {"skipped_in_a_row": skipped, "episode": self.episode}
+        facts["warnings"] = self.watch.state()
+        # Told to stop as updates are being left out, a run keeps its place, but for that no good checkpoint goes.
+        limit = None if skipped else self.args.save_total_limit
+        save_checkpoint(self.accelerator, self.folder, step, limit, facts, self._save_beside)
+        self.flow.event("on_save")
+
+    def _save_beside(self, checkpoint: Path) -> None:
+        self.flow.save(checkpoint)
+        self.recorder.save(checkpoint)
+
+    def _stop(self, step: int) -> None:
+        """Leave a checkpoint of this step, unless there is one or the run is over."""
+        self.stopped = step < self.num_total_batches
+        newest = numbered(self.folder / "checkpoints", PPO)
+        if self.stopped and not (newest and newest[-1].name == f"{PPO}{step}"):
+            self._save(step)
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """How many prompts there are, and which, in what order: ids alone may be numbers of rows."""
+    found = hashlib.sha256()
+    for prompt in prompts:
+        found.update(repr((prompt.prompt_id, prompt.input_ids)).encode("utf-8", "surrogatepass"))
+    return f"{len(prompts)} prompts {found.hexdigest()[:16]}"
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json.
+
+    found: what of this run is to be as it was, beside `run_facts`.
+    """
+    facts = from_main(lambda: read_step(checkpoint, run_facts(accelerator) | found))
+    on_all(lambda: check_pickles(checkpoint))  # Accelerate unpickles what it takes for its own
+    if is_deepspeed(accelerator):  # it has collectives of its own in there
+        _load_state(accelerator, checkpoint)
+    else:
+        on_all(lambda: _load_state(accelerator, checkpoint))
+    return facts
+
+
+def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    try:
+        accelerator.load_state(str(checkpoint))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, ValueError, SafetensorError) as error:  # what torch and safetensors say
+        raise UserError(
+            f"{checkpoint}: expected the models and the optimizer that it was written with (model_name_or_path, "
+            f"critic, lora_r, optim, ...), found others: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """What goes wrong with a file's content as one line for the user."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: expected what a PPO run writes there, found {reason}") from error
