@@ -137,7 +137,7 @@ class TrainerBase(Resumable):
 
     def _begin(self, first: int) -> None:
         """Before the first step: trackers, callbacks, what is trained, scores of the reference."""
-        from_main(lambda: set_later_aside(self.folder / "checkpoints", PPO, first))
+        from_main(lambda: set_later_aside(self.folder / "checkpoints", PPO, first, self.args.save_total_limit))
         self.recorder.start(self.args, first)
         self._say(parameter_lines(self.models))
         self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)

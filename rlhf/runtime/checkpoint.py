@@ -17,6 +17,7 @@ from rlhf.runtime.engine import engine_name, is_deepspeed
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
+_LEFT = "left-"
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what a full disk looks like, by who writes
 # What decides, in PPO, which prompts each step gets, and with which random numbers.
 _DATA = ("train_dataset", "seed", "data_seed")
@@ -187,17 +188,31 @@ def _say(lines: list[str], then: str) -> None:
         print(printable(f"passed over {line}; {then}"))  # it names what a manifest names
 
 
-def set_later_aside(folder: Path, prefix: str, step: int) -> None:
+def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = None) -> None:
     """Rename checkpoints of later steps than the one that a run goes on from: broken, or of a run that was left.
 
-    Otherwise it would be of two histories, and its limit would delete its own checkpoints before those.
+    Otherwise it would be of two histories, and its limit would delete its own checkpoints before those. There is one
+    of a step, and with a limit as many as that, those of the last time first.
     """
-    for checkpoint in numbered(folder, prefix):
-        if number(checkpoint) > step:
-            left, n = checkpoint.with_name(f"left-{checkpoint.name}"), 2
-            while left.exists():
-                left, n = checkpoint.with_name(f"left-{checkpoint.name}.{n}"), n + 1
-            os.replace(checkpoint, left)
+    later = [checkpoint for checkpoint in numbered(folder, prefix) if number(checkpoint) > step]
+    for checkpoint in later:
+        _set_aside(checkpoint)
+    fresh = {f"{_LEFT}{checkpoint.name}" for checkpoint in later}
+    left = sorted(numbered(folder, f"{_LEFT}{prefix}"), key=lambda path: (path.name in fresh, number(path)))
+    spare = left[:-limit] if limit else []
+    # What a run goes on from is whole. One that begins has nothing else, should those that stay be broken.
+    if spare and (step or any(fault(path) is None for path in left[len(spare) :])):
+        for checkpoint in spare:
+            _remove(checkpoint)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    left = checkpoint.with_name(f"{_LEFT}{checkpoint.name}")
+    if left.exists() and fault(checkpoint) is not None and fault(left) is None:
+        _remove(checkpoint)
+        return
+    _remove(left)
+    os.replace(checkpoint, left)
 
 
 def rotate(newest: Path, prefix: str, limit: int | None, best: str | None = None) -> None:
