@@ -119,7 +119,8 @@ class TextReward:
 class FunctionReward:
     """A function as TRL's `reward_funcs`: f(prompts, completions, completion_ids, **columns) -> B numbers.
 
-    Completions are texts, or for conversational prompts lists of one assistant message. None is no opinion.
+    Completions are texts, or for conversational prompts lists of one assistant message. None is no opinion. NaN is
+    a number gone wrong, and counts as inf does; NaN itself stands for None in a column.
     """
 
     def __init__(self, name: str, function: RewardFunction, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -140,7 +141,11 @@ class FunctionReward:
         values = list(values)
         if len(values) != len(completions):
             raise UserError(f"reward {self.name}: expected {len(completions)} numbers, found {len(values)}")
-        return torch.tensor([math.nan if value is None else float(value) for value in values])
+        return torch.tensor([math.nan if value is None else _opinion(float(value)) for value in values])
+
+
+def _opinion(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def weighted(scores: Tensor, weights: Tensor, abstains: Tensor) -> Tensor:

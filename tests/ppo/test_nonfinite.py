@@ -130,6 +130,22 @@ def test_no_opinion_of_a_function_is_no_number_gone_wrong(tmp_path):
     assert not (tmp_path / "skipped.jsonl").exists()
 
 
+def test_nan_of_a_function_is_not_taken_for_no_opinion(tmp_path):
+    """Learned as a score of 0 it would be worth more than a bad response."""
+
+    def half(completions, **_):
+        return [math.nan if i == 1 else None if i == 2 else -1.0 for i in range(len(completions))]
+
+    run = trainer(tmp_path, reward=half, max_skipped_updates=2, max_steps=9)
+    before = policy_of(run)
+    with pytest.raises(UserError, match=r"found score not finite 2 times in a row, last in step 2"):
+        run.train()
+    assert torch.equal(policy_of(run), before)
+    for line in lines(tmp_path):
+        (row,) = line["rows"]
+        assert (row["not_finite"], row["scores"]) == (["score"], {"half": "inf"})
+
+
 def test_an_infinite_score_is_refused_with_its_reward_and_prompt(tmp_path):
     def half(completions, **_):
         return [math.inf if i == 1 else 0.0 for i in range(len(completions))]
