@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from accelerate import PartialState
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
 from rlhf.runtime.disk import writing
 from rlhf.runtime.distributed import from_main
 
@@ -37,7 +37,7 @@ class FolderLock:
             while not self._create():
                 follows = self._clear()
         if follows:
-            print(f"{self.path}: taken over from {follows}")
+            print(printable(f"{self.path}: taken over from {follows}"))
 
     def release(self) -> None:
         """Nobody's again, if it was ours."""

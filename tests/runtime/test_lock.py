@@ -127,6 +127,15 @@ def test_a_requeued_job_follows_itself_from_another_node(tmp_path, monkeypatch, 
     assert "on host node7 of Slurm job 5, an earlier start of this Slurm job" in capsys.readouterr().out
 
 
+def test_a_host_out_of_a_lock_file_does_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    owned(tmp_path, host="node\x1b[2J\n7\x9b", pid="\x07", job="5")
+    FolderLock(tmp_path).take()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert r"taken over from process \x07 on host node\x1b[2J 7\x9b of Slurm job 5, an earlier" in line
+    assert line.isprintable()
+
+
 @pytest.mark.parametrize("content", ["", '{"host": "node7", "pi', "[]"])
 def test_an_owner_that_died_as_it_wrote_its_name(tmp_path, content):
     (tmp_path / NAME).write_text(content)
