@@ -14,8 +14,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
+from rlhf.errors import printable
 from rlhf.runtime.disk import flush, writing
-from rlhf.runtime.run_folder import append_row, write_bytes, write_rows, write_text
+from rlhf.runtime.run_folder import append_row, write_bytes, write_rows
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
 SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"
@@ -162,7 +163,7 @@ def write_event(path: Path, row: dict[str, Any], text: str) -> None:
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         append_row(path, row)
-        print(text, flush=True)
+        print(printable(text), flush=True)  # it names prompts, whose ids may be anything
 
 
 def save_rows(folder: Path, checkpoint: Path) -> None:
@@ -196,14 +197,15 @@ def keep_rows(path: Path, last_step: int) -> None:
         return
     kept = []
     # Not splitlines: it would also cut inside a text with U+2028 or U+0085, which JSON leaves as they are.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    # And bytes, since a line may be cut inside a character.
+    for line in path.read_bytes().split(b"\n"):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
         except ValueError:
             continue
         if row.get("step", 0) <= last_step and "train_runtime" not in row:
             kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
 def keep_events(board: Path, last_step: int) -> None:
@@ -217,10 +219,12 @@ def keep_events(board: Path, last_step: int) -> None:
             ended = next((i for i, record in enumerate(records) if _sums_up(Event.FromString(record))), None)
             kept = [record for record in records[:ended] if _is_kept(Event.FromString(record), last_step)]
             aside = path.with_name(f".{path.name}")
-            with writing(path), aside.open("wb") as file:
-                for record in kept:
-                    RecordWriter(file).write(record)
-            os.replace(aside, path)
+            with writing(path):
+                with aside.open("wb") as file:
+                    for record in kept:
+                        RecordWriter(file).write(record)
+                flush(aside)
+                os.replace(aside, path)
 
 
 def _is_kept(event: Event, last_step: int) -> bool:

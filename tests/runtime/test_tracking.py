@@ -1,5 +1,8 @@
 """Trackers get the project and the name of the run that the arguments give."""
 
+import json
+import os
+
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -9,6 +12,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.tensorboard import SummaryWriter
 
 from rlhf.config import PPOConfig
+from rlhf.ppo.skipped import Skips, line
+from rlhf.runtime import tracking
 from rlhf.runtime.tracking import Recorder, keep_events, keep_rows, write_summary
 
 
@@ -139,6 +144,39 @@ def test_the_row_that_sums_a_run_up_is_written_anew_by_who_goes_on(tmp_path):
     keep_rows(tmp_path / "metrics.jsonl", 4)
     assert values(tmp_path) == [("train/loss", 4, 1.0)]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 4, "loss": 1.0}\n'
+
+
+def test_a_row_cut_inside_a_character_goes_and_the_others_stay_as_they_are(tmp_path):
+    rows = [b'{"step": 1, "response": "a\xe2\x80\xa8b"}', '{"step": 2, "response": "Ä"}'.encode()]
+    torn = '{"step": 2, "response": "漢'.encode()[:-1]
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b"\n".join([*rows, torn]))
+    keep_rows(path, 2)
+    assert path.read_bytes() == b"\n".join([*rows, b""])
+
+
+def test_events_are_on_the_disk_before_they_take_the_place_of_the_old_ones(tmp_path, monkeypatch):
+    written(tmp_path, range(1, 3))
+    (path,) = tmp_path.glob("events.*")
+    done, flushed, replaced = [], tracking.flush, os.replace
+    monkeypatch.setattr(tracking, "flush", lambda path: (done.append(("flush", path.name)), flushed(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.name)), replaced(a, b)))
+    keep_events(tmp_path, 1)
+    assert done == [("flush", f".{path.name}"), ("replace", path.name)]
+    assert values(tmp_path) == [("x", 1, 10.0)]
+
+
+def test_what_is_printed_of_an_event_does_not_steer_a_terminal(tmp_path, capsys):
+    row = {"prompt_id": "a\x1b[2J\nerror: b\x9b", "scores": {"half": "inf"}}
+    recorder = Recorder(Accelerator(cpu=True), tmp_path)
+    skips = Skips(2, lambda left: recorder.event("skipped.jsonl", left, line(left)))
+    skips.left_out(1, ["score"], [row])
+    said = capsys.readouterr().out
+    assert said == (
+        r"step 1: an update was left out, score not finite, prompts a\x1b[2J error: b\x9b (half inf); see skipped.jsonl"
+        "\n"
+    )
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["rows"] == [row]  # there it is what it is
 
 
 def test_a_stages_one_result_is_there_once(tmp_path):
