@@ -27,7 +27,7 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter from a million brackets
             raise UserError(f"{path}:{number}: expected JSON, found: {error}") from None
         for name in ("prompt_id", "model", "prompt", "response"):
             if not isinstance(row, dict) or not isinstance(row.get(name), str):

@@ -35,6 +35,12 @@ class Page(HTMLParser):
         self.open = False
 
 
+def test_a_hundred_thousand_brackets_are_no_response(tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps(rating_sheets.responses()[0]) + "\n" + "[" * 100_000)
+    with pytest.raises(UserError, match=r"r\.jsonl:2: expected JSON, found: maximum recursion depth exceeded"):
+        read_responses(tmp_path / "r.jsonl")
+
+
 def test_every_response_comes_once_and_repeats_come_again_at_the_end():
     key = rating_sheets.key(prompts=4, repeats=2)
     first = [(i["prompt_id"], i["model"]) for i in key["items"] if not i["repeat"]]
