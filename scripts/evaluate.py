@@ -50,7 +50,10 @@ def main() -> None:
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
         stage.record(
-            data={"prompts": counts}, model_paths=paths, judge_paths={"reward": reward_path, "gold": gold_path}
+            data={"prompts": counts},
+            model_paths=paths,
+            model_ids={name: read_run(path).get("id") for name, path in tuned.items()},
+            judge_paths={"reward": reward_path, "gold": gold_path},
         )
         reward_model = load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)

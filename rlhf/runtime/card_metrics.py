@@ -55,11 +55,12 @@ def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
 def policy_metrics(folder: Path, facts: Record) -> dict[str, Any]:
     """Template values from the run's evaluation of a PPO model; {} before there is one of this very model."""
     stage = folder.parent / "evaluation"
-    run, ended = read_run(stage), facts.get("ended")
-    # Earlier than the end of the training: it was another model, which stood in this folder before.
-    if run.get("status") != "done" or facts.get("status") != "done" or not ended or str(run.get("started")) < ended:
+    run, name, own = read_run(stage), str(facts.get("stage")).removeprefix("ppo_"), facts.get("id")
+    # Of another start: it was another model, which stood in this folder before.
+    evaluated = own is not None and _part(run, "model_ids").get(name) == own
+    if run.get("status") != "done" or facts.get("status") != "done" or not evaluated:
         return {}
-    found, name = read_json(stage / "evaluation.json"), str(facts.get("stage")).removeprefix("ppo_")
+    found = read_json(stage / "evaluation.json")
     models = _part(found, "models")
     base, model, gain = _part(models, "base"), _part(models, name), _part(_part(found, "gains"), name)
     if not model or not gain:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -110,6 +111,7 @@ class Stage:
         self.stopped = False  # set when the stage was told to stop before its end; it can go on later
         self.facts: dict[str, Any] = {
             "stage": name,
+            "id": uuid.uuid4().hex,  # of this start: what came of it can be told apart without a clock
             "status": "running",
             "started": _now(),
             "ended": None,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 import tiny
@@ -15,6 +16,7 @@ from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, pr
 from rlhf.reward.scoring import score_rows
 from rlhf.runtime.markdown import code, table
 from rlhf.runtime.model_card import write_card
+from rlhf.runtime.run_folder import Stage, read_run
 
 GAIN = {"gain": 0.7512, "interval": [0.2044, 1.3021], "win_rate": 0.64, "wins": 30, "ties": 4, "losses": 16}
 EVALUATION = {
@@ -45,12 +47,11 @@ REWARD = {
 }
 
 
-def run_json(
-    folder, stage="ppo_full", started="2026-01-01T10:00:00+00:00", ended="2026-01-01T11:00:00+00:00", **config
-):
+def run_json(folder, stage="ppo_full", more=(), **config):
     """What a stage that is done leaves."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"stage": stage, "status": "done", "started": started, "ended": ended, "seed": 1, "git_commit": "abc123"}
+    facts = {"stage": stage, "id": f"id of {stage}", "status": "done", "seed": 1, "git_commit": "abc123"} | dict(more)
+    facts |= {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:00:00+00:00"}
     facts |= {"versions": {"torch": "2.13.0"}, "command": "scripts/train.py --run tiny", "config": config, "data": {}}
     (folder / "run.json").write_text(json.dumps(facts))
 
@@ -61,8 +62,8 @@ def policy(folder, **config):
     run_json(folder, **config)
 
 
-def evaluation(run, **times):
-    run_json(run / "evaluation", "evaluation", **{"started": "2026-01-01T12:00:00+00:00"} | times)
+def evaluation(run, of="id of ppo_full", **config):
+    run_json(run / "evaluation", "evaluation", {"model_ids": {"full": of}}, **config)
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(EVALUATION))
 
 
@@ -151,9 +152,35 @@ def test_a_card_before_the_evaluation_has_no_figures(tmp_path):
 
 def test_an_evaluation_of_the_model_that_stood_there_before_does_not_count(tmp_path):
     policy(tmp_path / "ppo_full")
-    evaluation(tmp_path, started="2026-01-01T10:59:59+00:00")
+    evaluation(tmp_path, of="id of an earlier one")
     write_card(tmp_path / "ppo_full")
     assert "Not evaluated yet" in card(tmp_path / "ppo_full")
+
+
+def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
+    class Clock:
+        hours = iter((12, 13, 3, 4))  # set back by a day's half once the training has ended
+
+        @staticmethod
+        def now(zone):
+            return datetime(2026, 1, 1, next(Clock.hours), tzinfo=zone)
+
+    monkeypatch.setattr("rlhf.runtime.run_folder.datetime", Clock)
+    trained, evaluated = tmp_path / "ppo_full", tmp_path / "evaluation"
+    policy(trained)
+    with Stage(trained, "ppo_full", {}, seed=0):
+        pass
+    with Stage(evaluated, "evaluation", {}, seed=0) as stage:
+        stage.record(model_ids={"full": read_run(trained)["id"]})
+        (evaluated / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert read_run(evaluated)["started"] < read_run(trained)["ended"]
+    write_card(trained)
+    assert "| gain in reward |  | +0.751 [+0.204, +1.302] |" in card(trained)
+    monkeypatch.undo()
+    with Stage(trained, "ppo_full", {}, seed=0):
+        pass
+    write_card(trained)
+    assert "Not evaluated yet" in card(trained)
 
 
 def test_figures_are_those_of_the_evaluation(tmp_path):
