@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,22 @@ def read_run(run_dir: Path) -> Run:
         sizes={name: _weights(path) for name, path in folders.items()},
         checkpoints={name: size for name, path in folders.items() if (size := _checkpoint(path))},
     )
+
+
+def printable_run(run: Run) -> Run:
+    """The run with all texts as they may be shown where nothing else guards against them: see `printable`."""
+    parts = [field.name for field in fields(run) if field.name != "path"]
+    return replace(run, **{name: _printable(getattr(run, name)) for name in parts})
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value, keep="\n\t")
+    if isinstance(value, list):
+        return [_printable(part) for part in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(part) for name, part in value.items()}
+    return value
 
 
 def _weights(folder: Path) -> dict[str, int]:

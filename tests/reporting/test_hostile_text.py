@@ -12,9 +12,11 @@ from markdown_it import MarkdownIt
 from pypdf import PdfReader
 from pypdf.generic import IndirectObject
 from tensorboard.plugin_util import markdown_to_safe_html
+from test_notebook import execute
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 from test_report import run_json, write
 
+from rlhf.evaluation.summary import summarise
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import to_pdf
 from rlhf.reporting.report import build_report
@@ -87,6 +89,7 @@ def opened(browser, path, checks, policy=True):
     return owned, [url for url in asked if url != path.as_uri() and not url.startswith("data:image/png")], answers
 
 
+TABLE = ("div", "style", "table", "thead", "tbody", "tr", "th", "td", "p")
 CHECKS = (
     "document.querySelectorAll('script, a, iframe, svg, link, base, object, meta[http-equiv=refresh]').length",
     "[...document.querySelectorAll('*')].filter(n => [...n.attributes].some(a => a.name.startsWith('on'))).length",
@@ -151,6 +154,30 @@ def test_a_title_in_the_notebook_is_text(hostile_run, tmp_path):
     assert render(plain("a_b \\ *c* [d](e) <f> &amp; ~g~ | 1. $h$")) == (
         "<p>a_b \\ *c* [d](e) &lt;f&gt; &amp;amp; ~g~ | 1. $h$</p>\n"
     )
+
+
+def test_what_the_notebook_shows_is_text(hostile_run, tmp_path):
+    rows = [json.loads(line) for line in (hostile_run / "evaluation/responses.jsonl").read_text().splitlines()]
+    rows = [row | {"prompt_length": 5, "eos": True, "gold_score": 0.5} for row in rows]
+    write(hostile_run / "evaluation/responses.jsonl", rows)
+    write(hostile_run / "evaluation/evaluation.json", summarise(rows, ["base", "full", "lora"], 0.95, 0))
+    (hostile_run / "ppo_full" / "warnings.jsonl").write_text(
+        json.dumps({"step": 1, "seen": ALL, "since": 1, "helps": ALL})
+    )
+    notebook = execute(write_notebook(read_run(hostile_run), tmp_path / "n.ipynb", ALL))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
+    pages = [output.get("data", {}).get("text/html", "") for output in outputs]
+    assert {kind for output in outputs for kind in output.get("data", {})} == {"image/png", "text/html", "text/plain"}
+    for text in (*texts, *pages):
+        assert all(c.isprintable() or c == "\n" for c in text), text
+    assert r"\x1b[2J\x1b]8;;http://evil.example\x07link" in "".join(texts)
+    assert r"\x1b[2J\x1b]8;;http://evil.example\x07link" in "".join(pages)
+    assert "![x](http://evil.example/x.png) [x](javascript:alert(1))" in "".join(pages)
+    tags = {tag for page in pages for tag in re.findall(r"<(/?[a-zA-Z!][^\s>]*)", page)}
+    assert tags - {f"{end}{name}" for end in ("", "/") for name in TABLE} == set()
+    for page in filter(None, pages):
+        assert "mathjax_ignore" in page  # a formula, with \href in it, is text, too
 
 
 def test_in_a_model_card_a_text_is_a_code_span():
