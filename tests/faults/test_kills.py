@@ -9,36 +9,50 @@ from contextlib import ExitStack
 import forge
 import psutil
 import pytest
-from conftest import trial
+from conftest import TALLY, trial
 
 IN_A_ROW = 3  # kills of one run, each as it goes on from the one before
 RUNS = 21  # over 50 kills of PPO
+IN_SAVE = " in a save"
+RAN = []  # recipes of the runs that were killed
 first_quick = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, RUNS))]
 
 
-def killed_at_a_time(campaign, recipe, where, dice):
+# All return the exit code and, where it is known, the path at which the run was killed. part: who goes on from a kill
+# has less to do, and is killed earlier.
+
+
+def killed_at_a_time(campaign, recipe, where, dice, part):
     pid = campaign.begin(recipe, where)
-    time.sleep(dice.uniform(0, 0.9 * campaign.reference(recipe)["seconds"]))
+    time.sleep(dice.uniform(0, 0.9 * campaign.reference(recipe)["seconds"] / part))
     os.kill(pid, signal.SIGKILL)
-    return campaign.forge.wait(pid)
+    return campaign.forge.wait(pid), ""
 
 
-def killed_at_a_change(campaign, recipe, where, dice):
-    at = dice.randint(1, campaign.reference(recipe)["changes"])
-    return campaign.run(recipe, where, {"changes_of": str(where), "at": at})[0]
+def killed_at_a_change(campaign, recipe, where, dice, part, of=""):
+    changes = sum(of in path for path in campaign.reference(recipe)["changes"])
+    tell, folder = campaign.new_log(), f"{campaign.stage(recipe, where)}/{of}" if of else where
+    fault = {"changes_of": str(folder), "at": dice.randint(1, changes // part), "tell": str(tell)}
+    code, _ = campaign.run(recipe, where, fault)
+    return code, tell.read_text().split("\n")[-1]
+
+
+def killed_in_a_save(*given):
+    return killed_at_a_change(*given, of="checkpoint")
 
 
 def killed_and_finished(campaign, recipe, where, dice):
-    """Half at times, half at changes of files; a time may be after the end of a run that had little left to do."""
+    """A time may be after the end of a run that had little left to do."""
     campaign.reference(recipe)
+    RAN.append(recipe)
+    kills = dice.sample((killed_at_a_time, killed_at_a_change, killed_in_a_save), IN_A_ROW)
     with ExitStack() as trials:
-        for n in range(IN_A_ROW):
-            kill = (killed_at_a_time, killed_at_a_change)[(n + dice.randint(0, 1)) % 2]
-            code = kill(campaign, recipe, where, dice)
+        for part, kill in enumerate(kills, start=1):
+            code, path = kill(campaign, recipe, where, dice, part)
             assert code in (-signal.SIGKILL, 0)
             if code == 0:
                 break
-            trials.enter_context(trial(f"SIGKILL, {recipe}"))
+            trials.enter_context(trial(f"SIGKILL{IN_SAVE if 'checkpoint' in path else ''}, {recipe}"))
         campaign.finish(recipe, where)
 
 
@@ -46,6 +60,16 @@ def killed_and_finished(campaign, recipe, where, dice):
 def test_ppo_survives_kills(campaign, tmp_path, seed):
     recipe = ("ppo_full", "ppo_lora")[seed % 2]
     killed_and_finished(campaign, recipe, tmp_path, random.Random(f"{recipe} {seed}"))
+
+
+@pytest.mark.slow
+def test_there_were_fifty_kills_of_ppo_and_some_hit_a_save():
+    if sum(recipe.startswith("ppo") for recipe in RAN) < RUNS - 1:  # the first is no slow one
+        pytest.skip("counts the kills of the whole campaign")
+    kills = {kind: tried for kind, (tried, _) in TALLY.items() if kind.startswith("SIGKILL") and "ppo" in kind}
+    assert sum(kills.values()) >= 50
+    for recipe in ("ppo_full", "ppo_lora"):
+        assert kills[f"SIGKILL{IN_SAVE}, {recipe}"] >= 5
 
 
 @pytest.mark.parametrize("seed", first_quick[:2])
