@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,13 +23,12 @@ PHASES = {
     "seal": ("rlhf.runtime.sealing", "SealCheckpoint", "on_save"),
 }
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"}
-count = 0
+changed = []  # paths, one for each change
 
 
 def install(fault):
     """fault: None, or what to do, and where: phase and call, or the number of a file's change."""
-    global count
-    count = 0
+    changed.clear()
     if fault is None:
         return
     if "clock" in fault:
@@ -42,9 +42,9 @@ def install(fault):
 
 
 def finish(fault):
-    """Leave the number of changes where it was asked for."""
+    """Leave the changed paths where they were asked for; who was killed has done so."""
     if fault and "tell" in fault:
-        Path(fault["tell"]).write_text(str(count))
+        Path(fault["tell"]).write_text("\n".join(changed))
 
 
 def _before(owner, name, call, act):
@@ -64,6 +64,30 @@ def _act(fault):
         os.kill(os.getpid(), fault["signal"])
     if "fill" in fault:
         fill(Path(fault["fill"]), fault["leave"])
+    if "read_only" in fault:
+        read_only(Path(fault["read_only"]))
+
+
+def read_only(folder):
+    """From now on nothing in the folder can be opened for writing, made, renamed or removed.
+
+    For root no permission is a bar, so that the folder is mounted over itself; raises where that is not allowed.
+    """
+    if os.geteuid():
+        for path in [folder, *filter(Path.is_dir, folder.rglob("*"))]:
+            path.chmod(0o555)
+    else:
+        for options in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
+            subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
+
+
+def writable(folder):
+    """After `read_only`; harmless without it."""
+    if os.geteuid():
+        for path in [folder, *filter(Path.is_dir, folder.rglob("*"))]:
+            path.chmod(0o755)
+    else:
+        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
 
 
 def fill(folder, leave):
@@ -74,11 +98,11 @@ def fill(folder, leave):
 
 
 def _count(event, given, fault):
-    global count
     changes = event in WRITES or (event == "open" and (given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     if not changes or not isinstance(given[0], str | bytes | os.PathLike):
         return
     if os.fsdecode(given[0]).startswith(fault["changes_of"]):
-        count += 1
-        if count == fault.get("at"):
+        changed.append(os.fsdecode(given[0]))
+        if len(changed) == fault.get("at"):
+            finish(fault)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 from conftest import trial
-from points import fill
+from points import fill, read_only, writable
 
-from rlhf.runtime.checkpoint import PPO, numbered, problem_of
+from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, numbered, problem_of
 
 SIZE = "size=6m"
 
@@ -101,3 +101,42 @@ def test_a_read_only_folder(campaign, disk, recipe):
         assert list(where.iterdir()) == []
         subprocess.run(["mount", "-o", "remount,rw", str(where)], check=True, capture_output=True)
         campaign.finish(recipe, where)
+
+
+@pytest.fixture
+def read_only_here(tmp_path):
+    """Skips where a folder cannot be made so; makes all writable again."""
+    folder = tmp_path / "probe"
+    folder.mkdir()
+    try:
+        read_only(folder)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a folder cannot be mounted read-only here: {error.stderr.decode().strip()}")
+    finally:
+        writable(folder)
+    yield
+    writable(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "phase", "call"),
+    [
+        ("ppo_full", "save", 3),
+        pytest.param("ppo_full", "log", 3, marks=pytest.mark.slow),
+        pytest.param("ppo_full", "model", 1, marks=pytest.mark.slow),
+        pytest.param("reward_stage", "seal", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_folder_that_becomes_read_only(campaign, read_only_here, tmp_path, recipe, phase, call):
+    """What is whole by then stays, and once it can be written again the run goes on from there."""
+    campaign.reference(recipe)
+    prefix = PPO if recipe == "ppo_full" else REWARD
+    stage = campaign.stage(recipe, tmp_path)
+    with trial(f"read-only from {phase} on"):
+        fault = {"phase": phase, "call": call, "read_only": str(tmp_path / "run")}
+        error = only_error(*campaign.run(recipe, tmp_path, fault))
+        assert "Read-only file system" in error or "Permission denied" in error
+        writable(tmp_path / "run")
+        kept = newest_whole(stage / "checkpoints" if prefix == PPO else stage, prefix)
+        assert kept.name == {"save": "step-2", "log": "step-2", "model": "step-4", "seal": "checkpoint-1"}[phase]
+        campaign.finish(recipe, tmp_path)
