@@ -2,13 +2,14 @@
 
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 
 import forge
 import pytest
 import runs
 
+HERE = "tests/faults/"
 TALLY = defaultdict(lambda: [0, 0])  # kind of fault -> tried, survived
 
 
@@ -20,13 +21,36 @@ def trial(kind):
     TALLY[kind][1] += 1
 
 
+def add(tally):
+    for kind, counts in tally.items():
+        TALLY[kind] = [a + b for a, b in zip(TALLY[kind], counts, strict=True)]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes, which print nothing themselves
+        session.config.workeroutput["faults"] = dict(TALLY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    add(getattr(node, "workeroutput", {}).get("faults", {}))
+
+
+def table(tally, skipped):
+    """Its lines. skipped: why, of each test that was; a fault that could not be tried is none that was survived."""
+    lines = [f"{'fault':<44}{'tried':>7}{'survived':>10}{'lost':>6}"]
+    total = ("all", [sum(counts) for counts in zip(*tally.values(), strict=True)] or [0, 0])
+    for kind, (tried, survived) in [*sorted(tally.items()), total]:
+        lines.append(f"{kind:<44}{tried:>7}{survived:>10}{tried - survived:>6}")
+    return lines + [f"skipped {n}: {reason}" for reason, n in sorted(Counter(skipped).items())]
+
+
 def pytest_terminal_summary(terminalreporter):
-    if TALLY:
-        terminalreporter.write_line("")
-        terminalreporter.write_line(f"{'fault':<44}{'tried':>7}{'survived':>10}{'lost':>6}")
-        total = ("all", [sum(counts) for counts in zip(*TALLY.values(), strict=True)])
-        for kind, (tried, survived) in [*sorted(TALLY.items()), total]:
-            terminalreporter.write_line(f"{kind:<44}{tried:>7}{survived:>10}{tried - survived:>6}")
+    skips = [report for report in terminalreporter.stats.get("skipped", []) if report.nodeid.startswith(HERE)]
+    skipped = [report.longrepr[2].removeprefix("Skipped: ") for report in skips]
+    if TALLY or skipped:
+        for line in ["", *table(TALLY, skipped)]:
+            terminalreporter.write_line(line)
 
 
 class Campaign:
@@ -69,7 +93,7 @@ class Campaign:
         return said
 
     def reference(self, recipe):
-        """Results of a run that nothing happened to, its seconds, and how often it changes a file."""
+        """Results of a run that nothing happened to, its seconds, and the path of each change to a file."""
         if recipe not in self.references:
             where, tell = self.folder / f"reference_{recipe}", self.folder / f"changes_{recipe}"
             if not self.references:
@@ -81,7 +105,7 @@ class Campaign:
             results = runs.results(self.stage(recipe, where))
             assert len(results["metrics.jsonl"]) >= runs.STEPS
             assert len(results["events"]) >= runs.STEPS
-            self.references[recipe] = {"results": results, "seconds": seconds, "changes": int(tell.read_text())}
+            self.references[recipe] = {"results": results, "seconds": seconds, "changes": tell.read_text().split("\n")}
         return self.references[recipe]
 
 
