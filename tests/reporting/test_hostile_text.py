@@ -161,9 +161,7 @@ def test_what_the_notebook_shows_is_text(hostile_run, tmp_path):
     rows = [row | {"prompt_length": 5, "eos": True, "gold_score": 0.5} for row in rows]
     write(hostile_run / "evaluation/responses.jsonl", rows)
     write(hostile_run / "evaluation/evaluation.json", summarise(rows, ["base", "full", "lora"], 0.95, 0))
-    (hostile_run / "ppo_full" / "warnings.jsonl").write_text(
-        json.dumps({"step": 1, "seen": ALL, "since": 1, "helps": ALL})
-    )
+    write(hostile_run / "ppo_full/warnings.jsonl", {"step": 1, "seen": ALL, "since": 1, "helps": ALL})
     notebook = execute(write_notebook(read_run(hostile_run), tmp_path / "n.ipynb", ALL))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
