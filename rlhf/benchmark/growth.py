@@ -13,8 +13,10 @@ _SERIES: dict[str, tuple[str, list[tuple[float, dict[str, Any]]]]] = {
     "batch (rows)": ("ppo_full", [(n, {"change": _BASE | {"batch": n, "micro": 8}}) for n in (8, 32, 128, 256)]),
     "response (most tokens)": (
         "ppo_full",
-        # GPT-2 has 1,024 positions here, too; a prompt of up to 256 needs some of them.
-        [(n, {"change": _BASE | {"response": n, "mean_response": n // 2}}) for n in (32, 128, 512, 768)],
+        [
+            (n, {"change": _BASE | {"response": n, "mean_response": n // 2, "positions": 2048}})
+            for n in (32, 128, 512, 1024)
+        ],
     ),
     "width of the model": (
         "ppo_full",

@@ -31,6 +31,7 @@ class Shape:
     layers: int = 0
     heads: int = 0
     vocabulary: int = 0
+    positions: int = 1024
     mean_response: int = 0  # of responses that could go on for ever; random weights never end one by themselves
 
 
@@ -128,6 +129,7 @@ def models_of(shape: Shape, tokenizer: Any, seed: int) -> tuple[Any, Any]:
         "n_layer": shape.layers,
         "n_head": shape.heads,
         "vocab_size": shape.vocabulary,
+        "n_positions": shape.positions,
     }
     config = GPT2Config(**size, bos_token_id=eos, eos_token_id=eos, pad_token_id=pad)
     config.num_labels = 1

@@ -39,7 +39,7 @@ class Run:
     reward: Record  # reward/evaluation.json
     gold: Record  # reward_gold/evaluation.json
     ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
-    troubles: dict[str, list[Record]]  # "full", "lora" -> warnings and left-out updates: step, words, helps
+    troubles: dict[str, list[Record]]  # stage that was trained -> warnings and left-out updates: step, words, helps
     evaluation: Record  # evaluation/evaluation.json
     responses: list[Record]  # evaluation/responses.jsonl
     rating_responses: list[Record]  # evaluation/rating_responses.jsonl
@@ -63,7 +63,7 @@ def read_run(run_dir: Path) -> Run:
         reward=_read_reward(folders["reward"] / "evaluation.json"),
         gold=_read_reward(folders["reward_gold"] / "evaluation.json"),
         ppo={name: rows for name, rows in ppo.items() if rows},
-        troubles={name: _read_troubles(folders[f"ppo_{name}"]) for name, rows in ppo.items() if rows},
+        troubles={name: _read_troubles(path) for name, path in folders.items() if (path / "metrics.jsonl").is_file()},
         evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
         responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
         rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
@@ -132,14 +132,14 @@ def _read_evaluation(path: Path) -> Record:
 
 
 def _read_troubles(folder: Path) -> list[Record]:
-    """What a PPO run said in warnings.jsonl and skipped.jsonl, in the order of its steps."""
+    """What a training said in warnings.jsonl and skipped.jsonl, in the order of its steps."""
     troubles: list[Record] = []
     for row in _read_jsonl(folder / WARNINGS):
         words = f"{row.get('seen')}, since step {row.get('since')}"
         troubles.append({"step": row.get("step"), "words": words, "helps": row.get("helps")})
     for row in _read_jsonl(folder / SKIPPED):
         words = f"an update was left out: {' and '.join(map(str, _list(row, 'not_finite')))} not finite, "
-        words += f"with {len(_list(row, 'rows'))} responses"
+        words += f"with {len(_list(row, 'rows'))} {'pairs' if folder.name.startswith('reward') else 'responses'}"
         troubles.append({"step": row.get("step"), "words": words, "helps": None})
     return sorted(troubles, key=lambda row: row["step"] if plots.is_number(row["step"]) else -1)
 

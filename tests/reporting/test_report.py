@@ -194,13 +194,15 @@ def test_warnings_and_left_out_updates_are_shown(run_dir: Path) -> None:
     write(run_dir / "ppo_full/warnings.jsonl", [what])
     left_out = {"step": 3, "not_finite": ["loss", "gradient"], "rows": [{"prompt_id": "a"}, {"prompt_id": "b"}]}
     write(run_dir / "ppo_full/skipped.jsonl", [left_out, {"step": 4, "not_finite": 5}])
+    write(run_dir / "reward/skipped.jsonl", [{"step": 2, "not_finite": ["gradient"], "rows": [{"pair_id": "a"}]}])
     page = page_of(run_dir)
+    assert "2 an update was left out: gradient not finite, with 1 pairs" in page.text
     said = "3 an update was left out: loss and gradient not finite, with 2 responses – "
     said += "4 an update was left out: not finite, with 0 responses – "
     said += "9 all responses are <b>empty, since step 7 a higher kl_coef"
     assert said in page.text.replace("out:  not", "out: not")
     assert page.all("b") == []
-    assert "LoRA: no warning was given and no update left out." in page.text
+    assert "PPO, LoRA: no warning was given and no update left out." in page.text
 
 
 def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:
