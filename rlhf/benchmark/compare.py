@@ -116,7 +116,11 @@ def table(found: dict[str, Any]) -> str:
     for name in ("ratio", "tokens_ratio", "memory_ratio"):
         one = found[name]
         lines.append(f"  {name:12} min {one['min']:.2f}  median {one['median']:.2f}  max {one['max']:.2f}")
-    perf = found["pairs"][-1]["rlhf"].get("perf", {})
+    lines.append("  pair by pair: " + ", ".join(_pair(pair, given) for pair in found["pairs"]))
+    last = found["pairs"][-1]["rlhf"]
+    needed = (f"{name} {flops / 1e9:,.0f}" for name, flops in last.get("flops", {}).items())
+    lines.append("  GFLOP that the last step needed: " + (", ".join(needed) or "not counted"))
+    perf = last.get("perf", {})
     lines += [f"  {name} {value:.3g}" for name, value in sorted(perf.items()) if not name.endswith("second")]
     of = found["machine"]
     lines.append(
@@ -124,6 +128,12 @@ def table(found: dict[str, Any]) -> str:
         f"{of['bf16_flops'] / 1e9:.0f} in bf16; memory {of['bandwidth'] / 1e9:.0f} GB/s"
     )
     return "\n".join(lines)
+
+
+def _pair(pair: dict[str, dict[str, Any]], given: dict[str, Any]) -> str:
+    longest = pair["rlhf"].get("longest_prompt")
+    ratio = _rate(pair["rlhf"], given) / _rate(pair["trl"], given)
+    return f"{ratio:.2f}" + (f" (longest prompt {longest})" if longest else "")
 
 
 def _phase(results: Sequence[dict[str, Any]], name: str) -> float:

@@ -111,6 +111,8 @@ def rlhf(run: work.Run, folder: str) -> dict[str, Any]:
     counts = {
         "response_tokens": [round(row["objective/response_length"] * run.shape.batch) for row in log],
         "updates": round(sum(row["val/updates"] for row in log)),
+        # Of the last step; generation is bound by memory, too.
+        "flops": {name: trainer.work[-1][name].floor * trainer.meter.peak for name in ("score", "learn")},
         "perf": {name: x for name, x in log[-1].items() if name.startswith("perf/")},
     }
     return _result(clock, rows, counts, before)

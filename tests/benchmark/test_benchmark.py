@@ -11,7 +11,7 @@ import torch
 from rlhf.benchmark import work
 from rlhf.benchmark.compare import check_equal, compare, spread, table
 from rlhf.benchmark.growth import exponent, growth_table
-from rlhf.benchmark.ppo import Feed
+from rlhf.benchmark.ppo import Feed, rlhf
 from rlhf.errors import UserError
 
 TINY = work.SHAPES["tiny"]
@@ -71,7 +71,22 @@ def test_a_comparison_from_end_to_end(capsys):
     assert ours["prompt_tokens"] == plain["prompt_tokens"] > 0
     assert 8 <= ours["response_tokens"][1] <= 8 * 16
     assert found["ratio"]["min"] == found["ratio"]["max"] > 0
-    assert "matrix products" in table(found)
+    words = table(found)
+    assert f"pair by pair: {found['ratio']['min']:.2f}\n" in words
+    assert "GFLOP that the last step needed: not counted\n" in words
+
+
+def test_the_work_of_our_side_is_that_of_its_models(tmp_path):
+    result = rlhf(work.Run(TINY, steps=2, precision="fp32"), str(tmp_path))
+    assert result["longest_prompt"] <= 256
+    assert result["updates"] == 2 * TINY.n_ppo_epochs
+    tokens = result["prompt_tokens"] + result["response_tokens"][1]
+    # Two layers of 12 x 32^2 weights: 2 a weight and token forward, 4 backward; policy and critic, each PPO epoch.
+    # Attention and the output embeddings come on top.
+    least = 6 * 2 * 12 * 32**2 * tokens * 2 * TINY.n_ppo_epochs
+    assert least < result["flops"]["learn"] < 3 * least
+    # Forward alone, of four roles.
+    assert least / 3 < result["flops"]["score"] * TINY.n_ppo_epochs / 2 < least
 
 
 def test_a_missing_trl_is_one_line():
