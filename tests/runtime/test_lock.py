@@ -129,7 +129,8 @@ def test_a_requeued_job_follows_itself_from_another_node(tmp_path, monkeypatch, 
 
 def test_a_host_out_of_a_lock_file_does_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    owned(tmp_path, host="node\x1b[2J\n7\x9b", pid="\x07", job="5")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    owned(tmp_path, host="node\x1b[2J\n7\x9b", pid="\x07", job="5", restarts=0)
     FolderLock(tmp_path).take()
     (line,) = capsys.readouterr().out.splitlines()
     assert r"taken over from process \x07 on host node\x1b[2J 7\x9b of Slurm job 5, an earlier" in line

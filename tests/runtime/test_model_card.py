@@ -168,6 +168,7 @@ def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf.runtime.run_folder.datetime", Clock)
     trained, evaluated = tmp_path / "ppo_full", tmp_path / "evaluation"
     policy(trained)
+    (trained / "run.json").unlink()
     with Stage(trained, "ppo_full", {}, seed=0):
         pass
     with Stage(evaluated, "evaluation", {}, seed=0) as stage:
@@ -177,6 +178,7 @@ def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
     write_card(trained)
     assert "| gain in reward |  | +0.751 [+0.204, +1.302] |" in card(trained)
     monkeypatch.undo()
+    (trained / "run.json").unlink()  # trained anew
     with Stage(trained, "ppo_full", {}, seed=0):
         pass
     write_card(trained)

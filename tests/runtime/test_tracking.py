@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.tensorboard import SummaryWriter
 
 from rlhf.config import PPOConfig
-from rlhf.ppo.skipped import Skips, line
 from rlhf.runtime import tracking
+from rlhf.runtime.skips import Skips, line
 from rlhf.runtime.tracking import Recorder, keep_events, keep_rows, write_summary
 
 

@@ -37,7 +37,8 @@ MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-ReturnToService=2
+# A node that somebody took down stays down, although its slurmd answers.
+ReturnToService=1
 JobRequeue=1
 KillWait=5
 MinJobAge=3600

@@ -154,14 +154,15 @@ def test_a_time_limit_costs_nothing(cluster, top, chain):
 def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster, top, chain):
     branch(top, "broken")
     # One process in place of two: the batch is that of the whole chain again.
-    options = ["--nodes=1", "--time=10", "--nodelist=n1"]
+    options = ["--nodes=1", "--time=10"]
     job = only_ppo(cluster, top, "broken", *options, RLHF_FLAGS="--gradient_accumulation_steps 4")
     cluster.wait_for(lambda: len(steps(top, "broken")) > 10, 120)
-    cluster.run("scontrol", "update", f"job={job}", "reqnodelist=")
-    cluster.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    node = cluster.state(job)["NodeList"]
+    cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     assert cluster.finish(job, 240) == "COMPLETED", logs(top, "broken")
-    cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+    cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
     assert int(cluster.state(job)["Restarts"]) == 1
+    assert cluster.state(job)["NodeList"] != node
     assert steps(top, "broken") == list(range(1, 401))
     same_policy(top, "broken")
 
