@@ -47,7 +47,7 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     trainer.train()
     return {
         "steps": [step for step in clock.steps if step][1:],
-        "prompt_tokens": sum(map(len, sides)),
+        "prompt_tokens": sum(map(len, sides)) / run.steps,  # with the responses; of a step, on average
         "response_tokens": [],
         "updates": trainer.state.global_step,
         "memory_before": before,

@@ -98,7 +98,8 @@ def _scores(judge: RewardSource, finished: Finished, batch: Sequence[Prompt]) ->
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
         raise UserError(f"{judge.name}: expected finite scores, found {scores[i]:g} for prompt {batch[i].prompt_id}")
-    return [float(score) for score in scores.tolist()]
+    found: list[float] = scores.tolist()
+    return found
 
 
 def _finished(

@@ -21,7 +21,6 @@ from transformers import (
 from rlhf.config import RewardStageConfig
 from rlhf.data.chat import encode_prompt, encode_response
 from rlhf.data.hh_rlhf import Pair
-from rlhf.errors import printable
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.preference import PreferenceTrainer, read_progress
@@ -119,11 +118,11 @@ def train_reward_model(
     checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
     # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    from_main(lambda: _take_out_later(folder, checkpoint))
+    from_main(lambda: _take_out_later(folder, checkpoint, args.save_total_limit))
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
     with SealCheckpoint(args) as seal, StopRequest() as request:
         stop = StopCallback(request)
-        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, printable(line(row, "pair"))))
+        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, line(row, "pair")))
         trainer = PreferenceTrainer(
             model=model,
             args=args,
@@ -156,11 +155,11 @@ def _problem(checkpoint: Path) -> str | None:
     return found
 
 
-def _take_out_later(folder: Path, checkpoint: Path | None) -> None:
+def _take_out_later(folder: Path, checkpoint: Path | None, limit: int | None) -> None:
     """Nothing of later steps stays than the one that the run goes on from, and nothing of that or before is missing."""
     step = number(checkpoint) if checkpoint else 0
     last = step or -1  # a run that begins evaluates at step 0
-    set_later_aside(folder, REWARD, step)
+    set_later_aside(folder, REWARD, step, limit)
     if checkpoint:
         load_rows(folder, checkpoint)
     for name in (METRICS, SKIPPED):

@@ -44,6 +44,16 @@ def test_means_go_on_in_the_middle_of_a_row(train):  # noqa: F811
     assert rows[-1]["total_flos"] > 0
 
 
+def test_what_it_sets_aside_is_within_the_limit(train):  # noqa: F811
+    options = {"eval_steps": 1, "save_total_limit": 9}
+    train("cut", **options)
+    folder = train.folder / "cut"
+    for step in (2, 3, 4):
+        (folder / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"broken")
+    train("cut", **options | {"save_total_limit": 2})
+    assert sorted(path.name for path in folder.glob("left-*")) == ["left-checkpoint-3", "left-checkpoint-4"]
+
+
 @pytest.mark.parametrize("key", ["tokens", "losses", "metrics"])
 @pytest.mark.parametrize("value", [None, "x"])
 def test_a_step_file_that_lacks_something_is_a_broken_checkpoint(train, key, value):  # noqa: F811

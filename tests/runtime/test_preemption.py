@@ -11,21 +11,26 @@ from rlhf.runtime.checkpoint import checkpoints
 from rlhf.runtime.preemption import StopRequest
 
 
+def signal_in(run, phase, number, call=1):
+    """The run gets the signal as it begins the phase, the first time or a later one."""
+    inner, calls = getattr(run, phase), []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return inner(*args)
+
+    setattr(run, phase, interrupted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 @pytest.mark.parametrize("phase", ["act", "judge", "learn", "record"])
 def test_a_signal_in_any_phase_costs_nothing(tmp_path, phase, number):
     whole = trainer(tmp_path / "whole")
     whole.train()
     cut = trainer(tmp_path / "cut")
-    inner, calls = getattr(cut, phase), []
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), number)
-        return inner(*args)
-
-    setattr(cut, phase, interrupted)
+    signal_in(cut, phase, number, call=2)
     cut.train()
     assert cut.stopped
     assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-2"]
@@ -47,13 +52,7 @@ def test_a_signal_before_the_first_step_stops_after_it(tmp_path, phase, number):
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
     cut = trainer(tmp_path / "cut", **options)
-    inner = getattr(cut, phase)
-
-    def interrupted(*args):
-        os.kill(os.getpid(), number)
-        return inner(*args)
-
-    setattr(cut, phase, interrupted)
+    signal_in(cut, phase, number)
     cut.train()
     assert cut.stopped
     assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-1"]
@@ -66,13 +65,7 @@ def test_a_signal_before_the_first_step_stops_after_it(tmp_path, phase, number):
 
 def test_a_signal_after_the_last_step_stops_nothing(tmp_path):
     run = trainer(tmp_path, max_steps=1)
-    end = run.recorder.end
-
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGTERM)
-        end()
-
-    run.recorder.end = interrupted
+    signal_in(run.recorder, "end", signal.SIGTERM)
     run.train()
     assert not run.stopped
     assert not run.recorder.is_open
