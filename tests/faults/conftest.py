@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import forge
 import pytest
-import runs
+import short_runs
 
 HERE = "tests/faults/"
 TALLY = defaultdict(lambda: [0, 0])  # kind of fault -> tried, survived
@@ -58,7 +58,7 @@ class Campaign:
 
     def __init__(self, folder):
         self.forge, self.folder = forge.Forge(), folder
-        self.start = runs.prepare(folder)
+        self.start = short_runs.prepare(folder)
         self.references, self.logs = {}, 0
 
     def script(self, recipe):
@@ -69,12 +69,12 @@ class Campaign:
 
     def begin(self, recipe, where, fault=None, **env):
         where.mkdir(parents=True, exist_ok=True)
-        argv = runs.argv(self.start, recipe, where)
+        argv = short_runs.argv(self.start, recipe, where)
         return self.forge.start(self.script(recipe), argv, self.new_log(), fault, **env)
 
     def run(self, recipe, where, fault=None, more=(), **env):
         """A run to its end: exit code, and what it said."""
-        argv = [*runs.argv(self.start, recipe, where), *more]
+        argv = [*short_runs.argv(self.start, recipe, where), *more]
         return self.forge.run(self.script(recipe), argv, self.new_log(), fault, **env)
 
     def new_log(self):
@@ -86,7 +86,7 @@ class Campaign:
         """Run it again: it goes on to the end, which is the same as if nothing had been. Returns what it said."""
         code, said = self.run(recipe, where)
         assert code == 0, said[-3000:]
-        found, expected = runs.results(self.stage(recipe, where)), expected or self.reference(recipe)["results"]
+        found, expected = short_runs.results(self.stage(recipe, where)), expected or self.reference(recipe)["results"]
         assert found.keys() == expected.keys()
         for name in expected:
             assert found[name] == expected[name], name
@@ -102,9 +102,9 @@ class Campaign:
             code, said = self.run(recipe, where, {"changes_of": str(where), "tell": str(tell)})
             seconds = time.monotonic() - begun
             assert code == 0, said[-3000:]
-            results = runs.results(self.stage(recipe, where))
-            assert len(results["metrics.jsonl"]) >= runs.STEPS
-            assert len(results["events"]) >= runs.STEPS
+            results = short_runs.results(self.stage(recipe, where))
+            assert len(results["metrics.jsonl"]) >= short_runs.STEPS
+            assert len(results["events"]) >= short_runs.STEPS
             self.references[recipe] = {"results": results, "seconds": seconds, "changes": tell.read_text().split("\n")}
         return self.references[recipe]
 

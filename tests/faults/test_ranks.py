@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-import runs
+import short_runs
 from bombs import torch_bomb
 from conftest import trial
 
@@ -27,7 +27,7 @@ class Pair:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
-        script, argv = campaign.script(recipe), [*runs.argv(campaign.start, recipe, where), *more]
+        script, argv = campaign.script(recipe), [*short_runs.argv(campaign.start, recipe, where), *more]
         self.logs = [campaign.new_log() for _ in range(2)]
         self.pids = [
             campaign.forge.start(
@@ -48,7 +48,7 @@ def whole(campaign, recipe, where, more):
     """Results of both ranks when nothing happens to them."""
     pair = Pair(campaign, recipe, where, more)
     assert pair.end() == [0, 0], pair.said()[-3000:]
-    return runs.results(campaign.stage(recipe, where))
+    return short_runs.results(campaign.stage(recipe, where))
 
 
 @pytest.fixture(scope="session")
