@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+_LAUNCH_TOKENS = {"cpu": 32, "gpu": 4096}  # padded tokens that cost as much as the launches of one more pass
+
 
 def cheapest_groups(lengths: Sequence[int], most: int, cost: Callable[[int, int], float]) -> list[list[int]]:
     """Rows in groups of at most `most`, each of neighbours in length, so that the sum of costs is least.
@@ -22,3 +24,17 @@ def cheapest_groups(lengths: Sequence[int], most: int, cost: Callable[[int, int]
         groups.append(order[start[end] : end])
         end = start[end]
     return groups[::-1]
+
+
+def passes_of(lengths: Sequence[int], most: int, device: str, budget: int | None = None) -> list[list[int]]:
+    """Rows of token lengths in passes of at most `most`, or of at most `budget` padded tokens, that cost least.
+
+    A pass costs its padded tokens and its launches. device: "cpu", or any other kind. Row numbers, from short to long.
+    """
+    a_pass = _LAUNCH_TOKENS["cpu" if device == "cpu" else "gpu"]
+
+    def cost(rows: int, longest: int) -> float:
+        over = budget is not None and rows > 1 and rows * longest > budget
+        return float("inf") if over else rows * longest + a_pass
+
+    return cheapest_groups(lengths, len(lengths) if budget is not None else most, cost)

@@ -18,7 +18,7 @@ from rlhf.runtime.engine import numel
 _COMPACT_AT = 0.75
 _LOOK_EVERY = 8  # tokens between two looks at who has ended; each makes a GPU wait for the host
 # Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
-_MACHINE = {"cpu": (6e6, 0.19), "gpu": (2e8, 0.0066)}
+_MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
 
 
 @torch.no_grad()

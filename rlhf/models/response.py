@@ -109,9 +109,10 @@ class _TokenLogp(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         scaled = logits.float()
         scaled = scaled / temperature if temperature != 1 else scaled
-        log_total = scaled.logsumexp(dim=-1, keepdim=True)
+        p = scaled.softmax(-1)
+        # The largest probability is 1 over what all were divided by: no second sum of exponentials.
+        log_total = scaled.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
         logp = (scaled.gather(-1, tokens.unsqueeze(-1)) - log_total).squeeze(-1)
-        p = (scaled - log_total).exp_()
         entropy = log_total.squeeze(-1) - _dot(p, scaled)
         ctx.save_for_backward(p, tokens)
         ctx.temperature, ctx.dtype = temperature, logits.dtype

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.advantages import Moments, gae, moments, rescale, standardise
-from rlhf.functional.batching import cheapest_groups
+from rlhf.functional.batching import passes_of
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
 from rlhf.functional.padding import left_pad, right_pad
 from rlhf.models.actor_critic import base_of
 from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, rows_of, trunk_states
 from rlhf.ppo.roles import Roles
-
-_LAUNCH_TOKENS = {"cpu": 32, "gpu": 4096}
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,8 @@ def trim(attention: Tensor, mask: Tensor, index: Tensor) -> tuple[slice, int]:
 
 
 def passes(lengths: Tensor, args: PPOConfig, most: int) -> list[Tensor]:
-    """Rows, of int [B] lengths, in passes of at most `most` of like length, or of at most micro_batch_tokens.
-
-    A pass costs its padded tokens and, for its launches, as much as some more.
-    """
-    a_pass, budget = _LAUNCH_TOKENS["cpu" if lengths.device.type == "cpu" else "gpu"], args.micro_batch_tokens
-
-    def cost(rows: int, longest: int) -> float:
-        over = budget is not None and rows > 1 and rows * longest > budget
-        return float("inf") if over else rows * longest + a_pass
-
-    groups = cheapest_groups(lengths.tolist(), len(lengths) if budget is not None else most, cost)
+    """Rows, of int [B] lengths, in passes of at most `most` of like length, or of at most micro_batch_tokens."""
+    groups = passes_of(lengths.tolist(), most, lengths.device.type, args.micro_batch_tokens)
     return [torch.tensor(group) for group in groups]
 
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import torch
 
+from rlhf.functional.batching import passes_of
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.flops import Flops
 from rlhf.ppo.actor import Actor, Experience
-from rlhf.reward.scoring import of_like_length
 from rlhf.reward.sources import TextReward, TokenReward
 from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
 
@@ -117,7 +117,7 @@ class Meter:
             if isinstance(source, TokenReward | TextReward):
                 own = source.lengths
                 real, needed = real + sum(own[:n]), needed + self.rewards[source.name].forward(own[:n])
-                computed += _padded(own, of_like_length(own, source.batch_size))
+                computed += _padded(own, passes_of(own, source.batch_size, self.device.type))
         return tokens, real, computed, needed / self.peak
 
     def _learned(self, prompts: list[int], responses: list[int], passes: list[list[int]]) -> _Counted:

@@ -9,14 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from rlhf.functional.batching import passes_of
 from rlhf.functional.padding import right_pad
 from rlhf.models.heads import score_tokens
-
-
-def of_like_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Numbers of rows, from short to long, batch_size at a time."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @torch.no_grad()
@@ -28,7 +23,7 @@ def score_rows(
     show: what a progress bar is called; None for no bar.
     """
     scores = torch.empty(len(rows))
-    groups = of_like_length(list(map(len, rows)), batch_size)
+    groups = passes_of(list(map(len, rows)), batch_size, model.device.type)
     for index in tqdm(groups, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process):
         ids, mask = right_pad([rows[i] for i in index], model.config.pad_token_id or 0, model.device)
         scores[index] = score_tokens(model, ids, mask).cpu()
