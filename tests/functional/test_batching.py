@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from rlhf.functional.batching import cheapest_groups
+from rlhf.functional.batching import cheapest_groups, passes_of
 
 
 def test_worked_by_hand():
@@ -38,3 +38,14 @@ def test_no_other_grouping_of_neighbours_costs_less(seed):
     assert sorted(i for group in groups for i in group) == list(range(9))
     assert max(map(len, groups)) <= most
     assert sum(cost(len(g), max(lengths[i] for i in g)) for g in groups) == least(0)
+
+
+def test_passes_keep_to_rows_or_to_a_budget_of_tokens():
+    lengths = [10] * 5 + [100]
+    # On a CPU a pass costs as much as 32 tokens: 82 for the short rows together, 132 for the long one.
+    assert passes_of(lengths, 8, "cpu") == [[0, 1, 2, 3, 4], [5]]
+    assert sorted(map(len, passes_of(lengths, 4, "cpu"))) == [1, 1, 4]
+    # On a GPU one costs as much as 4,096: padding is cheaper.
+    assert passes_of(lengths, 8, "cuda") == [[0, 1, 2, 3, 4, 5]]
+    # A budget in the place of `most`: three rows of 10 at once, and a row that is longer by itself.
+    assert sorted(map(len, passes_of(lengths, 1, "cuda", budget=30))) == [1, 2, 3]
