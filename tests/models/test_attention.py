@@ -7,6 +7,7 @@ import tiny
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from rlhf.models import attention
 from rlhf.models.attention import causal_products, use_causal_products
@@ -51,9 +52,20 @@ def calls(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
-def test_in_16_bits_a_model_computes_by_products_what_it_computed_before(make, calls):
-    model, ids = make().eval(), torch.arange(3, 43).reshape(2, 20)
+def model_of(kind):
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped = {} if kind in ("gpt2", "gpt_neox") else {"num_key_value_heads": 2}
+    ids = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    # Larger than by default, so that attention is far from even; no dropout.
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **size, **grouped, **ids, initializer_range=0.2)
+    ).eval()
+
+
+@pytest.mark.parametrize("kind", sorted(attention._KINDS))
+def test_in_bf16_a_model_computes_by_products_what_it_computed_before(kind, calls):
+    model, ids = model_of(kind), torch.arange(3, 43).reshape(2, 20)
     exact = model(ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = model(ids).logits.float()
@@ -62,6 +74,15 @@ def test_in_16_bits_a_model_computes_by_products_what_it_computed_before(make, c
     assert calls == [torch.bfloat16] * model.config.num_hidden_layers
     # As near to the logits of float32 as PyTorch's own kernel.
     assert (after - exact).abs().mean() < 1.5 * (before - exact).abs().mean()
+    assert torch.equal(model(ids).logits, exact)
+
+
+def test_a_kind_that_it_was_not_tried_with_is_left_alone():
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("falcon", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=64)
+    )
+    use_causal_products(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_everything_else_is_left_to_pytorch(calls, monkeypatch):
@@ -79,6 +100,25 @@ def test_everything_else_is_left_to_pytorch(calls, monkeypatch):
         model(ids)  # too long
     assert calls == []
     assert torch.equal(model(ids, attention_mask=mask).logits, padded)
+
+
+@pytest.mark.parametrize("option", [{"position_bias": torch.zeros(1, 4, 7, 7)}, {"s_aux": torch.zeros(4)}, {"new": 1}])
+def test_an_option_that_may_change_the_values_is_pytorchs(option, calls, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "_SDPA", lambda *args, **options: asked.append(options))
+    query, key, value = (states(4, seed, torch.bfloat16) for seed in range(3))
+    run = AttentionInterface()[attention._NAME]
+    run(torch.nn.Module(), query, key, value, None, **option)
+    assert calls == []
+    assert asked[0].keys() >= option.keys()
+    run(torch.nn.Module(), query, key, value, None, position_ids=torch.arange(7), sliding_window=9, use_cache=False)
+    assert len(calls) == len(asked) == 1
+
+
+def test_a_cap_on_scores_is_refused_as_before():
+    states_of = [states(4, seed, torch.bfloat16) for seed in range(3)]
+    with pytest.raises(ValueError, match="softcap"):
+        AttentionInterface()[attention._NAME](torch.nn.Module(), *states_of, None, softcap=5.0)
 
 
 def test_a_model_that_was_given_another_attention_keeps_it():
