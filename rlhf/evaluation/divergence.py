@@ -38,7 +38,7 @@ def response_kl(
         answer, answer_mask = right_pad(responses[rows], pad, policy.device)
         ids, mask = torch.cat([ids, answer], 1), torch.cat([mask, answer_mask], 1)
         text = rows_of(ids, mask, answer.shape[1])
-        states = [text.flat(trunk_states(base_of(model), text.ids)) for model in (policy, base)]
+        states = [text.flat(trunk_states(base_of(model), text.ids, text.lengths)) for model in (policy, base)]
         (kl,) = in_chunks(per_token, policy.config.vocab_size, *states)
         result += text.spread(kl).sum(1).tolist()
     return result

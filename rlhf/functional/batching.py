@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-_LAUNCH_TOKENS = {"cpu": 32, "gpu": 4096}  # padded tokens that cost as much as the launches of one more pass
+# What one more pass costs, in tokens, and a token of padding: packed texts have it in attention only.
+_COSTS = {"cpu": (32, 1.0), "gpu": (4096, 1.0), "packed": (100, 0.1)}
 
 
 def cheapest_groups(lengths: Sequence[int], most: int, cost: Callable[[int, int], float]) -> list[list[int]]:
@@ -26,15 +27,18 @@ def cheapest_groups(lengths: Sequence[int], most: int, cost: Callable[[int, int]
     return groups[::-1]
 
 
-def passes_of(lengths: Sequence[int], most: int, device: str, budget: int | None = None) -> list[list[int]]:
+def passes_of(
+    lengths: Sequence[int], most: int, device: str, budget: int | None = None, packed: bool = False
+) -> list[list[int]]:
     """Rows of token lengths in passes of at most `most`, or of at most `budget` padded tokens, that cost least.
 
-    A pass costs its padded tokens and its launches. device: "cpu", or any other kind. Row numbers, from short to long.
+    A pass costs its padded tokens and its launches. device: "cpu", or any other kind; packed: models get texts
+    without padding. Row numbers, from short to long.
     """
-    a_pass = _LAUNCH_TOKENS["cpu" if device == "cpu" else "gpu"]
+    a_pass, a_token = _COSTS["packed" if packed else "cpu" if device == "cpu" else "gpu"]
 
     def cost(rows: int, longest: int) -> float:
         over = budget is not None and rows > 1 and rows * longest > budget
-        return float("inf") if over else rows * longest + a_pass
+        return float("inf") if over else rows * longest * a_token + a_pass
 
     return cheapest_groups(lengths, len(lengths) if budget is not None else most, cost)

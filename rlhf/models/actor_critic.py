@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.models.attention import packs
 from rlhf.models.heads import column_values
 from rlhf.models.response import Rows, head_logits, in_chunks, logp_of, rows_of, trunk_states
 from rlhf.runtime.engine import is_sharded
@@ -61,11 +62,16 @@ class ActorCritic(nn.Module):
         flat = logp(*inputs) if is_sharded(base) else in_chunks(logp, base.config.vocab_size, *inputs)
         return rows.spread(flat[0]), rows.spread(flat[1]), values
 
+    def packs(self, longest: int) -> bool:
+        """Whether texts of at most so many tokens go through both trunks without padding."""
+        trunks = [self.policy] if isinstance(self.critic, ValueHead) else [self.policy, self.critic]
+        return all(packs(trunk, longest) for trunk in trunks)
+
     def states_and_values(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The policy's last states float [B, L, d], values float32 [B, T+1] as `forward` returns them."""
-        states = trunk_states(base_of(self.policy), rows.ids)
+        states = trunk_states(base_of(self.policy), rows.ids, rows.lengths)
         critic = self.critic
-        values = critic(states) if isinstance(critic, ValueHead) else column_values(critic, rows.ids)
+        values = critic(states) if isinstance(critic, ValueHead) else column_values(critic, rows.ids, rows.lengths)
         return states, values.gather(1, rows.columns)
 
 

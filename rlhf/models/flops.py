@@ -53,17 +53,20 @@ class Flops:
         """Elements of the trunk's matrices."""
         return self.trained + self.frozen
 
-    def forward(self, lengths: Sequence[int], responses: int = 0) -> float:
-        """A pass over texts of these lengths, logits for so many tokens."""
-        square = sum(n * n for n in lengths)
-        return 2.0 * (self.matrices * sum(lengths) + self.head * responses) + self.attention * square
+    def forward(self, lengths: Sequence[int], responses: int = 0, again: Sequence[int] = ()) -> float:
+        """A pass over texts of these lengths, logits for so many tokens.
 
-    def training(self, lengths: Sequence[int], responses: int = 0) -> float:
+        again: lengths of beginnings that another text of the pass has, too.
+        """
+        tokens, square = _distinct(lengths, again)
+        return 2.0 * (self.matrices * tokens + self.head * responses) + self.attention * square
+
+    def training(self, lengths: Sequence[int], responses: int = 0, again: Sequence[int] = ()) -> float:
         """The same with its backward pass: twice as much again, where weights are frozen once.
 
         What gradient checkpointing computes anew is not needed, so not in it.
         """
-        tokens, square = sum(lengths), sum(n * n for n in lengths)
+        tokens, square = _distinct(lengths, again)
         trunk = (3 * self.trained + 2 * self.frozen) * tokens
         head = (3 if self.head_trained else 2) * self.head * responses
         return 2.0 * (trunk + head) + 3 * self.attention * square
@@ -92,6 +95,12 @@ def key_values(config: PretrainedConfig) -> int:
     """Numbers that a cache keeps of one token."""
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     return 2 * config.num_hidden_layers * heads * head_width(config)
+
+
+def _distinct(lengths: Sequence[int], again: Sequence[int]) -> tuple[int, int]:
+    """Tokens, and squared tokens a text, each beginning counted once."""
+    tokens, squares = (sum(n**power for n in lengths) - sum(n**power for n in again) for power in (1, 2))
+    return tokens, squares
 
 
 def _read(prompts: Sequence[int], responses: Sequence[int]) -> int:

@@ -17,13 +17,13 @@ def has_token_head(model: Any) -> bool:
     return hasattr(inner, "score") and not inner.config.is_encoder_decoder
 
 
-def column_values(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
+def column_values(model: PreTrainedModel | PeftModel, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The scalar head at every position: ids int [B, L], right-padded -> float32 [B, L], reward units.
 
-    No mask: real tokens see those before them only.
+    No mask: real tokens see those before them only. lengths: as in `trunk_states`.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return inner.score(trunk_states(inner, ids)).squeeze(-1).float()
+    return inner.score(trunk_states(inner, ids, lengths)).squeeze(-1).float()
 
 
 def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -35,8 +35,9 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
     """
     if has_token_head(model):
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        states = trunk_states(inner, left_aligned(ids, mask)[0])
-        last = states[torch.arange(len(ids), device=ids.device), (mask.sum(1) - 1).clamp(min=0)]
+        lengths = mask.sum(1).clamp(min=1)
+        states = trunk_states(inner, left_aligned(ids, mask)[0], lengths)
+        last = states[torch.arange(len(ids), device=ids.device), lengths - 1]
         return inner.score(last).squeeze(-1).float()
     if getattr(model.config, "summary_type", None) == "last":
         ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.functional.padding import left_aligned
+from rlhf.models.attention import packs
+from rlhf.models.packing import pack
 
 _MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
 
@@ -21,7 +23,12 @@ class Rows:
 
     ids: Tensor  # int  [B, L]
     mask: Tensor  # bool [B, T] True on response tokens
-    before: Tensor  # int  [B]    column of the state that predicts the first response token
+    lengths: Tensor  # int  [B]    real tokens
+
+    @property
+    def before(self) -> Tensor:
+        """int [B]: column of the state that predicts the first response token."""
+        return self.lengths - self.mask.sum(1) - 1
 
     @property
     def columns(self) -> Tensor:
@@ -48,13 +55,23 @@ def rows_of(ids: Tensor, mask: Tensor, n_response: int) -> Rows:
     """ids int [B, P+T], left-padded prompts and right-padded responses; mask bool [B, P+T], True on real tokens."""
     aligned, _ = left_aligned(ids, mask)
     lengths = mask.sum(1)
-    response = mask[:, -n_response:]
-    return Rows(aligned[:, : int(lengths.max())], response, lengths - response.sum(1) - 1)
+    return Rows(aligned[:, : int(lengths.max())], mask[:, -n_response:], lengths)
 
 
-def trunk_states(base: Any, ids: Tensor) -> Tensor:
-    """The last states of a transformers model below its head: ids int [B, L], right-padded -> float [B, L, d]."""
-    return base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The last states of a transformers model below its head: ids int [B, L], right-padded -> float [B, L, d].
+
+    lengths: int [B], of the texts; with them a model that can computes no padding, where states are then any.
+    """
+    if lengths is None or not packs(base, ids.shape[1]):
+        return base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    packed = pack(ids, lengths)
+    given = {
+        "input_ids": ids.flatten()[packed.place].unsqueeze(0),
+        "position_ids": packed.positions.unsqueeze(0),
+        "attention_mask": ids.new_ones(1, 1, 1, 1),  # of four dimensions it is passed on as it is: none is made
+    }
+    return packed.spread(base.base_model(**given, use_cache=False, packed=packed).last_hidden_state[0])
 
 
 class _Output(BaseModelOutputWithPast):

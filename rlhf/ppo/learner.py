@@ -129,7 +129,8 @@ class Learner:
 
     def _micro_batches(self, rollout: Rollout, positions: Tensor, members: Tensor) -> list[Tensor]:
         mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
-        groups = passes(rollout.attention[mine].sum(1), self.args, self.args.per_device_train_batch_size)
+        packed = self.accelerator.unwrap_model(self.model).packs(rollout.attention.shape[1])
+        groups = passes(rollout.attention[mine].sum(1), self.args, self.args.per_device_train_batch_size, packed)
         empty = torch.zeros(0, dtype=torch.long)
         return [mine[group] for group in groups] + [empty] * (
             max(1, all_max(self.accelerator, len(groups))) - len(groups)

@@ -21,7 +21,7 @@ from rlhf.models.actor_critic import (
     is_quantised,
     keep_adapter,
 )
-from rlhf.models.attention import use_causal_products
+from rlhf.models.attention import use_cpu_attention
 from rlhf.models.fused import fuse_dropout, fuse_gelu
 from rlhf.models.heads import has_token_head
 from rlhf.models.lora import add_lora, merged_model, trainable_share
@@ -66,7 +66,7 @@ def build_roles(
             prepare_4bit(name, part)
             disable_dropout(part)
             fuse_gelu(part)
-            use_causal_products(base_of(part))
+            use_cpu_attention(base_of(part))
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
             raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")

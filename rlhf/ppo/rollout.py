@@ -63,10 +63,10 @@ def trim(attention: Tensor, mask: Tensor, index: Tensor) -> tuple[slice, int]:
     return slice(prompt_width - longest_prompt, prompt_width + longest_response), longest_response
 
 
-def passes(lengths: Tensor, args: PPOConfig, most: int) -> list[Tensor]:
+def passes(lengths: Tensor, args: PPOConfig, most: int, packed: bool = False) -> list[Tensor]:
     """Rows, of int [B] lengths, in passes of at most `most` of like length, or of at most micro_batch_tokens."""
-    groups = passes_of(lengths.tolist(), most, lengths.device.type, args.micro_batch_tokens)
-    return [torch.tensor(group) for group in groups]
+    rows, budget = lengths.tolist(), args.micro_batch_tokens
+    return [torch.tensor(group) for group in passes_of(rows, most, lengths.device.type, budget, packed)]
 
 
 @torch.no_grad()
@@ -94,13 +94,14 @@ def observe(
         ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
 
-    for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size):
+    without_padding = roles.trained.packs(attention.shape[1])
+    for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size, without_padding):
         note(index)
         columns, width = trim(attention, mask, index)
         rows = rows_of(ids[index, columns], attention[index, columns], width)
         states, values = roles.trained.states_and_values(rows)
         with roles.reference.active() as model:
-            ref_states = trunk_states(base_of(model), rows.ids)
+            ref_states = trunk_states(base_of(model), rows.ids, rows.lengths)
         flat = in_chunks(per_token, policy.config.vocab_size, rows.flat(states), rows.flat(ref_states), rows.tokens)
         parts = *map(rows.spread, flat), torch.where(rows.mask, values[:, :-1], 0)
         for name, part in zip(names, parts, strict=True):

@@ -6,13 +6,16 @@ Counted from lengths that are on the host anyway: a GPU does not wait for it.
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
+from itertools import takewhile
+from typing import Any
 
 import torch
 
-from rlhf.functional.batching import passes_of
 from rlhf.models.actor_critic import ValueHead
+from rlhf.models.attention import packs
 from rlhf.models.flops import Flops
 from rlhf.ppo.actor import Actor, Experience
+from rlhf.reward.scoring import score_passes
 from rlhf.reward.sources import TextReward, TokenReward
 from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
 
@@ -84,52 +87,55 @@ class Meter:
     ) -> dict[str, Work]:
         """By phase, of those that were timed. learned: rows of each pass of the update, none on a rank without."""
         prompts = [len(prompt.input_ids) for prompt in experience.prompts]
-        responses = [len(response) for response in experience.responses]
+        answers = [len(response) for response in experience.responses]
+        pairs = zip(experience.prompts, experience.responses, strict=True)
+        texts = [prompt.input_ids + response for prompt, response in pairs]
         place, world = self.accelerator.process_index, self.accelerator.num_processes
         n = len(range(place, experience.n_global, world))  # rows after these are filler
         counted = {
-            "generate": lambda: self._generated(prompts, responses, n),
-            "score": lambda: self._scored(prompts, responses, n),
-            "learn": lambda: self._learned(prompts, responses, [rows.tolist() for rows in learned]),
+            "generate": lambda: self._generated(prompts[:n], answers[:n]),
+            "score": lambda: self._scored(texts, answers[:n]),
+            "learn": lambda: self._learned(texts, answers, [rows.tolist() for rows in learned]),
         }
         return {name: Work(*count(), seconds[name]) for name, count in counted.items() if name in seconds}
 
-    def _generated(self, prompts: list[int], responses: list[int], n: int) -> _Counted:
-        computed = sum(rows * columns for rows, columns in self.actor.decoded)
-        prompts, responses = prompts[:n], responses[:n]
+    def _generated(self, prompts: list[int], answers: list[int]) -> _Counted:
+        computed, n = sum(rows * columns for rows, columns in self.actor.decoded), len(answers)
         if not n:
             return 0, 0, computed, 0
         # The last token of a response is never fed. Prompts are bound by matrix products; what follows by those
         # or by memory, whichever takes longer.
         read = self.policy.forward(prompts, n) / self.peak
-        moved = self.policy.decoded_bytes(prompts, responses, self.dtype.itemsize) / memory_bandwidth(self.device)
-        written = max(moved, self.policy.decoding(prompts, responses) / self.peak)
-        return sum(responses), sum(prompts) + sum(responses) - n, computed, read + written
+        moved = self.policy.decoded_bytes(prompts, answers, self.dtype.itemsize) / memory_bandwidth(self.device)
+        written = max(moved, self.policy.decoding(prompts, answers) / self.peak)
+        return sum(answers), sum(prompts) + sum(answers) - n, computed, read + written
 
-    def _scored(self, prompts: list[int], responses: list[int], n: int) -> _Counted:
-        lengths = [a + b for a, b in zip(prompts, responses, strict=True)]
-        models = [(self.policy, sum(responses[:n])), (self.reference, sum(responses[:n]))]
-        models += [(self.critic, 0)] if self.critic is not None else []
-        tokens = sum(lengths[:n])
-        real, needed = len(models) * tokens, sum(model.forward(lengths[:n], heads) for model, heads in models)
-        computed = len(models) * _padded(lengths, [rows.tolist() for rows in self.actor.observed])
-        for source in self.actor.asked:
-            if isinstance(source, TokenReward | TextReward):
-                own = source.lengths
-                real, needed = real + sum(own[:n]), needed + self.rewards[source.name].forward(own[:n])
-                computed += _padded(own, passes_of(own, source.batch_size, self.device.type))
-        return tokens, real, computed, needed / self.peak
+    def _scored(self, texts: list[list[int]], answers: list[int]) -> _Counted:
+        n, trained, asked = len(answers), self.roles.trained, self.actor.asked
+        groups = [rows.tolist() for rows in self.actor.observed]
+        with self.roles.reference.active() as reference:
+            ran = [(self.policy, sum(answers), _Seen.of(trained.policy, texts, groups, n))]
+            ran += [(self.reference, sum(answers), _Seen.of(reference, texts, groups, n))]
+        if self.critic is not None:
+            ran += [(self.critic, 0, _Seen.of(trained.critic, texts, groups, n))]
+        for source in (one for one in asked if isinstance(one, TokenReward | TextReward)):
+            model = source.role.model
+            groups = score_passes(model, source.rows, source.batch_size)
+            ran += [(self.rewards[source.name], 0, _Seen.of(model, source.rows, groups, n))]
+        needed = sum(flops.forward(seen.lengths, heads, seen.again) for flops, heads, seen in ran)
+        real, computed = (sum(getattr(seen, name) for _, _, seen in ran) for name in ("real", "computed"))
+        return sum(map(len, texts[:n])), real, computed, needed / self.peak
 
-    def _learned(self, prompts: list[int], responses: list[int], passes: list[list[int]]) -> _Counted:
-        lengths = [a + b for a, b in zip(prompts, responses, strict=True)]
-        rows = [row for group in passes for row in group]
-        every = [lengths[row] for row in rows]
-        needed = self.policy.training(every, sum(responses[row] for row in rows))
-        needed += self.critic.training(every) if self.critic is not None else 0
-        models = 1 if self.critic is None else 2
-        # A rank without rows takes part with its first.
-        computed = models * _padded(lengths, [group or [0] for group in passes])
-        return sum(every), models * sum(every), computed, needed / self.peak
+    def _learned(self, texts: list[list[int]], answers: list[int], groups: list[list[int]]) -> _Counted:
+        trained = self.roles.trained
+        seen = [_Seen.of(trained.policy, texts, groups, len(texts))]
+        heads = sum(answers[row] for group in groups for row in group)
+        needed = self.policy.training(seen[0].lengths, heads, seen[0].again)
+        if self.critic is not None:
+            seen += [_Seen.of(trained.critic, texts, groups, len(texts))]
+            needed += self.critic.training(seen[1].lengths, 0, seen[1].again)
+        real, computed = (sum(getattr(one, name) for one in seen) for name in ("real", "computed"))
+        return sum(seen[0].lengths), real, computed, needed / self.peak
 
     @property
     def peak(self) -> float:
@@ -164,5 +170,35 @@ class Meter:
         return found
 
 
-def _padded(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
-    return sum(len(group) * max(lengths[row] for row in group) for group in groups)
+@dataclass(frozen=True)
+class _Seen:
+    """Texts in the passes in which they went through a model."""
+
+    lengths: list[int]  # of each text, once a pass
+    again: list[int]  # of beginnings that an earlier text of the pass has, where they are computed once
+    real: int  # token positions that had to be computed
+    computed: int  # and those that were
+
+    @classmethod
+    def of(cls, model: Any, texts: list[list[int]], groups: list[list[int]], n: int) -> "_Seen":
+        """groups: rows of each pass; one without took part with the first row. Rows from n on are filler."""
+        needed = [[row for row in group if row < n] for group in groups]
+        lengths = [len(texts[row]) for group in needed for row in group]
+        ran = [group or [0] for group in groups]
+        if not packs(model, max(map(len, texts))):
+            padded = (len(group) * max(len(texts[row]) for row in group) for group in ran)
+            return cls(lengths, [], sum(lengths), sum(padded))
+        again = _again(texts, needed)
+        computed = sum(len(texts[row]) for group in ran for row in group) - sum(_again(texts, ran))
+        return cls(lengths, again, sum(lengths) - sum(again), computed)
+
+
+def _again(texts: list[list[int]], groups: list[list[int]]) -> list[int]:
+    """Length of the common beginning of a group's texts, for each of them but the first."""
+    found: list[int] = []
+    for group in groups:
+        if len(group) > 1:
+            one, other = (which(texts[row] for row in group) for which in (min, max))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+            found += [len(list(same))] * (len(group) - 1)
+    return found

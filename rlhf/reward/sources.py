@@ -50,7 +50,7 @@ class TokenReward:
     def __init__(self, name: str, role: FrozenRole, batch_size: int, close: int | None = None) -> None:
         self.name, self.role, self.batch_size = name, role, batch_size
         self.close = [] if close is None else [close]
-        self.lengths: list[int] = []  # tokens of each row last scored
+        self.rows: list[list[int]] = []  # token ids last scored
 
     def __call__(self, finished: Finished) -> Tensor:
         """Scores of prompt and response ids."""
@@ -58,7 +58,7 @@ class TokenReward:
             prompt + response + ([] if ended else self.close)
             for prompt, response, ended in zip(finished.prompt_ids, finished.response_ids, finished.ended, strict=True)
         ]
-        self.lengths = list(map(len, rows))
+        self.rows = rows
         with self.role.active() as model:
             return score_rows(model, rows, self.batch_size)
 
@@ -83,14 +83,14 @@ class TextReward:
         self.close = close
         self.name, self.role, self.tokenizer, self.policy, self.batch_size = name, role, tokenizer, policy, size
         self.is_decoder = has_token_head(role.model)
-        self.lengths: list[int] = []  # tokens of each row last scored
+        self.rows: list[list[int]] = []  # token ids last scored
 
     def __call__(self, finished: Finished) -> Tensor:
         """Scores of the decoded texts; a response that was cut gets no EOS, unless told so."""
         texts = [decode_response(self.policy, ids) for ids in finished.response_ids]
         read = self._decoder_row if self.is_decoder else self._pair_row
         rows = [read(*row) for row in zip(finished.prompts, texts, finished.ended, strict=True)]
-        self.lengths = list(map(len, rows))
+        self.rows = rows
         with self.role.active() as model:
             return score_rows(model, rows, self.batch_size)
 

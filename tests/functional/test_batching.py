@@ -47,5 +47,8 @@ def test_passes_keep_to_rows_or_to_a_budget_of_tokens():
     assert sorted(map(len, passes_of(lengths, 4, "cpu"))) == [1, 1, 4]
     # On a GPU one costs as much as 4,096: padding is cheaper.
     assert passes_of(lengths, 8, "cuda") == [[0, 1, 2, 3, 4, 5]]
+    # Without padding, only attention sees any: 160 for a pass of all, 205 and 210 for two.
+    assert passes_of(lengths, 8, "cpu", packed=True) == [[0, 1, 2, 3, 4, 5]]
+    assert sorted(map(len, passes_of(lengths, 4, "cpu", packed=True))) == [2, 4]
     # A budget in the place of `most`: three rows of 10 at once, and a row that is longer by itself.
     assert sorted(map(len, passes_of(lengths, 1, "cuda", budget=30))) == [1, 2, 3]

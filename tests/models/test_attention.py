@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from rlhf.models import attention
-from rlhf.models.attention import causal_products, use_causal_products
+from rlhf.models.attention import causal_products, use_cpu_attention
 
 
 def states(heads, seed, dtype=torch.float64, length=7):
@@ -69,7 +69,7 @@ def test_in_bf16_a_model_computes_by_products_what_it_computed_before(kind, call
     exact = model(ids).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = model(ids).logits.float()
-        use_causal_products(model)
+        use_cpu_attention(model)
         after = model(ids).logits.float()
     assert calls == [torch.bfloat16] * model.config.num_hidden_layers
     # As near to the logits of float32 as PyTorch's own kernel.
@@ -81,7 +81,7 @@ def test_a_kind_that_it_was_not_tried_with_is_left_alone():
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("falcon", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=64)
     )
-    use_causal_products(model)
+    use_cpu_attention(model)
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -90,7 +90,7 @@ def test_everything_else_is_left_to_pytorch(calls, monkeypatch):
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     whole, padded = model(ids).logits, model(ids, attention_mask=mask).logits
-    use_causal_products(model)
+    use_cpu_attention(model)
     assert torch.equal(model(ids).logits, whole)  # float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(ids, attention_mask=mask)  # a mask
@@ -124,13 +124,13 @@ def test_a_cap_on_scores_is_refused_as_before():
 def test_a_model_that_was_given_another_attention_keeps_it():
     model = tiny.llama()
     model.set_attn_implementation("eager")
-    use_causal_products(model)
+    use_cpu_attention(model)
     assert model.config._attn_implementation == "eager"
 
 
 def test_what_is_saved_does_not_name_it(tmp_path):
     model = tiny.llama()
-    use_causal_products(model)
+    use_cpu_attention(model)
     model.save_pretrained(tmp_path)
     assert attention._NAME not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"

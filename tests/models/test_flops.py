@@ -28,6 +28,13 @@ def test_gpt2_medium_by_hand():
     assert flops.training([384] * 64, 64 * 128) == 3 * (blocks + head + attention)
 
 
+def test_a_beginning_in_common_counts_once():
+    flops = Flops.of(tiny.llama())
+    # Texts of 5, 4 and 3 tokens, of which 2 begin all: 8 tokens, and squares of 25, 16 - 4 and 9 - 4.
+    assert flops.forward([5, 4, 3], 6, [2, 2]) == 2 * (flops.matrices * 8 + flops.head * 6) + flops.attention * 42
+    assert flops.training([5, 4, 3], 6, [2, 2]) == 3 * flops.forward([5, 4, 3], 6, [2, 2])
+
+
 def test_grouped_query_attention_by_hand():
     config = LlamaConfig(
         hidden_size=576,

@@ -10,6 +10,7 @@ from test_rollout import rollout
 from tiny_ppo import metrics, trainer
 
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.attention import use_cpu_attention
 from rlhf.models.flops import Flops
 from rlhf.ppo import metrics as rows
 from rlhf.ppo import work as module
@@ -99,11 +100,13 @@ def test_responses_from_outside_are_not_generated_and_no_reward_is_asked(tmp_pat
     }
 
 
-def constructed(monkeypatch, rank=0, world=1):
+def constructed(monkeypatch, rank=0, world=1, packed=False):
     """A meter of a machine with 1000 FLOP/s and 100 bytes a second, after a step of three rows, for tiny.llama."""
     monkeypatch.setattr(module, "matmul_peak", lambda device, dtype: 1000.0)
     monkeypatch.setattr(module, "memory_bandwidth", lambda device: 100.0)
     policy, critic, reference = tiny.llama(), tiny.llama_reward(), tiny.llama()
+    for model in (policy, critic, reference) if packed else ():
+        use_cpu_attention(model)
     accelerator = SimpleNamespace(
         device=torch.device("cpu"), mixed_precision="no", process_index=rank, num_processes=world
     )
@@ -123,6 +126,21 @@ def constructed(monkeypatch, rank=0, world=1):
         n_global=3 * world - rank,  # the last row of rank 1 is filler
     )
     return Meter(actor), experience, Flops.of(policy), Flops.of(critic)
+
+
+def test_a_packed_step_by_hand(monkeypatch):
+    meter, experience, policy, critic = constructed(monkeypatch, packed=True)
+    passes = [torch.tensor([0, 2]), torch.tensor([1]), torch.zeros(0, dtype=torch.long)]
+    work = meter.step(experience, passes, {"score": 2.0, "learn": 4.0})
+    # All texts are of one token: of 7 and 3 the second is the beginning of the first, of 7 and 5 likewise.
+    score, learn = work["score"], work["learn"]
+    assert (score.tokens, score.real, score.computed) == (15, 3 * (7 + 5), 3 * (7 + 5))
+    needed = 2 * policy.forward([7, 3, 5], 6, [3]) + critic.forward([7, 3, 5], 0, [3])
+    assert score.floor == pytest.approx(needed / 1000)
+    # The first one once more for nothing, by a rank without rows.
+    assert (learn.tokens, learn.real, learn.computed) == (15, 2 * (7 + 3), 2 * (7 + 3 + 7))
+    needed = policy.training([7, 3, 5], 6, [5]) + critic.training([7, 3, 5], 0, [5])
+    assert learn.floor == pytest.approx(needed / 1000)
 
 
 def test_a_step_by_hand(monkeypatch):
