@@ -12,6 +12,7 @@ from rlhf.functional.padding import left_pad
 from rlhf.generation.cache import room_for
 from rlhf.generation.sampling import inverse_cdf
 from rlhf.models.flops import key_values
+from rlhf.models.frozen import frozen_cast
 from rlhf.runtime.engine import numel
 
 # The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
@@ -37,10 +38,12 @@ def generate(
     columns of each call of the model.
     """
     responses: list[list[int]] = [[] for _ in prompts]
-    for group in cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1])):
-        rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature, note)
-        for i, row in zip(group, rows, strict=True):
-            responses[i] = _until_eos(row, set(eos_ids))
+    groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
+    with frozen_cast(model):
+        for group in groups:
+            rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature, note)
+            for i, row in zip(group, rows, strict=True):
+                responses[i] = _until_eos(row, set(eos_ids))
     return responses
 
 

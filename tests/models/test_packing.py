@@ -1,4 +1,4 @@
-"""Packed texts: where each token goes and comes from, by hand; the states and gradients of padded ones, for each kind."""
+"""Packed texts: where each token goes, by hand; states and gradients of padded ones, for each kind of model."""
 
 import copy
 
@@ -127,7 +127,7 @@ def test_a_window_that_the_texts_fit_in_and_one_that_they_do_not():
 
 
 def test_a_score_is_read_from_packed_texts():
-    ids, lengths, mask = ragged()
+    ids, _, mask = ragged()
     model = tiny.llama_reward().eval()
     expected = score_tokens(model, ids, mask)
     use_cpu_attention(model)
