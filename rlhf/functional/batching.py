@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-# What one more pass costs, in tokens, and a token of padding: packed texts have it in attention only.
+# What one more pass costs, in tokens, and a place of its rectangle: that of packed texts is there in attention only.
 _COSTS = {"cpu": (32, 1.0), "gpu": (4096, 1.0), "packed": (100, 0.1)}
 
 

@@ -132,6 +132,8 @@ def disable_dropout(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):  # a number, of Llama's kin
+            module.attention_dropout = 0.0
 
 
 def base_of(model: Any) -> Any:

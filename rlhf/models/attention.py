@@ -24,9 +24,11 @@ _SDPA = AttentionInterface()["sdpa"]
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Let a model that runs PyTorch's attention run this one, which leaves to PyTorch what is not for it.
 
-    A model of a kind that this was not tried with stays as it is.
+    A model of a kind that this was not tried with stays as it is, as does one whose code is not transformers' own: it
+    may not pass on what a call adds.
     """
-    if model.config.model_type in _KINDS and model.config._attn_implementation == "sdpa":
+    own = type(model.base_model).__module__.startswith("transformers.models.")
+    if own and model.config.model_type in _KINDS and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(_NAME)
 
 

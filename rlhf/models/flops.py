@@ -56,7 +56,7 @@ class Flops:
     def forward(self, lengths: Sequence[int], responses: int = 0, again: Sequence[int] = ()) -> float:
         """A pass over texts of these lengths, logits for so many tokens.
 
-        again: lengths of beginnings that another text of the pass has, too.
+        again: lengths of beginnings that an earlier text of the pass has, too: they count once.
         """
         tokens, square = _distinct(lengths, again)
         return 2.0 * (self.matrices * tokens + self.head * responses) + self.attention * square

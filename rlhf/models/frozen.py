@@ -16,7 +16,8 @@ def frozen_cast(model: nn.Module) -> Iterator[None]:
     """Inside, float32 weights of layers that are never trained are there in the precision that autocast computes in.
 
     Autocast keeps what it casts of trained weights only: the base under an adapter it casts anew at each call, for
-    each token that is sampled. The numbers are the same, since it rounds all the same. Costs half the weights' memory.
+    each token that is sampled. The numbers are the same, since it rounds all the same; layers whose weights an adapter
+    reads by itself (DoRA's norms) are left alone. Costs half the weights' memory.
     """
     kind = next((p.device.type for p in model.parameters()), "cpu")
     if not torch.is_autocast_enabled(kind) or is_sharded(model):
@@ -24,8 +25,10 @@ def frozen_cast(model: nn.Module) -> Iterator[None]:
         return
     dtype = torch.get_autocast_dtype(kind)
     kept: list[tuple[Any, str, nn.Parameter]] = []
-    for layer in (module for module in model.modules() if type(module) in (nn.Linear, Conv1D)):
-        kept += [(layer, name, p) for name, p in layer.named_parameters(recurse=False) if _casts(p)]
+    read = {id(module.base_layer) for module in model.modules() if getattr(module, "lora_variant", None)}
+    for layer in model.modules():
+        if type(layer) in (nn.Linear, Conv1D) and id(layer) not in read:
+            kept += [(layer, name, p) for name, p in layer.named_parameters(recurse=False) if _casts(p)]
     try:
         for layer, name, parameter in kept:
             setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))

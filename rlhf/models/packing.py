@@ -2,7 +2,7 @@
 
 What a layer does to a token by itself is then done for real tokens only; attention looks at padded texts.
 Packing: Krell et al. 2021 (arXiv:2107.02027). A shared beginning, as chat templates' system prompts are: under causal
-attention its states do not depend on what follows.
+attention its states do not depend on what follows. Dropout, where adapters have it, is drawn once for its tokens.
 """
 
 from dataclasses import dataclass

@@ -13,6 +13,7 @@ from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
 from rlhf.functional.padding import left_pad, right_pad
 from rlhf.models.actor_critic import base_of
+from rlhf.models.attention import packs
 from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, rows_of, trunk_states
 from rlhf.ppo.roles import Roles
 
@@ -94,7 +95,7 @@ def observe(
         ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
 
-    without_padding = roles.trained.packs(attention.shape[1])
+    without_padding = roles.trained.packs(attention.shape[1]) and packs(roles.reference.model, attention.shape[1])
     for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size, without_padding):
         note(index)
         columns, width = trim(attention, mask, index)

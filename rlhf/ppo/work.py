@@ -113,9 +113,8 @@ class Meter:
     def _scored(self, texts: list[list[int]], answers: list[int]) -> _Counted:
         n, trained, asked = len(answers), self.roles.trained, self.actor.asked
         groups = [rows.tolist() for rows in self.actor.observed]
-        with self.roles.reference.active() as reference:
-            ran = [(self.policy, sum(answers), _Seen.of(trained.policy, texts, groups, n))]
-            ran += [(self.reference, sum(answers), _Seen.of(reference, texts, groups, n))]
+        ran = [(self.policy, sum(answers), _Seen.of(trained.policy, texts, groups, n))]
+        ran += [(self.reference, sum(answers), _Seen.of(self.roles.reference.model, texts, groups, n))]
         if self.critic is not None:
             ran += [(self.critic, 0, _Seen.of(trained.critic, texts, groups, n))]
         for source in (one for one in asked if isinstance(one, TokenReward | TextReward)):
@@ -175,30 +174,31 @@ class _Seen:
     """Texts in the passes in which they went through a model."""
 
     lengths: list[int]  # of each text, once a pass
-    again: list[int]  # of beginnings that an earlier text of the pass has, where they are computed once
+    again: list[int]  # of beginnings that an earlier text of the pass has, too, where they are computed once
     real: int  # token positions that had to be computed
     computed: int  # and those that were
 
     @classmethod
     def of(cls, model: Any, texts: list[list[int]], groups: list[list[int]], n: int) -> "_Seen":
         """groups: rows of each pass; one without took part with the first row. Rows from n on are filler."""
-        needed = [[row for row in group if row < n] for group in groups]
-        lengths = [len(texts[row]) for group in needed for row in group]
-        ran = [group or [0] for group in groups]
-        if not packs(model, max(map(len, texts))):
-            padded = (len(group) * max(len(texts[row]) for row in group) for group in ran)
-            return cls(lengths, [], sum(lengths), sum(padded))
-        again = _again(texts, needed)
-        computed = sum(len(texts[row]) for group in ran for row in group) - sum(_again(texts, ran))
-        return cls(lengths, again, sum(lengths) - sum(again), computed)
+        lengths: list[int] = []
+        again: list[int] = []
+        real = computed = 0
+        for group in groups:
+            needed, ran = [row for row in group if row < n], group or [0]
+            longest = max(len(texts[row]) for row in ran)
+            packed = packs(model, longest)
+            own, twice = [len(texts[row]) for row in needed], _again(texts, needed) if packed else []
+            lengths, again, real = lengths + own, again + twice, real + sum(own) - sum(twice)
+            every = sum(len(texts[row]) for row in ran) - sum(_again(texts, ran))
+            computed += every if packed else len(ran) * longest
+        return cls(lengths, again, real, computed)
 
 
-def _again(texts: list[list[int]], groups: list[list[int]]) -> list[int]:
-    """Length of the common beginning of a group's texts, for each of them but the first."""
-    found: list[int] = []
-    for group in groups:
-        if len(group) > 1:
-            one, other = (which(texts[row] for row in group) for which in (min, max))
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-            found += [len(list(same))] * (len(group) - 1)
-    return found
+def _again(texts: list[list[int]], group: list[int]) -> list[int]:
+    """Length of the common beginning of a pass's texts, for each of them but the first."""
+    if len(group) < 2:
+        return []
+    one, other = (which(texts[row] for row in group) for which in (min, max))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return [len(list(same))] * (len(group) - 1)

@@ -112,8 +112,12 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it():
         assert torch.equal(trained(IDS, MASK, 3)[2][:, :-1], trained(changed, MASK, 3)[2][:, :-1])
 
 
-def test_disabled_dropout_stays_off_in_train_mode():
-    model = tiny.gpt2()
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
+def test_disabled_dropout_stays_off_in_train_mode(make):
+    model = make().train()
+    for module in model.modules():  # Llama's is a number, and 0 by default
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
     disable_dropout(model)
-    model.train()
     assert torch.equal(model(IDS).logits, model(IDS).logits)

@@ -8,7 +8,9 @@ from peft import LoraConfig, get_peft_model
 from rlhf.generation import engine
 from rlhf.generation.sampling import uniforms
 from rlhf.models.frozen import frozen_cast
+from rlhf.models.lora import add_lora
 
+GPT2_LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
@@ -19,7 +21,19 @@ def adapted(make=tiny.llama, lora=LORA):
 
 
 def gpt2():
-    return adapted(tiny.gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False))
+    model = add_lora(tiny.gpt2(), GPT2_LORA)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+def test_weights_that_an_adapter_reads_by_itself_are_left_alone():
+    model = adapted(lora=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
+    with torch.autocast(**BF16), frozen_cast(model):
+        kinds = {name: p.dtype for name, p in model.named_parameters()}
+    assert {kind for name, kind in kinds.items() if "q_proj" in name} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if "k_proj" in name} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("make", [adapted, gpt2])
@@ -67,7 +81,10 @@ def test_nothing_happens_without_autocast_and_to_what_is_trained():
 def test_responses_are_the_same(monkeypatch):
     model, prompts = adapted(), [[5, 6, 7], [8], [9, 10]]
     u = uniforms(0, 0, ["a", "b", "c"], 8)
+    kinds = []
+    head = model.get_base_model().lm_head
     with torch.autocast(**BF16):
-        found = engine.generate(model, prompts, u, [1], 1.0)
+        found = engine.generate(model, prompts, u, [1], 1.0, lambda *shape: kinds.append(head.weight.dtype))
+        assert set(kinds) == {torch.bfloat16}
         monkeypatch.setattr(engine, "frozen_cast", lambda model: torch.no_grad())
         assert found == engine.generate(model, prompts, u, [1], 1.0)

@@ -8,9 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_attention import model_of
 from torch.testing import assert_close
+from transformers import LlamaModel
 
 from rlhf.models import attention
-from rlhf.models.actor_critic import ActorCritic, ValueHead
+from rlhf.models.actor_critic import ActorCritic, ValueHead, disable_dropout
 from rlhf.models.attention import packs, use_cpu_attention
 from rlhf.models.heads import score_tokens
 from rlhf.models.packing import pack
@@ -80,7 +81,7 @@ def widths(model):
     return seen
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
 @pytest.mark.parametrize("kind", sorted(attention._KINDS))
 def test_states_and_gradients_are_those_of_padded_texts(kind, checkpointing):
     (ids, lengths, mask), padded = ragged(), model_of(kind)
@@ -88,9 +89,9 @@ def test_states_and_gradients_are_those_of_padded_texts(kind, checkpointing):
     use_cpu_attention(model)
     if checkpointing:
         for one in (padded, model):
-            one.train()
-            one.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            one.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+            disable_dropout(one.train())
+            one.enable_input_require_grads()
+            one.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     seen = widths(model)
     expected, found = trunk_states(padded, ids), trunk_states(model, ids, lengths)
     assert seen == [(1, 20 + 9 + 6 + 14 - 3 * 6)]
@@ -124,6 +125,29 @@ def test_a_window_that_the_texts_fit_in_and_one_that_they_do_not():
     assert seen == [(4, 20)]
     assert trunk_states(model, ids[:2, :8], torch.tensor([8, 7])).shape == (2, 8, 32)
     assert seen[1:] == [(1, 8 + 7 - 6)]
+
+
+def test_only_on_a_cpu():
+    model = model_of("llama")
+    use_cpu_attention(model)
+    assert packs(model, 8)
+    assert not packs(model.to("meta"), 8)
+
+
+class Own(LlamaModel):
+    """A trunk of a user's, which passes on nothing that it does not know."""
+
+    def forward(self, input_ids, **_):
+        return super().forward(input_ids)
+
+
+def test_a_trunk_that_is_not_transformers_own_gets_no_packed_texts():
+    model = model_of("llama")
+    model.model = Own(model.config)
+    use_cpu_attention(model)
+    assert not packs(model, 8)
+    ids, lengths, mask = ragged()
+    assert torch.equal(trunk_states(model, ids, lengths)[mask], trunk_states(model, ids)[mask])
 
 
 def test_a_score_is_read_from_packed_texts():

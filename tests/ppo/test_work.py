@@ -76,6 +76,8 @@ def test_what_is_counted_is_what_the_models_saw(tmp_path, options):
 
     run.evaluate = unseen
     run.train()
+    assert run.roles.trained.packs(20)
+    assert {one.padding for step in run.work for name, one in step.items() if name != "generate"} == {0}
     assert len(run.work) == len(seen) == 4
     for counted, computed in zip(run.work, seen, strict=True):
         assert {name: one.computed for name, one in counted.items()} == computed
@@ -86,6 +88,14 @@ def test_what_is_counted_is_what_the_models_saw(tmp_path, options):
             assert row[f"perf/{name}/tokens_per_second"] == pytest.approx(one.tokens / row[f"time/{name}"])
             assert row[f"perf/{name}/padding"] == pytest.approx(100 - 100 * one.real / one.computed)
             assert row[f"perf/{name}/limit"] == pytest.approx(one.floor / row[f"time/{name}"])
+
+
+def test_a_policy_counts_with_its_adapters_whatever_comes_first(tmp_path):
+    run = trainer(tmp_path, max_steps=1, lora=True)
+    run.step(["a b", "c d e"], [[5, 6, 7], [8]], [1.0, 2.0])  # nothing is generated
+    run.recorder.end()
+    assert run.meter.policy == Flops.of(run.roles.trained.policy)
+    assert run.meter.policy.trained > 0
 
 
 def test_responses_from_outside_are_not_generated_and_no_reward_is_asked(tmp_path):
@@ -141,6 +151,19 @@ def test_a_packed_step_by_hand(monkeypatch):
     assert (learn.tokens, learn.real, learn.computed) == (15, 2 * (7 + 3), 2 * (7 + 3 + 7))
     needed = policy.training([7, 3, 5], 6, [5]) + critic.training([7, 3, 5], 0, [5])
     assert learn.floor == pytest.approx(needed / 1000)
+
+
+def test_what_a_window_cuts_goes_through_with_padding(monkeypatch):
+    meter, experience, _, _ = constructed(monkeypatch, packed=True)
+    meter.roles.trained.policy.config.sliding_window = 5
+    meter.roles.trained.critic = meter.roles.trained.policy
+    passes = [torch.tensor([0]), torch.tensor([1, 2])]
+    learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
+    # 7 by itself; of 3 and 5 the first is the beginning of the second.
+    assert (learn.real, learn.computed) == (2 * (7 + 5), 2 * (7 + 5))
+    passes = [torch.tensor([0, 1]), torch.tensor([2])]
+    learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
+    assert (learn.real, learn.computed) == (2 * (7 + 3 + 5), 2 * (14 + 5))
 
 
 def test_a_step_by_hand(monkeypatch):
