@@ -187,11 +187,14 @@ class _Seen:
         for group in groups:
             needed, ran = [row for row in group if row < n], group or [0]
             longest = max(len(texts[row]) for row in ran)
-            packed = packs(model, longest)
-            own, twice = [len(texts[row]) for row in needed], _again(texts, needed) if packed else []
-            lengths, again, real = lengths + own, again + twice, real + sum(own) - sum(twice)
-            every = sum(len(texts[row]) for row in ran) - sum(_again(texts, ran))
-            computed += every if packed else len(ran) * longest
+            own = [len(texts[row]) for row in needed]
+            lengths, real = lengths + own, real + sum(own)
+            if packs(model, longest):
+                twice = _again(texts, needed)
+                again, real = again + twice, real - sum(twice)
+                computed += sum(len(texts[row]) for row in ran) - sum(_again(texts, ran))
+            else:
+                computed += len(ran) * longest
         return cls(lengths, again, real, computed)
 
 
