@@ -13,6 +13,7 @@ from rlhf.generation.cache import room_for
 from rlhf.generation.sampling import inverse_cdf
 from rlhf.models.flops import key_values
 from rlhf.models.frozen import frozen_cast
+from rlhf.models.prepacked import prepacked
 from rlhf.runtime.engine import numel
 
 # The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
@@ -39,7 +40,7 @@ def generate(
     """
     responses: list[list[int]] = [[] for _ in prompts]
     groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
-    with frozen_cast(model):
+    with prepacked(model), frozen_cast(model):
         for group in groups:
             rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature, note)
             for i, row in zip(group, rows, strict=True):

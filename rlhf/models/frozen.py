@@ -27,7 +27,7 @@ def frozen_cast(model: nn.Module) -> Iterator[None]:
     kept: list[tuple[Any, str, nn.Parameter]] = []
     read = {id(module.base_layer) for module in model.modules() if getattr(module, "lora_variant", None)}
     for layer in model.modules():
-        if type(layer) in (nn.Linear, Conv1D) and id(layer) not in read:
+        if type(layer) in (nn.Linear, Conv1D) and id(layer) not in read and "forward" not in vars(layer):
             kept += [(layer, name, p) for name, p in layer.named_parameters(recurse=False) if _casts(p)]
     try:
         for layer, name, parameter in kept:

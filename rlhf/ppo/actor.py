@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
@@ -16,6 +17,8 @@ from rlhf.config import PPOConfig
 from rlhf.errors import UserError
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
+from rlhf.models.actor_critic import Model
+from rlhf.models.prepacked import Prepacked
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, observe, pack
@@ -59,6 +62,7 @@ class Actor:
         self.abstains = torch.tensor(functions, dtype=torch.bool, device=accelerator.device)
         self.scaler = ScoreScaler(args)
         self.engine, self._is_whole = engine, False
+        self._prepacked = Prepacked()
         # What went through the models last: rows and columns of each call that sampled; rows of each pass over
         # finished texts, and the sources that were asked about them.
         self.decoded: list[tuple[int, int]] = []
@@ -71,8 +75,7 @@ class Actor:
         if self._is_whole or not is_sharded(self.roles.trained):
             yield
             return
-        frozen = [role.model for role in (self.roles.reference, self.roles.reward) if role is not None]
-        frozen += [source.role.model for source in self.rewards if isinstance(source, TokenReward | TextReward)]
+        frozen = self._frozen()
         trained = {id(p) for p in self.roles.trained.parameters()}
         own = [m for m in frozen if not any(id(p) in trained for p in m.parameters())]
         self._is_whole = True
@@ -82,6 +85,26 @@ class Actor:
         finally:
             self._is_whole = False
 
+    def _frozen(self) -> list[Model]:
+        roles = [role for role in (self.roles.reference, self.roles.reward) if role is not None]
+        roles += [source.role for source in self.rewards if isinstance(source, TokenReward | TextReward)]
+        return [role.model for role in roles]
+
+    @contextmanager
+    def prepacked(self) -> Iterator[None]:
+        """With adapters on a CPU, all frozen layers compute by layouts that are kept from step to step.
+
+        Not so in full fine-tuning: the reference would then round otherwise than a policy of the same weights.
+        """
+        models = [self.roles.trained, *self._frozen()] if isinstance(self.roles.trained.policy, PeftModel) else []
+        with self._prepacked.active(*models):
+            yield
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self.whole(), self.prepacked(), self.accelerator.autocast():
+            yield
+
     def sample(
         self, prompts: Sequence[Prompt], step: int, temperature: float | None = None, model: Any = None
     ) -> list[list[int]]:
@@ -89,7 +112,7 @@ class Actor:
         args = self.args
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
-        with self.whole(), self.accelerator.autocast():
+        with self._computing():
             ids = [prompt.input_ids for prompt in prompts]
             self.decoded = []
             return generate(
@@ -134,7 +157,7 @@ class Actor:
         device = self.accelerator.device
         real = real.to(device)
         packed = pack([prompt.input_ids for prompt in prompts], responses, self.eos_ids[0], device)
-        with self.whole(), self.accelerator.autocast():
+        with self._computing():
             self.observed, self.asked = [], self.rewards if scores is None else []
             seen = observe(self.roles, packed, self.args, self.observed.append)
             weights, abstains = self.weights, self.abstains
@@ -173,7 +196,7 @@ class Actor:
             part = mine[start : start + size]
             with self.roles.reference.active() as model:
                 responses = self.sample(part, 0, model=model)
-            with self.whole(), self.accelerator.autocast():
+            with self._computing():
                 scores = self.score(part, responses, real[start : start + size])
                 raw.append(weighted(scores, self.weights, self.abstains))
         m = self.scaler.fit(torch.cat(raw), real.to(raw[0].device), lambda x: all_sum(self.accelerator, x))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
+from rlhf.models.prepacked import Prepacked, layout_bytes
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
 from rlhf.ppo.setup import check_positions, count_steps, make_accelerator
 from rlhf.runtime.engine import engine_name, numel
@@ -59,17 +60,28 @@ def dry_run(
     def activations(layers: int) -> int:
         trained = roles(layers).trained.train()
         ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+        layouts = Prepacked().active(*([trained] if args.use_cpu and peft_config is not None else []))
+        with layouts, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             return kept_bytes(lambda: trained(ids, ids == 0, args.response_length), trained)
 
     rows = args.per_device_train_batch_size
     learning = rows * by_depth(activations, policy.num_hidden_layers)
     learning += 2 * rows * _logits(args, policy)  # their gradients
     parts.append(Part("activations, logits", learning=learning, rollout=_rollout(args, policy, width)))
+    if args.use_cpu:
+        parts.append(_layouts(args, whole, peft_config is not None))
     if peft_config is not None:
         merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
     verdict(parts, base, args.use_cpu, accelerator.print)
+
+
+def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
+    """Weights as a CPU's kernels read them: under adapters for good and both ways, otherwise while sampling."""
+    size = 2 if args.bf16 else 4
+    if not adapters:
+        return Part("layouts of weights", rollout=layout_bytes(roles.trained.policy, size))
+    return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True))
 
 
 def _logits(args: PPOConfig, config: PretrainedConfig) -> float:

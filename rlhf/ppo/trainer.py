@@ -174,7 +174,7 @@ class PPOTrainer(TrainerBase):
 
     def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Tensor]:
         """A few clipped steps."""
-        with self._timed("learn"):
+        with self._timed("learn"), self.actor.prepacked():
             if experience.broken:
                 return self.learner.leave_out(step, experience.broken)
             rollout, world = experience.rollout, self.accelerator.num_processes
