@@ -6,8 +6,10 @@ cores with layers 256 to 1,536 wide: a product of 1 to 16 rows takes a half to a
 PyTorch without them layers stay as they are.
 """
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,9 +25,9 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def available() -> bool:
-    """Whether this PyTorch has the operators."""
-    ops = torch.ops.mkldnn
-    return hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
+    """Whether this PyTorch has the operators, on the kind of CPU that they were tried on."""
+    ops, x86 = torch.ops.mkldnn, platform.machine() in ("x86_64", "AMD64")
+    return x86 and hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
 
 
 def layout_bytes(model: nn.Module, size: int, frozen: bool = False) -> float:
@@ -98,6 +100,12 @@ class _Layer:
             return found
         return _product(x, self.of(dtype), bias)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        """What a copy of the layer computes by: it may be changed, so not by layouts."""
+        plain: Any = self.plain
+        owner = plain.__self__
+        return MethodType(type(owner).forward, memo[id(owner)])
+
     def of(self, dtype: torch.dtype, back: bool = False) -> Tensor:
         """The layout for a product with the weight, or back: with its transpose."""
         if (dtype, back) not in self.made:
@@ -143,14 +151,9 @@ def _adapted(model: nn.Module) -> Iterator[Any]:
         if type(layer) is LoraLinear and len(layer.active_adapters) == 1 and "forward" not in vars(layer):
             base: Any = layer.get_base_layer()
             name = layer.active_adapters[0]
-            on = name in layer.lora_A and not layer.disable_adapters and not layer.merged
+            on = name in layer.lora_A and not (layer.disable_adapters or layer.merged or layer.training)
             plain = on and not layer.lora_variant and getattr(layer.lora_B[name], "bias", None) is None
-            if (
-                plain
-                and type(base) in (nn.Linear, Conv1D)
-                and _fits(base.weight)
-                and base.weight.dtype == torch.float32
-            ):
+            if plain and type(base) in (nn.Linear, Conv1D) and _fits(base.weight, torch.float32):
                 yield layer
 
 
@@ -159,11 +162,9 @@ def _whole(layer: Any) -> Tensor:
     return weight
 
 
-def _fits(weight: Tensor) -> bool:
-    whole = not hasattr(weight, "ds_id") and weight.layout == torch.strided
-    return (
-        available() and whole and weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() >= _FEWEST
-    )
+def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
+    there = weight.device.type == "cpu" and weight.layout == torch.strided and not hasattr(weight, "ds_id")
+    return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST and available()
 
 
 @contextmanager
