@@ -281,7 +281,7 @@ def test_full_fine_tuning_learns_and_scores_without(tmp_path, monkeypatch):
 
 def test_bytes_of_a_layout_by_hand():
     model = adapted()
-    # Two layers: q and o 32 x 32, k and v 32 x 16, three of the MLP 32 x 64; the head, tied to the embeddings, 400 x 32.
+    # Two layers: q and o 32 x 32, k and v 32 x 16, three of the MLP 32 x 64; the head, tied to embeddings, 400 x 32.
     frozen = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64) + 400 * 32
     assert layout_bytes(model, 2, frozen=True) == 2 * frozen
     assert layout_bytes(tiny.llama(), 4) == 4 * frozen
