@@ -83,7 +83,8 @@ class _Layer:
     def look(self) -> None:
         """Forget layouts of a weight that is no longer what it was, as after loading."""
         self.weight, self.bias = self.layer.weight if self.given is None else self.given, self.layer.bias
-        state = self.weight.data_ptr(), self.weight._version
+        # Weights that inference_mode made count no versions, and do not change outside it.
+        state = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
         if state != self.state:
             self.state, self.made = state, {}
 

@@ -248,6 +248,15 @@ def test_while_sampling_an_adapter_is_added_in_where_that_loses_nothing():
         assert not any("forward" in vars(x) for x in added)
 
 
+@torch.inference_mode()
+def test_under_inference_mode():
+    model, ids = adapted(), torch.arange(3, 23).reshape(1, 20)  # with weights of its own that count no versions
+    expected = model(ids).logits
+    for inside in (prepacked(model), Prepacked().active(model)):
+        with inside:
+            assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 @torch.no_grad()
 def test_adapters_that_are_more_than_a_sum_are_left_alone(options):
