@@ -50,9 +50,10 @@ class Prepacked:
         with ExitStack() as stack:
             for layer in _layers(models):
                 if not any(parameter.requires_grad for parameter in layer.parameters()):
-                    one = self._layers.setdefault(id(layer), _Layer(layer))
-                    one.look()
-                    stack.enter_context(_installed(layer, one))
+                    if id(layer) not in self._layers:
+                        self._layers[id(layer)] = _Layer(layer)
+                    self._layers[id(layer)].look()
+                    stack.enter_context(_installed(layer, self._layers[id(layer)]))
             yield
 
 
@@ -76,8 +77,8 @@ class _Layer:
     def __init__(self, layer: Any, weight: Tensor | None = None, plain: Callable[..., Tensor] | None = None) -> None:
         """weight, plain: where they are not the layer's own; for what is not for layouts, plain is called."""
         self.layer, self.given, self.plain = layer, weight, plain or layer.forward
-        self.made: dict[tuple[torch.dtype, bool], Tensor] = {}
-        self.state = (0, 0)
+        self.made: dict[tuple[torch.dtype, bool], Tensor] = {}  # by precision, and whether for the way back
+        self.state = (0, 0)  # of the weight that they were made from
         self.look()
 
     def look(self) -> None:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
-from rlhf.models.prepacked import Prepacked, layout_bytes
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.prepacked import Prepacked, available, layout_bytes
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
 from rlhf.ppo.setup import check_positions, count_steps, make_accelerator
 from rlhf.runtime.engine import engine_name, numel
@@ -48,32 +49,42 @@ def dry_run(
     accelerator.print("\n".join(parameter_lines(describe_roles(whole))))
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
-    parts = [
-        sharding.trained("policy", whole.trained.policy, args.optim),
-        sharding.trained("critic", whole.trained.critic, args.optim),
-    ]
-    for name, frozen in (("reference", whole.reference), ("reward", whole.reward)):
-        if frozen is not None and not frozen.shared:
-            parts.append(sharding.frozen(name, frozen.model))
-    width = max(lengths)
+    parts = _models(args, whole, sharding)
+    width, rows = max(lengths), args.per_device_train_batch_size
+    layouts = args.use_cpu and available() and sharding.stage < 3
 
     def activations(layers: int) -> int:
-        trained = roles(layers).trained.train()
-        ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
-        layouts = Prepacked().active(*([trained] if args.use_cpu and peft_config is not None else []))
-        with layouts, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-            return kept_bytes(lambda: trained(ids, ids == 0, args.response_length), trained)
+        return _activations(args, roles(layers).trained, width, layouts and peft_config is not None)
 
-    rows = args.per_device_train_batch_size
     learning = rows * by_depth(activations, policy.num_hidden_layers)
     learning += 2 * rows * _logits(args, policy)  # their gradients
     parts.append(Part("activations, logits", learning=learning, rollout=_rollout(args, policy, width)))
-    if args.use_cpu:
+    if layouts:
         parts.append(_layouts(args, whole, peft_config is not None))
     if peft_config is not None:
         merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
     verdict(parts, base, args.use_cpu, accelerator.print)
+
+
+def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
+    """Policy, critic, and what is frozen beside them."""
+    parts = [
+        sharding.trained("policy", roles.trained.policy, args.optim),
+        sharding.trained("critic", roles.trained.critic, args.optim),
+    ]
+    for name, frozen in (("reference", roles.reference), ("reward", roles.reward)):
+        if frozen is not None and not frozen.shared:
+            parts.append(sharding.frozen(name, frozen.model))
+    return parts
+
+
+def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
+    """Bytes that a pass over one text keeps, with frozen layers by layouts or as they are."""
+    ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
+    frozen = Prepacked().active(*([trained] if layouts else []))
+    with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+        return kept_bytes(lambda: trained.train()(ids, ids == 0, args.response_length), trained)
 
 
 def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
