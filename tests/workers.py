@@ -1,15 +1,21 @@
 """Workers on one or several CPU processes, plain or under DeepSpeed, for tests that hold one against the other."""
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from forge import Forge, ranks, said
 
 TESTS = Path(__file__).parent
+LIMIT = 280  # seconds of one launch
 # A file of one's own, since DeepSpeed leaves parameters as small as these whole on every rank.
 ZERO3 = {
     "stage": 3,
@@ -34,31 +40,79 @@ os._exit(0)
 """
 
 
-def launch(folder: Path, worker: str, options: dict[str, Any], processes: int = 1, engine: str = "ddp") -> str:
+def launch(
+    folder: Path, worker: str, options: dict[str, Any], processes: int = 1, engine: str = "ddp", fresh: bool = False
+) -> str:
     """Run a worker in its folder; returns what it printed. engine: ddp, or the name of a file in accelerate_configs.
 
-    options: of `tiny_ppo.trainer`, and whatever else the worker takes out of them. The time limit is part of each
-    test: ranks that disagree on the number of collectives wait for one another for ever.
+    options: of `tiny_ppo.trainer`, and whatever else the worker takes out of them. fresh: one process that shares
+    nothing with another, not even the seed of Python's hashes. The time limit is part of each test: ranks that
+    disagree on the number of collectives wait for one another for ever.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "worker.py"
+    script, argv = folder / "worker.py", [json.dumps({"folder": str(folder)} | options)]
     script.write_text(BEGIN + worker + END)
-    command, changes = [sys.executable], {"ACCELERATE_USE_CPU": "true"}
-    if engine != "ddp":  # ACCELERATE_USE_CPU would turn DeepSpeed off
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(_config(folder, engine, processes))]
-        changes = {"DS_ACCELERATOR": "cpu"}
-    elif processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    clean = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
-    done = subprocess.run(
-        [*command, str(script), json.dumps({"folder": str(folder)} | options)],
-        env=clean | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"} | changes,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    return _alone(script, argv) if fresh else run(script, argv, processes, engine)
+
+
+def run(script: Path, argv: list[str], processes: int = 1, engine: str = "ddp") -> str:
+    """Run a file on each rank; returns what they printed."""
+    logs = [script.with_name(f"said-by-{rank}") for rank in range(processes)]
+    for log in logs:
+        for end in (".out", ".err"):
+            log.with_suffix(end).unlink(missing_ok=True)
+    environments = zip(logs, _environments(engine, processes), strict=True)
+    pids = [_forge().start(str(script), argv, log, **_clean() | given) for log, given in environments]
+    codes: list[int | None] = []
+    for pid in pids:
+        failed = any(code != 0 for code in codes)
+        codes.append(_forge().wait(pid, 5 if failed else LIMIT))  # who waits for that rank would wait to the limit
+    assert codes == [0] * processes, f"{codes}: " + "\n".join(said(log)[-3000:] for log in logs)
+    return "".join(log.with_suffix(".out").read_text() for log in logs)
+
+
+@functools.cache
+def _forge() -> Forge:
+    forge = Forge()
+    atexit.register(forge.close)
+    return forge
+
+
+def _clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+
+
+def _alone(script: Path, argv: list[str]) -> str:
+    paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
+    changes = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command, env = [sys.executable, str(script), *argv], _clean() | changes
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def _environments(engine: str, processes: int) -> list[dict[str, Any]]:
+    """Of each rank, with a port that is free now."""
+    if engine == "ddp":  # ACCELERATE_USE_CPU would turn DeepSpeed off
+        given = {"ACCELERATE_USE_CPU": "true"}
+        return [given | rank for rank in ranks(processes)] if processes > 1 else [given]
+    return [_launched(engine, processes) | rank for rank in ranks(processes)]
+
+
+@functools.cache
+def _launched(engine: str, processes: int) -> dict[str, str]:
+    """What `accelerate launch` with this engine puts into the environment of its processes, asked of itself."""
+    folder = Path(tempfile.mkdtemp(prefix="engine"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    script = folder / "tell.py"
+    script.write_text("import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1] + os.environ['RANK'], 'w'))")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", _config(folder, engine, processes)]
+    env = _clean() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    told = folder / "rank-"
+    subprocess.run([*map(str, command), script, told], env=env, capture_output=True, check=True, timeout=LIMIT)
+    found = json.loads(Path(f"{told}0").read_text())
+    # The rest of torchrun's is of its own run: ranks meet at the port that they are given.
+    return {name: found[name] for name in found.keys() - os.environ.keys() if not name.startswith("TORCHELASTIC")}
 
 
 def rows(path: Path) -> list[Any]:

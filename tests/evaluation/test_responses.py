@@ -1,14 +1,12 @@
 """Evaluation spread over processes: the same rows, none lost and none twice, when the count does not divide."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 from transformers import GPT2ForSequenceClassification
+from workers import run
 
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
@@ -19,7 +17,6 @@ from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.reward.scoring import score_rows
 
-TESTS = Path(__file__).parents[1]
 WORKER = """
 import json, sys
 import tiny
@@ -43,17 +40,7 @@ def evaluate(folder: Path, processes: int) -> list[dict[str, object]]:
     folder.mkdir()
     worker = folder / "worker.py"
     worker.write_text(WORKER)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, *launch, str(worker), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(worker, [str(folder)], processes)
     texts = [path.read_text() for path in folder.glob("rows-*.json")]
     assert len(texts) == processes
     assert len(set(texts)) == 1  # every process gets all rows

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import socket
 import time
 
 import pytest
 import short_runs
 from bombs import torch_bomb
 from conftest import trial
+from forge import ranks
 
 from rlhf.runtime.disk import write_manifest
 
@@ -23,17 +23,11 @@ class Pair:
     def __init__(self, campaign, recipe, where, more=(), faults=(None, None)):
         self.campaign = campaign
         where.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
         script, argv = campaign.script(recipe), [*short_runs.argv(campaign.start, recipe, where), *more]
         self.logs = [campaign.new_log() for _ in range(2)]
         self.pids = [
-            campaign.forge.start(
-                script, argv, self.logs[rank], faults[rank], RANK=rank, LOCAL_RANK=rank, MASTER_PORT=port, **shared
-            )
-            for rank in range(2)
+            campaign.forge.start(script, argv, log, fault, ACCELERATE_USE_CPU="true", **rank)
+            for log, fault, rank in zip(self.logs, faults, ranks(2), strict=True)
         ]
 
     def end(self, limit=60):

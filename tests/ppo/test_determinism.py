@@ -15,7 +15,7 @@ run.save_model()
 def test_two_fresh_processes_end_with_the_same_bits(tmp_path, lora):
     found = []
     for name in ("one", "two"):
-        launch(tmp_path / name, WORKER, {"lora": lora, "max_steps": 3, "num_mini_batches": 2})
+        launch(tmp_path / name, WORKER, {"lora": lora, "max_steps": 3, "num_mini_batches": 2}, fresh=True)
         said = list(map(timeless, rows(tmp_path / name / "metrics.jsonl")))
         found.append(((tmp_path / name / "model.safetensors").read_bytes(), said))
     assert len(found[0][1]) == 3

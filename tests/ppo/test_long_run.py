@@ -49,7 +49,7 @@ OPTIONS = {
 
 @pytest.mark.slow
 def test_memory_files_threads_and_disk_stay_as_they_are(tmp_path):
-    launch(tmp_path, WORKER, OPTIONS)
+    launch(tmp_path, WORKER, OPTIONS, fresh=True)
     look = json.loads((tmp_path / "look.json").read_text())
     assert len(look["rows"]) == STEPS
     memory, files, threads, known = np.array(look["rows"])[WARM:].T

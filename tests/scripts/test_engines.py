@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+from safetensors.torch import load_file
 from tiny_recipe import recipe
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -49,33 +51,43 @@ def rows(folder, run, name):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The recipe and its stages by one process, made once: what every engine is held against."""
+    top = tmp_path_factory.mktemp("engines")
+    folder = recipe(top / "recipe")
+    for name, script in (("reward", "train_reward"), ("ppo_full", "train_ppo"), ("ppo_lora", "train_ppo")):
+        stage(None, folder, "alone", name, script)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload"])
-def test_every_stage_gives_what_one_process_gives(tmp_path, engine):
-    halves = {"per_device_train_batch_size": 4}  # of the 8 pairs that one process takes
-    reward = dict.fromkeys(["alone", engine])
+def test_every_stage_gives_what_one_process_gives(tmp_path, alone, engine):
+    runs, known = tmp_path / "runs", alone.parent / "runs" / "alone"
     once = {"gradient_accumulation_steps": 1}
-    two = recipe(tmp_path / "two", reward=halves, ppo_full=once, ppo_lora=once)
-    one = recipe(tmp_path / "one")
-    shutil.rmtree(one / "base")
-    shutil.copytree(two / "base", one / "base")
-    for name, folder, kind in (("alone", one, None), (engine, two, engine)):
-        stage(kind, folder, name, "reward", "train_reward")
-        reward[name] = json.loads((tmp_path / "runs" / name / "reward" / "evaluation.json").read_text())
+    # 4 pairs on each process, of the 8 that one takes.
+    two = recipe(tmp_path / "two", reward={"per_device_train_batch_size": 4}, ppo_full=once, ppo_lora=once)
+    shutil.copytree(alone / "base", two / "base", dirs_exist_ok=True)
+    stage(engine, two, "pairs", "reward", "train_reward")
+    found, expected = (json.loads((f / "reward" / "evaluation.json").read_text()) for f in (runs / "pairs", known))
     for when in ("before", "after"):
         for figure in ("loss", "mean_margin"):
-            assert reward[engine][when][figure] == pytest.approx(reward["alone"][when][figure], abs=1e-3)
+            assert found[when][figure] == pytest.approx(expected[when][figure], abs=1e-3)
+    saved, weights = (load_file(f / "reward" / "model.safetensors") for f in (runs / "pairs", known))
+    assert saved.keys() == weights.keys()
+    for name, tensor in weights.items():  # two steps of AdamW at 1e-3 move none by more
+        assert_close(saved[name], tensor, atol=4e-3, rtol=0, msg=name)
     if engine == "zero3_offload":  # PPO under it is held against one process in tests/ppo/test_processes.py
         return
-    shutil.copytree(tmp_path / "runs" / engine / "reward", tmp_path / "runs" / "alone" / "reward", dirs_exist_ok=True)
+    shutil.copytree(known / "reward", runs / "x" / "reward")
     for name in ("ppo_full", "ppo_lora"):
-        stage(None, one, "alone", name, "train_ppo")
-        assert stage(engine, two, engine, name, "train_ppo") == f"DEEPSPEED ZeRO-{engine[-1]}"
-        first, same = rows(one, "alone", name)[0], rows(two, engine, name)[0]
+        assert stage(engine, two, "x", name, "train_ppo") == f"DEEPSPEED ZeRO-{engine[-1]}"
+        first, same = rows(alone, "alone", name)[0], rows(two, "x", name)[0]
         for figure in [key for key in first if key.startswith(("objective/", "loss/", "value/explained"))]:
             assert same[figure] == pytest.approx(first[figure], abs=1e-4), figure
-        AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / engine / name)
-    stage(engine, two, engine, "evaluation", "evaluate")
+        AutoModelForCausalLM.from_pretrained(runs / "x" / name)
+    stage(engine, two, "x", "evaluation", "evaluate")
 
 
 @pytest.mark.slow

@@ -1,20 +1,23 @@
 """A process that has imported everything once, and forks a child for each run of a script: see `Forge`.
 
-As a script it is that process: requests as JSON lines come in, answers go out. A child is a run of the real script,
-with at most one fault in it.
+Half of what a tiny run costs is its imports. As a script it is that process: requests as JSON lines come in, answers
+go out. A child is a run of one of the project's scripts, with at most one fault in it, or of a file of a test's own.
 """
 
 import gc
 import json
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LIMIT = 60  # seconds of one run
 
 
@@ -22,7 +25,7 @@ class Forge:
     """The process, as tests use it: start a run, perhaps kill it, and wait for its end."""
 
     def __init__(self) -> None:
-        paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts"), str(Path(__file__).parent)]
+        paths = [str(ROOT / folder) for folder in (".", "tests", "scripts", "tests/faults")]
         changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_", "TENSORBOARD_"))}
         self.server = subprocess.Popen(
@@ -37,7 +40,10 @@ class Forge:
         return json.loads(answer)
 
     def start(self, script: str, argv: list[Any], log: Path, fault: dict | None = None, **env: Any) -> int:
-        """Fork a run; returns its process id. What it says goes to LOG.out and LOG.err."""
+        """Fork a run; returns its process id. What it says goes to LOG.out and LOG.err.
+
+        script: one of those that `serve` imports, or the path of a .py file. env: beside what the forge began with.
+        """
         return self.ask(
             op="start",
             script=script,
@@ -62,6 +68,15 @@ class Forge:
         self.server.stdout.close()
 
 
+def ranks(processes: int) -> list[dict[str, Any]]:
+    """What a launcher tells each rank, in the environment, of the others on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": rank, "LOCAL_RANK": rank} | shared for rank in range(processes)]
+
+
 def said(log: Path) -> str:
     return Path(f"{log}.out").read_text() + Path(f"{log}.err").read_text()
 
@@ -69,6 +84,7 @@ def said(log: Path) -> str:
 def serve() -> None:
     import evaluate  # noqa: F401  so that every script's imports are there
     import report  # noqa: F401
+    import tiny_ppo  # noqa: F401
     import train_ppo  # noqa: F401
     import train_reward  # noqa: F401
 
@@ -110,8 +126,6 @@ def _fork(request: dict[str, Any]) -> int:
 
 
 def _run(script: str, fault: dict[str, Any] | None) -> int:
-    import traceback
-
     import points
 
     from rlhf.runtime.script import run_script
@@ -119,7 +133,11 @@ def _run(script: str, fault: dict[str, Any] | None) -> int:
     points.install(fault)
     code = 1
     try:
-        run_script(sys.modules[script].main)
+        if script.endswith(".py"):
+            runpy.run_path(script, run_name="__main__")
+            code = 0
+        else:
+            run_script(sys.modules[script].main)
     except SystemExit as end:
         code = end.code
     except BaseException:
