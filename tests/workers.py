@@ -34,6 +34,9 @@ options = json.loads(sys.argv[1])
 folder = Path(options["folder"])
 """
 END = """
+# Ranks that went without it would agree all the better.
+deepspeed = run.accelerator.distributed_type.value == "DEEPSPEED"
+assert deepspeed == (os.environ["WORKER_ENGINE"] != "ddp"), run.accelerator.distributed_type
 run.accelerator.wait_for_everyone()
 sys.stdout.flush()
 os._exit(0)
@@ -62,7 +65,8 @@ def run(script: Path, argv: list[str], processes: int = 1, engine: str = "ddp") 
         for end in (".out", ".err"):
             log.with_suffix(end).unlink(missing_ok=True)
     environments = zip(logs, _environments(engine, processes), strict=True)
-    pids = [_forge().start(str(script), argv, log, **_clean() | given) for log, given in environments]
+    told = _clean() | {"WORKER_ENGINE": engine}
+    pids = [_forge().start(str(script), argv, log, **told | given) for log, given in environments]
     codes: list[int | None] = []
     for pid in pids:
         failed = any(code != 0 for code in codes)
@@ -84,7 +88,7 @@ def _clean() -> dict[str, str]:
 
 def _alone(script: Path, argv: list[str]) -> str:
     paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    changes = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    changes = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "WORKER_ENGINE": "ddp"}
     command, env = [sys.executable, str(script), *argv], _clean() | changes
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr[-3000:]

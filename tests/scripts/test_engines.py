@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_recipe import recipe
-from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +76,11 @@ def test_every_stage_gives_what_one_process_gives(tmp_path, alone, engine):
             assert found[when][figure] == pytest.approx(expected[when][figure], abs=1e-3)
     saved, weights = (load_file(f / "reward" / "model.safetensors") for f in (runs / "pairs", known))
     assert saved.keys() == weights.keys()
-    for name, tensor in weights.items():  # two steps of AdamW at 1e-3 move none by more
-        assert_close(saved[name], tensor, atol=4e-3, rtol=0, msg=name)
+    # After two steps of AdamW, which move each by 1e-3. Found: 4e-5 and 1e-8.
+    apart = torch.cat([(saved[name] - tensor).abs().flatten() for name, tensor in weights.items()])
+    print(f"{engine}: reward weights apart by at most {apart.max():.1e}, {apart.mean():.1e} on average")
+    assert apart.max() < 1e-3
+    assert apart.mean() < 1e-6
     if engine == "zero3_offload":  # PPO under it is held against one process in tests/ppo/test_processes.py
         return
     shutil.copytree(known / "reward", runs / "x" / "reward")
