@@ -104,6 +104,7 @@ class PPOConfig(TrainingArguments):
     gamma: float = help_text("discount per token", 1.0)
     lam: float = help_text("lambda of the advantage estimate", 0.95)
     bootstrap_truncated: bool = help_text("a cut response is worth the critic's value at the cut, not 0", False)
+    cuda_graphs: bool | None = help_text("replay the decoding step as a captured CUDA graph; not set: on CUDA")
     critic: Literal["separate", "shared"] = help_text("a model of its own, or a head on the policy's trunk", "separate")
     critic_learning_rate: float | None = help_text("the critic's peak learning rate; learning_rate when not set")
     critic_warmup_steps: int = help_text("first PPO steps in which only the critic learns", 0)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.functional.padding import left_pad, right_pad
 from rlhf.models.actor_critic import base_of
-from rlhf.models.response import exact_kl, head_logits, in_chunks, rows_of, trunk_states
+from rlhf.models.response import exact_kl, head_logits, in_chunks, texts_of, trunk_states
 
 _ROWS = 16  # at a time
 
@@ -30,15 +29,13 @@ def response_kl(
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
         return (exact_kl(head_logits(base_of(policy), mine), head_logits(base_of(base), other), temperature),)
 
-    pad = policy.config.pad_token_id or 0
-    result: list[float] = []
-    for start in range(0, len(prompts), _ROWS):
-        rows = slice(start, start + _ROWS)
-        ids, mask = left_pad(prompts[rows], pad, policy.device)
-        answer, answer_mask = right_pad(responses[rows], pad, policy.device)
-        ids, mask = torch.cat([ids, answer], 1), torch.cat([mask, answer_mask], 1)
-        text = rows_of(ids, mask, answer.shape[1])
-        states = [text.flat(trunk_states(base_of(model), text.ids, text.lengths)) for model in (policy, base)]
+    starts = range(0, len(prompts), _ROWS)
+    groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]
+    width = max(map(len, responses))
+    found = torch.zeros(len(prompts) * width, device=policy.device)
+    for texts in texts_of(prompts, responses, groups, width, policy.device):
+        states = [texts.at_tokens(trunk_states(base_of(m), texts.ids, texts.lengths)) for m in (policy, base)]
         (kl,) = in_chunks(per_token, policy.config.vocab_size, *states)
-        result += text.spread(kl).sum(1).tolist()
-    return result
+        found.index_copy_(0, texts.places, kl)
+    sums: list[float] = found.view(len(prompts), width).sum(1).tolist()
+    return sums

@@ -94,7 +94,7 @@ def _judge(
 
 
 def _scores(judge: RewardSource, finished: Finished, batch: Sequence[Prompt]) -> list[float]:
-    scores = judge(finished)
+    scores = judge(finished).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
         raise UserError(f"{judge.name}: expected finite scores, found {scores[i]:g} for prompt {batch[i].prompt_id}")

@@ -24,7 +24,14 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str,
         columns = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, columns] = torch.tensor(row, dtype=torch.long)
         mask[i, columns] = True
-    return ids.to(device), mask.to(device)
+    return to_device(ids, device), to_device(mask, device)
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a CPU tensor to the device without a wait: from pinned memory, behind what is queued there."""
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from rlhf.functional.masks import position_ids
 from rlhf.functional.padding import left_pad
 from rlhf.generation.cache import room_for
 from rlhf.generation.sampling import inverse_cdf
+from rlhf.generation.static import StaticDecoder, is_static
 from rlhf.models.flops import key_values
 from rlhf.models.frozen import frozen_cast
 from rlhf.models.prepacked import prepacked
@@ -18,7 +19,7 @@ from rlhf.runtime.engine import numel
 
 # The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
 _COMPACT_AT = 0.75
-_LOOK_EVERY = 8  # tokens between two looks at who has ended; each makes a GPU wait for the host
+_LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
 # Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
 _MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
 
@@ -31,13 +32,17 @@ def generate(
     eos_ids: Sequence[int],
     temperature: float,
     note: Callable[[int, int], None] = lambda rows, columns: None,
+    decoder: StaticDecoder | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
 
     A response ends with its first EOS, or is cut after T tokens. Logits processors of the model's own
     generation config play no part: what is sampled from is softmax(logits / temperature). note: told the rows and
-    columns of each call of the model.
+    columns of each call of the model. decoder: what keeps memory and captured steps from call to call, on a GPU.
     """
+    if is_static(model, max(map(len, prompts)) + u.shape[1]):
+        rows = (decoder or StaticDecoder()).decode(model, prompts, u, eos_ids, temperature, note)
+        return [_until_eos(row, set(eos_ids)) for row in rows]
     responses: list[list[int]] = [[] for _ in prompts]
     groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
     with prepacked(model), frozen_cast(model):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.attention import packs
 from rlhf.models.heads import column_values
-from rlhf.models.response import Rows, head_logits, in_chunks, logp_of, rows_of, trunk_states
+from rlhf.models.response import Texts, head_logits, in_chunks, logp_of, trunk_states
 from rlhf.runtime.engine import is_sharded
 
 Model = PreTrainedModel | PeftModel
@@ -44,35 +44,31 @@ class ActorCritic(nn.Module):
         self.critic = critic
         self.temperature = temperature
 
-    def forward(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor, Tensor]:
-        """ids int [B, P+T], mask bool [B, P+T] -> log-probs, entropies (nats), float32 [B, T] each, and values.
-
-        The first two are zero off the response. Values are float32 [B, T+1]: beside each response token that of
-        the state before it, and one after the last column, of use where a response was cut there.
-        """
-        rows = rows_of(ids, mask, n_response)
-        states, values = self.states_and_values(rows)
+    def forward(self, texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the response tokens log-probs, entropies (nats) and values of the states before them: float32 [N] each."""
+        states, values = self.states_and_values(texts)
         base = base_of(self.policy)
 
         def logp(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             return logp_of(head_logits(base, states), tokens, self.temperature)
 
-        inputs = rows.flat(states), rows.tokens
+        inputs = texts.at_tokens(states), texts.tokens
         # Under ZeRO-3 the head is gathered by all ranks together, as often on each: once.
         flat = logp(*inputs) if is_sharded(base) else in_chunks(logp, base.config.vocab_size, *inputs)
-        return rows.spread(flat[0]), rows.spread(flat[1]), values
+        return flat[0], flat[1], texts.at_tokens(values)
 
     def packs(self, longest: int) -> bool:
         """Whether texts of at most so many tokens go through both trunks without padding."""
         trunks = [self.policy] if isinstance(self.critic, ValueHead) else [self.policy, self.critic]
         return all(packs(trunk, longest) for trunk in trunks)
 
-    def states_and_values(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The policy's last states float [B, L, d], values float32 [B, T+1] as `forward` returns them."""
-        states = trunk_states(base_of(self.policy), rows.ids, rows.lengths)
+    def states_and_values(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        """The policy's last states float [B, L, d], and the critic's values float32 [B, L], reward units."""
+        states = trunk_states(base_of(self.policy), texts.ids, texts.lengths)
         critic = self.critic
-        values = critic(states) if isinstance(critic, ValueHead) else column_values(critic, rows.ids, rows.lengths)
-        return states, values.gather(1, rows.columns)
+        if isinstance(critic, ValueHead):
+            return states, critic(states)
+        return states, column_values(critic, texts.ids, texts.lengths)
 
 
 class FrozenRole:

@@ -37,7 +37,8 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         lengths = mask.sum(1).clamp(min=1)
         states = trunk_states(inner, left_aligned(ids, mask)[0], lengths)
-        last = states[torch.arange(len(ids), device=ids.device), lengths - 1]
+        start = torch.arange(len(ids), device=ids.device) * states.shape[1]
+        last = states.flatten(0, 1).index_select(0, start + lengths - 1)
         return inner.score(last).squeeze(-1).float()
     if getattr(model.config, "summary_type", None) == "last":
         ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))

@@ -1,61 +1,88 @@
 """What is computed for response tokens, and for no other position: states, logits a few at a time, log-probs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from rlhf.functional.padding import left_aligned
+from rlhf.functional.padding import to_device
 from rlhf.models.attention import packs
 from rlhf.models.packing import pack
+from rlhf.models.unmasked import unmasked
 
 _MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
 
 
 @dataclass(frozen=True)
-class Rows:
-    """B texts without a gap, padded at the right: causal attention then needs no mask, and positions are columns."""
+class Texts:
+    """B prompts with their responses, padded on the right: causal attention then needs no mask.
 
-    ids: Tensor  # int  [B, L]
-    mask: Tensor  # bool [B, T] True on response tokens
-    lengths: Tensor  # int  [B]    real tokens
+    N counts their response tokens, row by row. Which is where is planned on the host and copied to the device once for
+    many passes, so that no pass waits for the host.
+    """
 
-    @property
-    def before(self) -> Tensor:
-        """int [B]: column of the state that predicts the first response token."""
-        return self.lengths - self.mask.sum(1) - 1
+    ids: Tensor  # int [B, L]
+    lengths: Tensor  # int [B] tokens of prompt and response
+    before: Tensor  # int [N] in [B * L]: the position whose state predicts the token
+    tokens: Tensor  # int [N]: the token itself
+    last: Tensor  # int [B] in [B * L]: the last token of the text
+    places: Tensor  # int [N]: the token in the grid [rows, T] that the rows were taken from
 
-    @property
-    def columns(self) -> Tensor:
-        """int [B, T+1]: the column before each response token, and the one after the last column."""
-        steps = torch.arange(self.mask.shape[1] + 1, device=self.ids.device)
-        return (self.before.unsqueeze(1) + steps).clamp(max=self.ids.shape[1] - 1)
-
-    def flat(self, per_column: Tensor) -> Tensor:
-        """[B, L, ...] -> [N, ...]: what predicts each of the N response tokens, row by row."""
-        start = torch.arange(len(self.ids), device=self.ids.device).unsqueeze(1) * per_column.shape[1]
-        return per_column.flatten(0, 1)[(start + self.columns[:, :-1])[self.mask]]
-
-    @property
-    def tokens(self) -> Tensor:
-        """int [N]: the response tokens, row by row."""
-        return self.ids.gather(1, (self.columns[:, :-1] + 1).clamp(max=self.ids.shape[1] - 1))[self.mask]
-
-    def spread(self, flat: Tensor) -> Tensor:
-        """[N] -> [B, T], zero off-mask."""
-        return torch.zeros(self.mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(self.mask, flat)
+    def at_tokens(self, per_position: Tensor) -> Tensor:
+        """[B, L, ...] -> [N, ...]: what predicts each response token."""
+        return _Select.apply(per_position.flatten(0, 1), self.before)
 
 
-def rows_of(ids: Tensor, mask: Tensor, n_response: int) -> Rows:
-    """ids int [B, P+T], left-padded prompts and right-padded responses; mask bool [B, P+T], True on real tokens."""
-    aligned, _ = left_aligned(ids, mask)
-    lengths = mask.sum(1)
-    return Rows(aligned[:, : int(lengths.max())], mask[:, -n_response:], lengths)
+class _Select(torch.autograd.Function):
+    """Rows by number, each at most once: their gradients are copied back, where indexing would add them up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.shape).index_copy_(0, index, grads[0]), None
+
+
+def texts_of(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
+    width: int,
+    device: torch.device | str,
+) -> list[Texts]:
+    """The rows of each group as one pass; all passes are copied to the device together.
+
+    prompts (of at least one token) and responses: token ids of each row; groups: row numbers; width: T, the columns of
+    the grid that `places` counts in.
+    """
+    parts: list[np.ndarray] = []
+    for group in groups:
+        before, answers = [len(prompts[i]) for i in group], [len(responses[i]) for i in group]
+        lengths = np.array(before) + answers
+        ids = np.zeros((len(group), lengths.max()), dtype=np.int64)
+        for row, i in zip(ids, group, strict=True):
+            row[: len(prompts[i])] = prompts[i]
+            row[len(prompts[i]) : len(prompts[i]) + len(responses[i])] = responses[i]
+        start = np.arange(len(group)) * ids.shape[1]
+        step = np.concatenate([np.arange(n) for n in answers])
+        at = np.repeat(start + before, answers) + step
+        places = np.repeat(np.array(group) * width, answers) + step
+        parts += [ids, lengths, at - 1, ids.reshape(-1)[at], start + lengths - 1, places]
+    together = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts]))
+    pieces = to_device(together, device).split([part.size for part in parts])
+    shaped = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    return [Texts(*shaped[i : i + 6]) for i in range(0, len(shaped), 6)]
 
 
 def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -64,7 +91,7 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
     lengths: int [B], of the texts; with them a model that can computes no padding, where states are then any.
     """
     if lengths is None or not packs(base, ids.shape[1]):
-        return base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return base.base_model(**unmasked(base, ids), use_cache=False).last_hidden_state
     packed = pack(ids, lengths)
     given = {
         "input_ids": ids.flatten()[packed.place].unsqueeze(0),

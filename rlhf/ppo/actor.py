@@ -15,10 +15,13 @@ from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
+from rlhf.functional.padding import to_device
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
+from rlhf.generation.static import StaticDecoder, cuda_graph
 from rlhf.models.actor_critic import Model
 from rlhf.models.prepacked import Prepacked
+from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.rollout import Rollout, observe, pack
@@ -39,6 +42,20 @@ class Experience:
     n_global: int  # responses over all ranks, filler rows not counted
     rewards: list[str]  # name of each column of rollout.scores
     broken: list[dict[str, Any]]  # rows of all ranks with numbers that are not finite: nothing is learned from the step
+
+
+def captures(args: PPOConfig, accelerator: Accelerator, trained: torch.nn.Module) -> bool:
+    """Whether decoding is captured as CUDA graphs; a UserError where that is asked for and cannot be."""
+    why = (
+        "the device is no CUDA device"
+        if accelerator.device.type != "cuda"
+        else "the engine gathers weights anew for each rollout"
+        if is_sharded(trained)
+        else None
+    )
+    if args.cuda_graphs and why:
+        raise UserError(f"cuda_graphs: leave it unset or false: {why}")
+    return why is None if args.cuda_graphs is None else args.cuda_graphs
 
 
 class Actor:
@@ -63,10 +80,12 @@ class Actor:
         self.scaler = ScoreScaler(args)
         self.engine, self._is_whole = engine, False
         self._prepacked = Prepacked()
+        self._copy: SamplingCopy | None = None
+        self._decoder = StaticDecoder(cuda_graph() if captures(args, accelerator, roles.trained) else None)
         # What went through the models last: rows and columns of each call that sampled; rows of each pass over
         # finished texts, and the sources that were asked about them.
         self.decoded: list[tuple[int, int]] = []
-        self.observed: list[Tensor] = []
+        self.observed: list[list[int]] = []
         self.asked: Sequence[RewardSource] = []
 
     @contextmanager
@@ -113,33 +132,45 @@ class Actor:
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
         with self._computing():
-            ids = [prompt.input_ids for prompt in prompts]
             self.decoded = []
             return generate(
-                model or self.roles.trained.policy,
-                ids,
+                self._to_sample_from() if model is None else model,
+                [prompt.input_ids for prompt in prompts],
                 u,
                 self.eos_ids,
                 temperature or args.temperature,
                 lambda *shape: self.decoded.append(shape),
+                # Its graphs read weights that stay where they are, which those of a model given here may not.
+                self._decoder if model is None else None,
             )
+
+    def _to_sample_from(self) -> Any:
+        """The policy; on a GPU, where it can be copied, the copy that one samples from."""
+        policy, device = self.roles.trained.policy, self.accelerator.device
+        if device.type == "cpu" or is_sharded(policy) or not can_copy(policy):
+            return policy
+        if self._copy is None:
+            on = torch.is_autocast_enabled(device.type)
+            self._copy = SamplingCopy(policy, torch.get_autocast_dtype(device.type) if on else None)
+        self._copy.refresh()
+        return self._copy.model
 
     def ended(self, responses: Sequence[Sequence[int]]) -> list[bool]:
         """Which responses end with an EOS; the others were cut."""
         return [len(row) > 0 and row[-1] in self.eos_ids for row in responses]
 
     def score(self, prompts: Sequence[Prompt], responses: list[list[int]], real: Tensor) -> Tensor:
-        """What each reward source says: float32 [B, K], NaN for no opinion."""
-        everyone = list(range(len(prompts)))
+        """What each reward source says: float32 [B, K], NaN for no opinion. real: bool [B], on the CPU."""
+        everyone, device = list(range(len(prompts))), self.accelerator.device
         columns = []
         for source in self.rewards:
             # Models keep the ranks in step, filler rows included; functions see what is real only.
             rows = [i for i in everyone if real[i]] if isinstance(source, FunctionReward) else everyone
-            column = torch.zeros(len(prompts))
-            if rows:
-                column[rows] = source(self._finished(prompts, responses, rows))
-            columns.append(column)
-        return torch.stack(columns, dim=1).to(self.accelerator.device)
+            said = source(self._finished(prompts, responses, rows)) if rows else torch.zeros(0)
+            if len(rows) < len(prompts):
+                said = torch.zeros(len(prompts)).index_copy_(0, torch.tensor(rows, dtype=torch.long), said)
+            columns.append(to_device(said, device) if said.device.type == "cpu" else said)
+        return torch.stack(columns, dim=1)
 
     def rollout(
         self,
@@ -150,16 +181,16 @@ class Actor:
     ) -> Rollout:
         """Everything PPO needs to know about finished responses, with scores as they came; see `experience`.
 
-        real: bool [B], False on filler rows. scores: float [B, K], from outside, NaN for no opinion; not given,
-        the reward sources are asked.
+        real: bool [B], on the CPU, False on filler rows. scores: float [B, K], from outside, NaN for no opinion; not
+        given, the reward sources are asked.
         """
         self.roles.trained.eval()
         device = self.accelerator.device
-        real = real.to(device)
-        packed = pack([prompt.input_ids for prompt in prompts], responses, self.eos_ids[0], device)
+        prompt_ids = [prompt.input_ids for prompt in prompts]
+        ids, attention, mask = pack(prompt_ids, responses, self.eos_ids[0], device)
         with self._computing():
             self.observed, self.asked = [], self.rewards if scores is None else []
-            seen = observe(self.roles, packed, self.args, self.observed.append)
+            seen = observe(self.roles, prompt_ids, responses, self.args, device, self.observed.append)
             weights, abstains = self.weights, self.abstains
             if scores is None:
                 scores = self.score(prompts, responses, real)
@@ -167,8 +198,8 @@ class Actor:
                 weights = torch.ones(scores.shape[1], device=device)
                 abstains = weights.bool()
         raw = weighted(scores, weights, abstains)
-        ids, attention, mask = packed
-        ended = torch.tensor(self.ended(responses), device=device)
+        ended = to_device(torch.tensor(self.ended(responses)), device)
+        real = to_device(real, device)
         mask = mask & real.unsqueeze(1)  # filler rows count for nothing from here on
         return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=raw, **seen)
 

@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.prepacked import Prepacked, available, layout_bytes
+from rlhf.models.response import texts_of
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
 from rlhf.ppo.setup import check_positions, count_steps, make_accelerator
 from rlhf.runtime.engine import engine_name, numel
@@ -81,10 +82,10 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
 
 def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
     """Bytes that a pass over one text keeps, with frozen layers by layouts or as they are."""
-    ids = torch.zeros(1, width + args.response_length, dtype=torch.long)
+    (texts,) = texts_of([[0] * width], [[0] * args.response_length], [[0]], args.response_length, "cpu")
     frozen = Prepacked().active(*([trained] if layouts else []))
     with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-        return kept_bytes(lambda: trained.train()(ids, ids == 0, args.response_length), trained)
+        return kept_bytes(lambda: trained.train()(texts), trained)
 
 
 def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:

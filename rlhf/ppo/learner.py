@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
+from rlhf.functional.batching import passes_of
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.ppo.rollout import Rollout, Targets, passes, trim
+from rlhf.models.response import Texts, texts_of
+from rlhf.ppo.rollout import Rollout, Targets
 from rlhf.ppo.skipped import update_rows
-from rlhf.runtime.distributed import all_max, all_rows, all_sum
+from rlhf.runtime.distributed import all_rows, all_sum, share_plan
 from rlhf.runtime.engine import is_deepspeed, step_taken
 from rlhf.runtime.skips import Skips, number
 
@@ -28,6 +31,24 @@ SUMS = (
     "ratio",
     "ratio_squared",
 )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows that go through the models together."""
+
+    rows: list[int]  # of this rank's rollout; none where the rank had run out of them
+    texts: Texts
+    counts: Tensor  # bool [N], False on tokens that count for nothing
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one optimizer step is made of."""
+
+    passes: list[Pass]
+    n_tokens: int  # response tokens over all ranks, at least 1
+    n_local: int  # and on this one
 
 
 class Learner:
@@ -46,54 +67,62 @@ class Learner:
         self.model, self.optimizer, self.accelerator, self.args = model, optimizer, accelerator, args
         self.event = event
         self.deepspeed = is_deepspeed(accelerator)
-        self.passes: list[Tensor] = []  # rows of each pass of the last update; none where a rank had run out of them
+        self.passes: list[list[int]] = []  # rows of each pass of the last update; none where a rank had run out of them
         self.skips = skips or Skips(args.max_skipped_updates)
 
     def learn(
-        self, rollout: Rollout, targets: Targets, positions: Tensor, n_global: int, step: int, ids: Sequence[str] = ()
-    ) -> dict[str, Tensor]:
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        positions: Sequence[int],
+        n_global: int,
+        step: int,
+        ids: Sequence[str] = (),
+        tokens: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None,
+    ) -> dict[str, Any]:
         """num_ppo_epochs passes, num_mini_batches optimizer steps a pass (fewer when there are fewer rows).
 
-        positions: int [B], each local row's place in the global batch of n_global rows; ids: of their prompts, for
-        skipped.jsonl. In the first critic_warmup_steps steps only the critic learns. With target_kl the update ends,
-        before the optimizer step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times that
-        much KL to the rollout's policy.
+        positions: each local row's place in the global batch of n_global rows, -1 for filler; ids: of their prompts,
+        for skipped.jsonl; tokens: prompts and responses as token ids, read from the rollout where not given, for which
+        a GPU has to wait. In the first critic_warmup_steps steps only the critic learns. With target_kl the update
+        ends, before the optimizer step that would follow (under DeepSpeed after it), once a minibatch shows 1.5 times
+        that much KL to the rollout's policy.
         An optimizer step whose loss or gradient is not finite is left out, on all ranks alike; after
         max_skipped_updates of them in a row the run ends by a UserError.
         Returns sums over this rank and what was not left out (losses, already divided by global counts, and
         per-token statistics), each float64 [], under the names in SUMS, "tokens" that were summed over, this rank's
         "ratio_max", and, alike on all ranks, "grad_norm" and "grad_norm_critic" of the last update, the
-        "minibatches" that were looked at, the "updates" done and those "skipped".
+        "minibatches" that were looked at, the "updates" done and those "skipped"; the counts are plain numbers.
         """
         self.model.train()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.ids.device)
-        tokens, largest, norms = sums[0], sums[0], sums[:2]
+        largest, norms, n_tokens = sums[0], sums[:2], 0
         minibatches = updates = skipped = 0
         self.passes = []
         policy_learns = step > self.args.critic_warmup_steps
-        for groups in self._minibatches(rollout, positions, n_global, step):
-            n_local = torch.as_tensor(sum(rollout.mask[index].sum() for index in groups))
-            n_tokens = all_sum(self.accelerator, n_local.reshape(1)).squeeze().clamp(min=1)
-            parts = self._passes(rollout, targets, groups, n_tokens, policy_learns)
-            self.passes += groups
-            far = self._went_far(parts[:, SUMS.index("approxkl")].sum(), n_tokens)
+        numbers = torch.stack([rollout.logp, rollout.values, targets.advantages, targets.returns]).flatten(1)
+        for batch in self._plan(tokens or texts_on_host(rollout), positions, n_global, step, rollout.mask.shape[1]):
+            parts = self._passes(numbers, batch, policy_learns)
+            self.passes += [one.rows for one in batch.passes]
+            far = self._went_far(parts[:, SUMS.index("approxkl")].sum(), batch.n_tokens)
             held = far and not self.deepspeed
             found, done = (norms, False) if held else self._step(policy_learns, step)
             minibatches, updates = minibatches + 1, updates + done
             if done or held:
-                sums, tokens, norms = sums + parts[:, :-1].sum(0), tokens + n_local, found
+                sums, n_tokens, norms = sums + parts[:, :-1].sum(0), n_tokens + batch.n_local, found
                 largest = torch.maximum(largest, parts[:, -1].max())
                 self.skips.in_a_row = 0
             else:
                 skipped += 1
+                groups = [one.rows for one in batch.passes]
                 self._left_out(step, update_rows(rollout, targets, groups, parts[:, :2], ids), found)
             if far:
                 self.optimizer.zero_grad()
                 break
         self.model.eval()
-        return _result(sums, (minibatches, updates, skipped), tokens, largest, norms)
+        return _result(sums, (minibatches, updates, skipped), n_tokens, largest, norms)
 
-    def leave_out(self, step: int, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def leave_out(self, step: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A PPO step whose rollout is not finite: it counts as one update left out. What `learn` returns, all 0.
 
         rows: of all ranks, those that are not finite, as `broken_rows` has them.
@@ -101,7 +130,7 @@ class Learner:
         self.passes = []
         self.skips.left_out(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
         zeros = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
-        return _result(zeros, (0, 0, 1), zeros[0], zeros[0], zeros[:2])
+        return _result(zeros, (0, 0, 1), 0, zeros[0], zeros[:2])
 
     def _left_out(self, step: int, rows: list[dict[str, Any]], norms: Tensor) -> None:
         rows = all_rows(rows)
@@ -109,74 +138,90 @@ class Learner:
         what = ["loss", "gradient"] if lost else ["gradient"]
         self.skips.left_out(step, what, rows, grad_norm=[number(norm) for norm in norms])
 
-    def _went_far(self, approxkl: Tensor, n_tokens: Tensor) -> bool:
+    def _went_far(self, approxkl: Tensor, n_tokens: int) -> bool:
         if self.args.target_kl is None:
             return False
         return bool(all_sum(self.accelerator, approxkl.reshape(1)) / n_tokens > 1.5 * self.args.target_kl)
 
-    def _minibatches(self, rollout: Rollout, positions: Tensor, n_global: int, step: int) -> Iterator[list[Tensor]]:
-        """For each optimizer step, this rank's rows as micro-batches; their number is the same on all ranks,
-        so some may be empty.
+    def _plan(
+        self,
+        tokens: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+        positions: Sequence[int],
+        n_global: int,
+        step: int,
+        width: int,
+    ) -> list[Minibatch]:
+        """All optimizer steps of an update: which rows meet in which pass, and their texts on the device.
 
-        Rows are dealt to minibatches by their place in the global batch, so that the number of ranks does not
-        decide which rows meet in an optimizer step.
+        Rows are dealt to minibatches by their place in the global batch, so that the number of ranks does not decide
+        which rows meet in an optimizer step. Every rank makes the same number of passes: one that has run out of rows
+        takes part with a row that counts for nothing. One collective for the whole update, none for one process.
         """
+        prompts, responses = tokens
+        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+        packed = self.accelerator.unwrap_model(self.model).packs(max(lengths))
+        row_at = {position: row for row, position in enumerate(positions) if position >= 0}
+        device = self.accelerator.device
+        dealt: list[list[int]] = []  # the global rows of each minibatch
+        groups: list[list[list[int]]] = []  # this rank's rows of each of its passes
         for epoch in range(self.args.num_ppo_epochs):
             generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
             order = torch.randperm(n_global, generator=generator)
             for members in order.tensor_split(min(self.args.num_mini_batches, n_global)):
-                yield self._micro_batches(rollout, positions, members)
+                dealt.append(members.tolist())
+                mine = sorted(row_at[place] for place in dealt[-1] if place in row_at)
+                most, budget = self.args.per_device_train_batch_size, self.args.micro_batch_tokens
+                near = passes_of([lengths[row] for row in mine], most, device.type, budget, packed)
+                groups.append([[mine[i] for i in group] for group in near])
+        counts = [0] * n_global  # response tokens
+        for place, row in row_at.items():
+            counts[place] = len(responses[row])
+        counts, rounds = share_plan(self.accelerator, counts, [len(group) for group in groups])
+        filled = [group + [[]] * (max(1, most) - len(group)) for group, most in zip(groups, rounds, strict=True)]
+        texts = iter(texts_of(prompts, responses, [rows or [0] for group in filled for rows in group], width, device))
+        longest = max(map(len, responses)) * max(len(rows) for group in filled for rows in [*group, [0]])
+        counting = torch.tensor([[False], [True]], device=device).expand(2, longest)
+        return [
+            Minibatch(
+                [Pass(rows, one := next(texts), counting[int(bool(rows)), : len(one.tokens)]) for rows in group],
+                max(sum(counts[place] for place in members), 1),
+                sum(len(responses[row]) for rows in group for row in rows),
+            )
+            for group, members in zip(filled, dealt, strict=True)
+        ]
 
-    def _micro_batches(self, rollout: Rollout, positions: Tensor, members: Tensor) -> list[Tensor]:
-        mine = torch.isin(positions.cpu(), members).nonzero().squeeze(1)
-        packed = self.accelerator.unwrap_model(self.model).packs(rollout.attention.shape[1])
-        groups = passes(rollout.attention[mine].sum(1), self.args, self.args.per_device_train_batch_size, packed)
-        empty = torch.zeros(0, dtype=torch.long)
-        return [mine[group] for group in groups] + [empty] * (
-            max(1, all_max(self.accelerator, len(groups))) - len(groups)
-        )
-
-    def _accumulate(self, groups: list[Tensor]) -> Iterator[Tensor]:
+    def _accumulate(self, passes: list[Pass]) -> Iterator[Pass]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
         self.accelerator.step = 0
-        self.accelerator.gradient_accumulation_steps = len(groups)
-        for index in groups:
+        self.accelerator.gradient_accumulation_steps = len(passes)
+        for one in passes:
             with self.accelerator.accumulate(self.model):
-                yield index
+                yield one
 
-    def _passes(
-        self, rollout: Rollout, targets: Targets, groups: list[Tensor], n_tokens: Tensor, policy_learns: bool
-    ) -> Tensor:
-        """Forward and backward over one optimizer step's micro-batches; float64 [len(groups), len(SUMS) + 1].
+    def _passes(self, numbers: Tensor, batch: Minibatch, policy_learns: bool) -> Tensor:
+        """Forward and backward over one optimizer step's passes; float64 [passes, len(SUMS) + 1].
 
         The columns are SUMS and the largest ratio of a token.
         """
         parts = []
         with self._policy_rate(policy_learns):
-            for index in self._accumulate(groups):
-                parts.append(self._backward(rollout, targets, index, n_tokens, len(groups), float(policy_learns)))
+            for one in self._accumulate(batch.passes):
+                parts.append(self._backward(numbers, one, batch, float(policy_learns)))
                 self.event("on_substep_end")
-        return torch.stack(parts)
+        return torch.stack(parts).double()
 
-    def _backward(
-        self, rollout: Rollout, targets: Targets, index: Tensor, n_tokens: Tensor, parts: int, policy: float
-    ) -> Tensor:
-        args = self.args
-        # A rank that has run out of rows still takes part in the pass, with a row that counts for nothing.
-        counts = len(index) > 0
-        index = index if counts else torch.zeros(1, dtype=torch.long)
-        columns, width = trim(rollout.attention, rollout.mask, index)
-        mask = rollout.mask[index, :width] & counts
-        old_logp, old_values = rollout.logp[index, :width], rollout.values[index, :width]
+    def _backward(self, numbers: Tensor, one: Pass, batch: Minibatch, policy: float) -> Tensor:
+        """numbers: float [4, B * T], what the rollout and its targets say of each token. Nothing in here waits."""
+        args, mask = self.args, one.counts
+        old_logp, old_values, advantages, returns = numbers.index_select(1, one.texts.places)
         with self.accelerator.autocast():
-            logp, entropy, values = self.model(rollout.ids[index, columns], rollout.attention[index, columns], width)
-            values = values[:, :-1]
-        pg = policy_loss(logp, old_logp, targets.advantages[index, :width], mask, args.cliprange, n_tokens)
-        vf = value_loss(values, old_values, targets.returns[index, :width], mask, args.cliprange_value, n_tokens)
+            logp, entropy, values = self.model(one.texts)
+        pg = policy_loss(logp, old_logp, advantages, mask, args.cliprange, batch.n_tokens)
+        vf = value_loss(values, old_values, returns, mask, args.cliprange_value, batch.n_tokens)
         # The loss is divided by the global token count already. Accelerate divides by the micro-batches (DeepSpeed
         # does not) and the ranks' gradients are averaged: both are undone here, as in Accelerate's example
         # gradient_accumulation_for_autoregressive_models.py.
-        scale = self.accelerator.num_processes * (1 if self.deepspeed else parts)
+        scale = self.accelerator.num_processes * (1 if self.deepspeed else len(batch.passes))
         loss = policy * pg + args.vf_coef * vf
         # The gradient of a loss that is not finite may be: NaN times it is not, and all ranks see that in the mean of
         # theirs, with no collective more.
@@ -193,8 +238,8 @@ class Learner:
                 ratio,
                 ratio**2,
             )
-            sums = (torch.where(mask, x, 0).sum() for x in per_token)
-            return torch.stack([pg, vf, *sums, torch.where(mask, ratio, 0).max()]).double()
+            sums = torch.where(mask, torch.stack([x.float() for x in per_token]), 0).sum(1)
+            return torch.cat([torch.stack([pg, vf]), sums, torch.where(mask, ratio, 0).amax(0, keepdim=True)])
 
     @contextmanager
     def _policy_rate(self, learns: bool) -> Iterator[None]:
@@ -238,9 +283,16 @@ class Learner:
         return norms, done
 
 
+def texts_on_host(rollout: Rollout) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and responses of a rollout as token ids."""
+    width, ids, attention = rollout.mask.shape[1], rollout.ids.cpu(), rollout.attention.cpu()
+    rows = list(zip(ids, attention, strict=True))
+    return [x[:-width][m[:-width]].tolist() for x, m in rows], [x[-width:][m[-width:]].tolist() for x, m in rows]
+
+
 def _result(
-    sums: Tensor, counts: tuple[int, int, int], tokens: Tensor, ratio_max: Tensor, norms: Tensor
-) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
+    sums: Tensor, counts: tuple[int, int, int], tokens: int, ratio_max: Tensor, norms: Tensor
+) -> dict[str, Any]:
+    result: dict[str, Any] = dict(zip(SUMS, sums.unbind(), strict=True))
     result |= {"tokens": tokens, "ratio_max": ratio_max, "grad_norm": norms[0], "grad_norm_critic": norms[1]}
-    return result | dict(zip(("minibatches", "updates", "skipped"), torch.tensor(counts).double(), strict=True))
+    return result | dict(zip(("minibatches", "updates", "skipped"), map(float, counts), strict=True))

@@ -1,6 +1,7 @@
 """One row a PPO step, under TRL's names, of numbers that no sharding changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -8,18 +9,20 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.kl import kl_penalty
+from rlhf.functional.padding import to_device
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
 from rlhf.ppo.work import FIELDS, Work, rates
 from rlhf.runtime.distributed import all_sum
 
-_SAME_ON_ALL_RANKS = ("grad_norm", "grad_norm_critic", "minibatches", "updates", "skipped")
+_COUNTS = ("minibatches", "updates", "skipped")  # plain numbers, the same on all ranks
+_NORMS = ("grad_norm", "grad_norm_critic")  # the same on all ranks: rank 0 sends them, so that they cost no wait
 _LARGEST = "ratio_max"  # each rank sends its own in a place of its own, so that one sum serves it, too
 
 
 def metrics_row(
     rollout: Rollout,
     targets: Targets,
-    learned: dict[str, Tensor],
+    learned: dict[str, Any],
     kl_coef: float,
     args: PPOConfig,
     accelerator: Accelerator,
@@ -30,16 +33,18 @@ def metrics_row(
 
     rewards: the names of the reward sources. work: this rank's, by phase; speeds are those of all ranks together.
     """
-    sums = rollout_sums(rollout, rewards, args.kl_estimator) | _target_sums(rollout, targets, kl_coef, args)
-    sums |= _fingerprint_sums(rollout)
-    sums |= {k: v for k, v in learned.items() if k not in (*_SAME_ON_ALL_RANKS, _LARGEST)}
+    sums: dict[str, Tensor | float] = {**rollout_sums(rollout, rewards, args.kl_estimator)}
+    sums |= _target_sums(rollout, targets, kl_coef, args) | _fingerprint_sums(rollout)
+    sums |= {k: v for k, v in learned.items() if k not in (*_COUNTS, *_NORMS, _LARGEST)}
+    sums |= {k: learned[k] if accelerator.process_index == 0 else 0.0 for k in _NORMS}
     places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
-    sums |= dict.fromkeys(places, torch.zeros_like(learned[_LARGEST]))
+    sums |= dict.fromkeys(places, 0.0)
     sums[places[accelerator.process_index]] = learned[_LARGEST]
-    total = summed(sums | _work_sums(work, rollout.mask.device), accelerator)
+    sums |= {f"{phase}/{name}": getattr(one, name) for phase, one in work.items() for name in FIELDS}
+    total = summed(sums, accelerator)
     together = {phase: Work(*(total[f"{phase}/{name}"] for name in FIELDS)) for phase in work}
     n, tokens, seen = max(total["n"], 1), max(total["response_tokens"], 1), max(total["tokens"], 1)
-    minibatches = max(learned["minibatches"].item() - learned["skipped"].item(), 1)
+    minibatches = max(learned["minibatches"] - learned["skipped"], 1)
     spread = _std(total, "returns", tokens)
     row = rollout_means(total, rewards) | {
         "objective/kl_coef": kl_coef,
@@ -54,10 +59,10 @@ def metrics_row(
         "policy/approxkl_avg": total["approxkl"] / seen,
         "policy/clipfrac_avg": total["clipfrac"] / seen,
         "policy/entropy_avg": total["entropy"] / seen,
-        "policy/grad_norm": learned["grad_norm"].item(),
+        "policy/grad_norm": total["grad_norm"],
         "loss/policy_avg": total["loss/policy"] / minibatches,
         "loss/value_avg": total["loss/value"] / minibatches,
-        "value/grad_norm": learned["grad_norm_critic"].item(),
+        "value/grad_norm": total["grad_norm_critic"],
         # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that says the mean.
         "value/explained_variance": 1 - (_std(total, "value_errors", tokens) / (spread or 1)) ** 2,
         "val/clipfrac_avg": total["value_clipfrac"] / seen,
@@ -65,23 +70,21 @@ def metrics_row(
         "val/ratio_var": max(total["ratio_squared"] / seen - (total["ratio"] / seen) ** 2, 0),
         "val/ratio_max": max(total[place] for place in places),
         "val/num_eos_tokens": total["ended"],
-        "val/updates": learned["updates"].item(),
-        "val/skipped_updates": learned["skipped"].item(),
+        "val/updates": learned["updates"],
+        "val/skipped_updates": learned["skipped"],
         "val/all_responses_same": float(total["n"] > 1 and _all_same(total)),
     }
     return row | rates(together, accelerator.num_processes)
 
 
-def _work_sums(work: dict[str, Work], device: torch.device) -> dict[str, Tensor]:
-    names = [(phase, name) for phase in work for name in FIELDS]
-    own = torch.tensor([getattr(work[phase], name) for phase, name in names], dtype=torch.float64, device=device)
-    return {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
-
-
-def summed(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Each sum over all ranks: one collective."""
-    values = torch.stack([value.double() for value in sums.values()])
-    return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
+def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict[str, float]:
+    """Each sum over all ranks: one collective, and the one wait of a step's metrics."""
+    there = {name: x for name, x in sums.items() if isinstance(x, Tensor)}
+    device = next(iter(there.values())).device
+    here = {name: x for name, x in sums.items() if not isinstance(x, Tensor)}
+    numbers = to_device(torch.tensor(list(here.values()), dtype=torch.float64), device)
+    values = torch.cat([torch.stack([x.double() for x in there.values()]), numbers])
+    return dict(zip([*there, *here], all_sum(accelerator, values).tolist(), strict=True))
 
 
 def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from rlhf.functional.advantages import Moments, gae, moments, rescale, standardi
 from rlhf.functional.batching import passes_of
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
-from rlhf.functional.padding import left_pad, right_pad
+from rlhf.functional.padding import left_pad, right_pad, to_device
 from rlhf.models.actor_critic import base_of
 from rlhf.models.attention import packs
-from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, rows_of, trunk_states
+from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, texts_of, trunk_states
 from rlhf.ppo.roles import Roles
 
 
@@ -56,35 +56,23 @@ def pack(
     return torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, mask], 1), mask
 
 
-def trim(attention: Tensor, mask: Tensor, index: Tensor) -> tuple[slice, int]:
-    """For some rows, the columns of [B, P+T] that any of them uses, and how many of those are response."""
-    prompt_width = attention.shape[1] - mask.shape[1]
-    longest_prompt = int(attention[index, :prompt_width].sum(1).max())
-    longest_response = max(1, int(mask[index].sum(1).max()))
-    return slice(prompt_width - longest_prompt, prompt_width + longest_response), longest_response
-
-
-def passes(lengths: Tensor, args: PPOConfig, most: int, packed: bool = False) -> list[Tensor]:
-    """Rows, of int [B] lengths, in passes of at most `most` of like length, or of at most micro_batch_tokens."""
-    rows, budget = lengths.tolist(), args.micro_batch_tokens
-    return [torch.tensor(group) for group in passes_of(rows, most, lengths.device.type, budget, packed)]
-
-
 @torch.no_grad()
 def observe(
     roles: Roles,
-    packed: tuple[Tensor, Tensor, Tensor],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
     args: PPOConfig,
-    note: Callable[[Tensor], None] = lambda rows: None,
+    device: torch.device,
+    note: Callable[[list[int]], None] = lambda rows: None,
 ) -> dict[str, Tensor]:
-    """One pass of policy, critic and reference over finished sequences, local_rollout_forward_batch_size at a time.
+    """One pass of policy, critic and reference over finished texts, local_rollout_forward_batch_size at a time.
 
     Returns the fields of a Rollout that come from them, float32, zero off-mask. note: told the rows of each pass.
     """
-    ids, attention, mask = packed
+    count, width = len(responses), max(map(len, responses))
     names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
-    seen = {name: torch.zeros(mask.shape, device=ids.device) for name in names}
-    last_value = torch.zeros(len(ids), device=ids.device)
+    seen = torch.zeros(len(names), count * width, device=device)
+    last_value = torch.zeros(count, device=device)
     policy = base_of(roles.trained.policy)
 
     def per_token(states: Tensor, ref_states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -95,20 +83,26 @@ def observe(
         ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
 
-    without_padding = roles.trained.packs(attention.shape[1]) and packs(roles.reference.model, attention.shape[1])
-    for index in passes(attention.sum(1), args, args.local_rollout_forward_batch_size, without_padding):
-        note(index)
-        columns, width = trim(attention, mask, index)
-        rows = rows_of(ids[index, columns], attention[index, columns], width)
-        states, values = roles.trained.states_and_values(rows)
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    longest = max(lengths)
+    packed = roles.trained.packs(longest) and packs(roles.reference.model, longest)
+    kind, budget = device.type, args.micro_batch_tokens
+    groups = passes_of(lengths, args.local_rollout_forward_batch_size, kind, budget, packed)
+    start = 0
+    # The last token of each text, in the order of the passes, beside the texts themselves.
+    order = to_device(torch.tensor([row for group in groups for row in group]), device)
+    for group, texts in zip(groups, texts_of(prompts, responses, groups, width, device), strict=True):
+        note(group)
+        states, values = roles.trained.states_and_values(texts)
         with roles.reference.active() as model:
-            ref_states = trunk_states(base_of(model), rows.ids, rows.lengths)
-        flat = in_chunks(per_token, policy.config.vocab_size, rows.flat(states), rows.flat(ref_states), rows.tokens)
-        parts = *map(rows.spread, flat), torch.where(rows.mask, values[:, :-1], 0)
-        for name, part in zip(names, parts, strict=True):
-            seen[name][index, :width] = part
-        last_value[index] = values.gather(1, rows.mask.sum(1, keepdim=True)).squeeze(1)
-    return seen | {"last_value": last_value}
+            ref_states = trunk_states(base_of(model), texts.ids, texts.lengths)
+        inputs = texts.at_tokens(states), texts.at_tokens(ref_states), texts.tokens
+        flat = in_chunks(per_token, policy.config.vocab_size, *inputs)
+        seen.index_copy_(1, texts.places, torch.stack([*flat, texts.at_tokens(values)]))
+        rows = order[start : start + len(group)]
+        last_value.index_copy_(0, rows, values.flatten().index_select(0, texts.last))
+        start += len(group)
+    return dict(zip(names, seen.view(len(names), count, width), strict=True)) | {"last_value": last_value}
 
 
 def penalised_score(rollout: Rollout, missing_eos_penalty: float | None) -> Tensor:

@@ -43,12 +43,12 @@ def broken_rows(
 
 
 def update_rows(
-    rollout: Rollout, targets: Targets, groups: Sequence[Tensor], losses: Tensor, prompt_ids: Sequence[str]
+    rollout: Rollout, targets: Targets, groups: Sequence[Sequence[int]], losses: Tensor, prompt_ids: Sequence[str]
 ) -> list[dict[str, Any]]:
     """This rank's rows of an optimizer step. losses: [len(groups), 2], policy and value, of each micro-batch."""
     rows = []
     for index, (policy, value) in zip(groups, losses.tolist(), strict=True):
-        for i in index.tolist():
+        for i in index:
             aims = {"advantage": targets.advantages[i], "return": targets.returns[i]}
             largest = {name: number(x.abs().max()) for name, x in aims.items()}
             loss = {"policy_loss": number(policy), "value_loss": number(value)}  # of its micro-batch

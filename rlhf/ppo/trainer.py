@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from rlhf.config import PPOConfig
@@ -83,6 +82,7 @@ class PPOTrainer(TrainerBase):
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
+        self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)
@@ -172,18 +172,20 @@ class PPOTrainer(TrainerBase):
         """Rewards to advantages, over all ranks."""
         return judge(rollout, self.kl_control.kl_coef, self.args, lambda x: all_sum(self.accelerator, x))
 
-    def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Tensor]:
+    def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Any]:
         """A few clipped steps."""
         with self._timed("learn"), self.actor.prepacked():
             if experience.broken:
                 return self.learner.leave_out(step, experience.broken)
-            rollout, world = experience.rollout, self.accelerator.num_processes
-            place = torch.arange(len(rollout.ids)) * world + self.accelerator.process_index
-            place[~rollout.real.cpu()] = -1
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            places = (row * world + rank for row in range(len(experience.prompts)))
+            positions = [place if place < experience.n_global else -1 for place in places]
             prompt_ids = [prompt.prompt_id for prompt in experience.prompts]
-            return self.learner.learn(rollout, targets, place, experience.n_global, step, prompt_ids)
+            tokens = [prompt.input_ids for prompt in experience.prompts], experience.responses
+            rollout, n = experience.rollout, experience.n_global
+            return self.learner.learn(rollout, targets, positions, n, step, prompt_ids, tokens)
 
-    def record(self, step: int, experience: Experience, targets: Targets, sums: dict[str, Tensor]) -> dict[str, float]:
+    def record(self, step: int, experience: Experience, targets: Targets, sums: dict[str, Any]) -> dict[str, float]:
         """One collective, one row; then learning rate and KL coefficient move."""
         args, n, kl_coef = self.args, experience.n_global, self.kl_control.kl_coef
         work = self.meter.step(experience, self.learner.passes, self.timings)

@@ -82,9 +82,7 @@ class Meter:
         """What matrix products are computed in."""
         return _DTYPES.get(self.accelerator.mixed_precision, self.roles.trained.policy.dtype)
 
-    def step(
-        self, experience: Experience, learned: Sequence[torch.Tensor], seconds: dict[str, float]
-    ) -> dict[str, Work]:
+    def step(self, experience: Experience, learned: list[list[int]], seconds: dict[str, float]) -> dict[str, Work]:
         """By phase, of those that were timed. learned: rows of each pass of the update, none on a rank without."""
         prompts = [len(prompt.input_ids) for prompt in experience.prompts]
         answers = [len(response) for response in experience.responses]
@@ -95,7 +93,7 @@ class Meter:
         counted = {
             "generate": lambda: self._generated(prompts[:n], answers[:n]),
             "score": lambda: self._scored(texts, answers[:n]),
-            "learn": lambda: self._learned(texts, answers, [rows.tolist() for rows in learned]),
+            "learn": lambda: self._learned(texts, answers, learned),
         }
         return {name: Work(*count(), seconds[name]) for name, count in counted.items() if name in seconds}
 
@@ -112,7 +110,7 @@ class Meter:
 
     def _scored(self, texts: list[list[int]], answers: list[int]) -> _Counted:
         n, trained, asked = len(answers), self.roles.trained, self.actor.asked
-        groups = [rows.tolist() for rows in self.actor.observed]
+        groups = self.actor.observed
         ran = [(self.policy, sum(answers), _Seen.of(trained.policy, texts, groups, n))]
         ran += [(self.reference, sum(answers), _Seen.of(self.roles.reference.model, texts, groups, n))]
         if self.critic is not None:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rlhf.functional.batching import passes_of
-from rlhf.functional.padding import right_pad
+from rlhf.functional.padding import right_pad, to_device
 from rlhf.models.attention import packs
 from rlhf.models.heads import score_tokens
 
@@ -26,13 +26,18 @@ def score_passes(model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int
 def score_rows(
     model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
 ) -> Tensor:
-    """Scores of N token rows, float32 [N] on the CPU; batched by length so that little padding is computed.
+    """Scores of N token rows, float32 [N] on the model's device; batched by length so that little padding is computed.
 
     show: what a progress bar is called; None for no bar.
     """
-    scores = torch.empty(len(rows))
-    groups = score_passes(model, rows, batch_size)
-    for index in tqdm(groups, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process):
-        ids, mask = right_pad([rows[i] for i in index], model.config.pad_token_id or 0, model.device)
-        scores[index] = score_tokens(model, ids, mask).cpu()
-    return scores
+    groups, device = score_passes(model, rows, batch_size), model.device
+    if not groups:
+        return torch.empty(0, device=device)
+    bar = tqdm(groups, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process)
+    # The scores stay on the device until all are there: a look at each pass would make it wait.
+    parts = [
+        score_tokens(model, *right_pad([rows[i] for i in index], model.config.pad_token_id or 0, device))
+        for index in bar
+    ]
+    order = to_device(torch.tensor([i for index in groups for i in index]), device)
+    return torch.empty(len(rows), device=device).index_copy_(0, order, torch.cat(parts))

@@ -37,7 +37,7 @@ class RewardSource(Protocol):
     name: str
 
     def __call__(self, finished: Finished) -> Tensor:
-        """float32 [B], on the CPU; NaN where a function has no opinion; a model always has one."""
+        """float32 [B], of a function on the CPU, of a model on its device; NaN is a function's "no opinion"."""
         ...
 
 

@@ -84,7 +84,7 @@ def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], arg
     was_training = model.training
     model.eval()
     sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-    scores = score_rows(model, sides, args.per_device_eval_batch_size, show="score pairs")
+    scores = score_rows(model, sides, args.per_device_eval_batch_size, show="score pairs").cpu()
     model.train(was_training)
     chosen, rejected = scores.chunk(2)
     loss = preference_loss(chosen, rejected, args).item()

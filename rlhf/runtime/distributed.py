@@ -29,11 +29,19 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(values.double(), reduction="sum")
 
 
-def all_max(accelerator: Accelerator, value: int) -> int:
-    """The largest of the ranks' numbers: one collective, none for a single process."""
-    if accelerator.num_processes == 1:
-        return value
-    return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+def share_plan(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:
+    """counts, 0 where another rank knows, summed over ranks; of each of rounds the largest of any rank.
+
+    One collective for both, none for a single process.
+    """
+    world = accelerator.num_processes
+    if world == 1:
+        return counts, rounds
+    own = [0] * (len(rounds) * world)
+    own[accelerator.process_index :: world] = rounds
+    found = accelerator.reduce(torch.tensor(counts + own, device=accelerator.device), reduction="sum").tolist()
+    everyone = found[len(counts) :]
+    return found[: len(counts)], [max(everyone[i : i + world]) for i in range(0, len(everyone), world)]
 
 
 def gradient_norm(model: torch.nn.Module) -> float:

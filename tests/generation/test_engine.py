@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from rlhf.generation.engine import generate
-from rlhf.generation.sampling import inverse_cdf, uniforms
+from rlhf.generation.sampling import in_whole_numbers, inverse_cdf, uniforms
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 
@@ -55,6 +55,27 @@ def test_inverse_cdf_by_hand():
     logits = torch.tensor([0.2, 0.0, 0.5, 0.3]).log().expand(6, 4)  # token 1 has probability 0
     u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 0.9999999])
     assert inverse_cdf(logits, u, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_whole_numbers_say_what_floats_say():
+    logits = torch.randn(200, 5000, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    cumulative, target = in_whole_numbers(logits.softmax(-1), u)
+    exact = logits.double().softmax(-1).cumsum(-1)
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    # A quantile within the rounding of a float32 softmax of a token's edge may fall on either side of it.
+    below = torch.cat([torch.zeros(200, 1), exact], 1).gather(1, found.unsqueeze(1)).squeeze(1)
+    above = exact.gather(1, found.unsqueeze(1)).squeeze(1)
+    assert ((below - 1e-6 <= u) & (u <= above + 1e-6)).all()
+    assert (found == torch.searchsorted(exact, u.double().unsqueeze(1), right=True).squeeze(1)).float().mean() > 0.99
+
+
+def test_whole_numbers_by_hand():
+    probabilities = torch.tensor([0.25, 0.0, 0.5, 0.25]).expand(5, 4)
+    u = torch.tensor([0.0, 0.2499999, 0.25, 0.75, 0.9999999])
+    cumulative, target = in_whole_numbers(probabilities, u)
+    assert cumulative[0].tolist() == [2**38, 2**38, 3 * 2**38, 2**40]
+    assert torch.searchsorted(cumulative, target, right=True).squeeze(1).tolist() == [0, 0, 2, 3, 3]
 
 
 def test_inverse_cdf_frequencies_are_the_probabilities():

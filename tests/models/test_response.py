@@ -6,6 +6,7 @@ import obvious
 import pytest
 import tiny
 import torch
+from padded import run
 from torch.testing import assert_close
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
@@ -14,7 +15,7 @@ from rlhf.functional.padding import left_pad, right_pad
 from rlhf.models import response
 from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.models.fused import fuse_gelu
-from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, rows_of, trunk_states
+from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, texts_of, trunk_states
 
 PROMPTS = [list(range(3, 3 + n)) for n in (9, 1, 4, 17, 2)]
 RESPONSES = [list(range(50, 50 + n)) for n in (1, 7, 3, 5, 2)]
@@ -58,7 +59,7 @@ def test_losses_and_gradients_are_those_of_whole_logits_on_padded_rows(monkeypat
     if chunk:  # rows of 7 logits at a time, made once more in the backward pass
         monkeypatch.setattr(response, "_MOST_LOGITS", chunk * policy.config.vocab_size)
     ids, attention, mask = packed()
-    logp, entropy, values = fast(ids, attention, mask.shape[1])
+    logp, entropy, values = run(fast, ids, attention, mask.shape[1])
     loss, grads = gradients(fast, logp, values, mask)
 
     logits = obvious.response_logits(slow.policy, ids, attention, mask.shape[1])
@@ -127,16 +128,30 @@ def test_a_trunk_comes_back_after_an_error():
     assert model.base_model is trunk
 
 
-def test_rows_have_no_gap():
-    ids, attention, mask = packed()
-    rows = rows_of(ids, attention, mask.shape[1])
-    assert rows.ids.shape == (5, 22)  # the longest text, where prompts and responses side by side take 24
-    for row, prompt, answer in zip(rows.ids.tolist(), PROMPTS, RESPONSES, strict=True):
-        assert row[: len(prompt) + len(answer)] == prompt + answer
-    assert rows.tokens.tolist() == [token for row in RESPONSES for token in row]
-    assert rows.before.tolist() == [8, 0, 3, 16, 1]
-    assert rows.spread(rows.tokens)[mask].tolist() == rows.tokens.tolist()
-    assert rows.columns[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+def test_texts_have_no_gap_and_know_where_their_tokens_are():
+    first, second = texts_of(PROMPTS, RESPONSES, [[0, 3], [4, 1, 2]], 7, "cpu")
+    assert first.ids.shape == (2, 22)
+    assert second.ids.shape == (3, 8)
+    for texts, rows in ((first, [0, 3]), (second, [4, 1, 2])):
+        whole = [PROMPTS[i] + RESPONSES[i] for i in rows]
+        assert texts.lengths.tolist() == [len(row) for row in whole]
+        for row, text in zip(texts.ids.tolist(), whole, strict=True):
+            assert row[: len(text)] == text
+        assert texts.tokens.tolist() == [token for i in rows for token in RESPONSES[i]]
+        assert texts.ids.flatten()[texts.before + 1].tolist() == texts.tokens.tolist()
+        assert texts.ids.flatten()[texts.last].tolist() == [RESPONSES[i][-1] for i in rows]
+    assert first.before.tolist() == [8, 22 + 16, 22 + 17, 22 + 18, 22 + 19, 22 + 20]
+    assert second.places.tolist() == [28, 29, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]  # row x 7 + column
+
+
+def test_what_is_picked_at_tokens_sends_its_gradient_back_there():
+    (texts,) = texts_of(PROMPTS, RESPONSES, [[0, 3, 1]], 7, "cpu")
+    states = noise(3, 22, 2, seed=0).requires_grad_()
+    weights = noise(13, 2, seed=1)
+    (texts.at_tokens(states) * weights).sum().backward()
+    found, states.grad = states.grad, None
+    (states.flatten(0, 1)[texts.before] * weights).sum().backward()
+    assert torch.equal(found, states.grad)
 
 
 def test_no_more_logits_at_once_than_asked_for(monkeypatch):

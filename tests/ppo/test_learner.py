@@ -25,6 +25,7 @@ class Rank:
         self.process_index, self.num_processes = index, world
         self.step, self.gradient_accumulation_steps = 0, 1
         self.distributed_type = DistributedType.NO
+        self.device = torch.device("cpu")
 
     def accumulate(self, model):
         return contextlib.nullcontext()
@@ -74,6 +75,11 @@ def experience(count=8):
     return rows, Targets(noise[3] * mask, noise[4] * mask, noise[3] * mask)
 
 
+def numbers_of(texts):
+    """Each row's number: the token before its response is 100 + that."""
+    return [token - 100 for token in texts.ids.flatten().tolist() if 100 <= token < 110]
+
+
 def update(rows=None, targets=None, places=None, n_global=None, rank=None, learning_rate=0.0, **options):
     """One learn(); returns the roles, their gradients at each optimizer step, the rows of each pass, the sums."""
     if rows is None:
@@ -86,8 +92,8 @@ def update(rows=None, targets=None, places=None, n_global=None, rank=None, learn
     optimizer.register_step_pre_hook(
         lambda *_: steps.append({n: p.grad.clone() for n, p in roles.named_parameters() if p.grad is not None})
     )
-    roles.register_forward_pre_hook(lambda _, inputs: passes.append((inputs[0][:, -inputs[2] - 1] - 100).tolist()))
-    places = torch.arange(len(rows.ids)) if places is None else places
+    roles.register_forward_pre_hook(lambda _, inputs: passes.append(numbers_of(inputs[0])))
+    places = range(len(rows.ids)) if places is None else places
     sums = Learner(roles, optimizer, rank or Rank(), args).learn(rows, targets, places, n_global or len(places), 1)
     return roles, steps, passes, sums
 
@@ -159,28 +165,23 @@ def test_two_ranks_gradients_are_those_of_one(monkeypatch, count, minibatches):
         mine = list(range(count))[index::2]
         fill = -(-count // 2) - len(mine)
         part = select(rows, torch.tensor(mine + [0] * fill))
-        places = torch.tensor(mine + [-1] * fill)
-        part["real"] = places >= 0
+        places = mine + [-1] * fill
+        part["real"] = torch.tensor(places) >= 0
         part["mask"] = part["mask"] & part["real"].unsqueeze(1)
         aims = Targets(**select(targets, torch.tensor(mine + [0] * fill)))
         where = {"places": places, "n_global": count, "rank": Rank(index, 2)}
         return update(Rollout(**part), aims, **where, gradient_accumulation_steps=4, **options)
 
-    # The weights stay as they are, so that the ranks can run one after the other: first for the token counts
-    # that each would send, then with their sums.
-    sent: list[list[torch.Tensor]] = [[], []]
-    counts: list[list[int]] = [[], []]
-    for index in range(2):
-        monkeypatch.setattr(module, "all_max", lambda _, n, i=index: (counts[i].append(n), n)[1])
-        monkeypatch.setattr(module, "all_sum", lambda _, x, i=index: (sent[i].append(x.double()), x)[1])
-        rank_of(index)
-    ranks = []
-    for index in range(2):
-        totals = iter([a + b for a, b in zip(*sent, strict=True)])
-        most = iter([max(pair) for pair in zip(*counts, strict=True)])
-        monkeypatch.setattr(module, "all_max", lambda _, n, most=most: next(most))
-        monkeypatch.setattr(module, "all_sum", lambda _, x, totals=totals: next(totals))
-        ranks.append(rank_of(index))
+    # The weights stay as they are, so that the ranks can run one after the other: first for what each would send,
+    # then with what comes of it.
+    sent = []
+    for _ in range(2):
+        monkeypatch.setattr(module, "share_plan", lambda _, *plan: (sent.append(plan), plan)[1])
+        rank_of(len(sent))
+    counts = [a + b for a, b in zip(sent[0][0], sent[1][0], strict=True)]
+    rounds = [max(pair) for pair in zip(sent[0][1], sent[1][1], strict=True)]
+    monkeypatch.setattr(module, "share_plan", lambda _, *plan: (counts, rounds))
+    ranks = [rank_of(index) for index in range(2)]
     assert len(ranks[0][2]) == len(ranks[1][2])  # lock-step: as many forward passes on both
     assert ranks[0][3]["tokens"] + ranks[1][3]["tokens"] == sum(LENGTHS[:count])
     for one, first, second in zip(alone[1], ranks[0][1], ranks[1][1], strict=True):

@@ -72,7 +72,8 @@ def targets():
 
 def learned(share=1.0):
     numbers = {name: value * (1 if name == "ratio_max" else share) for name, value in LEARNED.items()} | COUNTS
-    return {name: tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    plain = ("tokens", "minibatches", "updates", "skipped")
+    return {name: value if name in plain else tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
 
 def row_of(one, aims, rank=None, share=1.0):

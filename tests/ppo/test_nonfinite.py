@@ -7,13 +7,12 @@ import pytest
 import tiny
 import torch
 from test_learner import LENGTHS, Rank, assert_same, experience, update
-from test_rollout import config
 from tiny_ppo import PROMPTS, metrics, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
+from rlhf.functional.batching import passes_of
 from rlhf.ppo import learner as module
-from rlhf.ppo.rollout import passes
 
 
 def test_a_gradient_that_is_not_finite_takes_no_step():
@@ -52,7 +51,7 @@ def test_a_loss_that_is_not_finite_takes_no_step_though_its_gradient_is():
     assert len(steps) == 7
     assert sums["skipped"] == 1
     assert sums["tokens"] == rows.mask.sum() - LENGTHS[3]  # what was left out is in no mean
-    assert all(sums[name].isfinite() for name in sums)
+    assert all(math.isfinite(number) for number in sums.values())
 
 
 def lines(folder, name="skipped.jsonl"):
@@ -249,19 +248,18 @@ def test_micro_batches_by_tokens_do_not_change_the_update():
 
 
 def test_no_group_exceeds_its_tokens():
-    lengths = experience()[0].attention.sum(1)
-    groups = passes(lengths, config(micro_batch_tokens=24), 8)
-    assert sorted(torch.cat(groups).tolist()) == list(range(8))
+    lengths = experience()[0].attention.sum(1).tolist()
+    groups = passes_of(lengths, 8, "cpu", 24)
+    assert sorted(row for group in groups for row in group) == list(range(8))
     assert any(len(group) > 1 for group in groups)
-    assert all(len(group) == 1 or len(group) * lengths[group].max() <= 24 for group in groups)
-    assert [len(group) for group in passes(lengths, config(micro_batch_tokens=1), 8)] == [1] * 8
+    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 24 for group in groups)
+    assert [len(group) for group in passes_of(lengths, 8, "cpu", 1)] == [1] * 8
 
 
 def test_ranks_do_as_many_passes_as_the_one_with_most(monkeypatch):
-    monkeypatch.setattr(module, "all_max", lambda _, count: count + 3)
+    monkeypatch.setattr(module, "share_plan", lambda _, counts, rounds: (counts, [n + 3 for n in rounds]))
     rows, targets = experience()
-    places = torch.arange(8) * 2
-    monkeypatch.setattr(module, "all_sum", lambda _, x: x.double())
+    places = range(0, 16, 2)
     options = {"micro_batch_tokens": 1000, "per_device_train_batch_size": 8}
     _, steps, passes, sums = update(rows, targets, places=places, n_global=16, rank=Rank(0, 2), **options)
     assert [len(rows) for rows in passes] == [8, 1, 1, 1]  # three with a row that counts for nothing

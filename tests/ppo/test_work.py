@@ -127,7 +127,7 @@ def constructed(monkeypatch, rank=0, world=1, packed=False):
         rewards=[],
         asked=[],
         decoded=[(3, 4), (3, 1), (2, 1)],
-        observed=[torch.tensor([1, 0]), torch.tensor([2])],
+        observed=[[1, 0], [2]],
     )
     # Prompts of 4, 2 and 3 tokens, responses of 3, 1 and 2.
     experience = SimpleNamespace(
@@ -140,7 +140,7 @@ def constructed(monkeypatch, rank=0, world=1, packed=False):
 
 def test_a_packed_step_by_hand(monkeypatch):
     meter, experience, policy, critic = constructed(monkeypatch, packed=True)
-    passes = [torch.tensor([0, 2]), torch.tensor([1]), torch.zeros(0, dtype=torch.long)]
+    passes = [[0, 2], [1], []]
     work = meter.step(experience, passes, {"score": 2.0, "learn": 4.0})
     # All texts are of one token: of 7 and 3 the second is the beginning of the first, of 7 and 5 likewise.
     score, learn = work["score"], work["learn"]
@@ -157,18 +157,18 @@ def test_what_a_window_cuts_goes_through_with_padding(monkeypatch):
     meter, experience, _, _ = constructed(monkeypatch, packed=True)
     meter.roles.trained.policy.config.sliding_window = 5
     meter.roles.trained.critic = meter.roles.trained.policy
-    passes = [torch.tensor([0]), torch.tensor([1, 2])]
+    passes = [[0], [1, 2]]
     learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
     # 7 by itself; of 3 and 5 the first is the beginning of the second.
     assert (learn.real, learn.computed) == (2 * (7 + 5), 2 * (7 + 5))
-    passes = [torch.tensor([0, 1]), torch.tensor([2])]
+    passes = [[0, 1], [2]]
     learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
     assert (learn.real, learn.computed) == (2 * (7 + 3 + 5), 2 * (14 + 5))
 
 
 def test_a_step_by_hand(monkeypatch):
     meter, experience, policy, critic = constructed(monkeypatch)
-    passes = [torch.tensor([0, 2]), torch.tensor([1]), torch.zeros(0, dtype=torch.long)]
+    passes = [[0, 2], [1], []]
     work = meter.step(experience, passes, {"generate": 1.0, "score": 2.0, "learn": 4.0})
     generate, score, learn = (work[name] for name in PHASES)
 
@@ -200,7 +200,7 @@ def test_decoding_that_computes_longer_than_it_reads_is_held_to_that(monkeypatch
 
 def test_filler_rows_are_padding(monkeypatch):
     meter, experience, _, _ = constructed(monkeypatch, rank=1, world=2)
-    work = meter.step(experience, [torch.tensor([0, 1])], dict.fromkeys(PHASES, 1.0))
+    work = meter.step(experience, [[0, 1]], dict.fromkeys(PHASES, 1.0))
     assert (work["generate"].tokens, work["generate"].real, work["generate"].computed) == (4, 6 + 2, 12 + 5)
     assert (work["score"].tokens, work["score"].real, work["score"].computed) == (10, 30, 3 * (14 + 5))
     assert work["learn"].tokens == 10

@@ -1,0 +1,117 @@
+"""The policy as a stock model to sample from: adapters added in, matrices in the precision that is computed in.
+
+Sampling reads every matrix once a token. Under autocast each would be cast first, and an adapter beside each would
+double the kernels. So there is a copy of the matrices, made once and refreshed before each rollout, which also stays
+where it is, as a captured CUDA graph needs it. All else is the policy's own.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.models.fused import fuse_gelu
+from rlhf.models.lora import PARTS, SplitProjection
+from rlhf.models.unmasked import is_plain
+
+_Source = Callable[[], Tensor]
+
+
+def can_copy(policy: Any) -> bool:
+    """Whether a policy is transformers' own of a plain kind, as it is or under one plain LoRA adapter a layer."""
+    if not is_plain(policy) or getattr(policy, "is_quantized", False):
+        return False
+    if not isinstance(policy, PeftModel):
+        return True
+    if getattr(policy.get_base_model(), "is_quantized", False):
+        return False
+    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    return all(_is_plain_lora(layer) for layer in layers) and not any(
+        getattr(config, "modules_to_save", None) for config in policy.peft_config.values()
+    )
+
+
+def _is_plain_lora(layer: Any) -> bool:
+    if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or layer.merged:
+        return False
+    name = layer.active_adapters[0]
+    bias = getattr(layer.lora_B[name], "bias", None) if name in layer.lora_B else None
+    return name not in layer.lora_variant and bias is None and type(layer.get_base_layer()) in (nn.Linear, Conv1D)
+
+
+class SamplingCopy:
+    """A model of the policy's architecture. `refresh` brings its matrices up to date."""
+
+    def __init__(self, policy: Any, dtype: torch.dtype | None) -> None:
+        """dtype: what matrices are computed in, None as they are. Without one, and without adapters, none is copied."""
+        base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        with torch.device("meta"):
+            self.model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), attn_implementation="sdpa")
+        fuse_gelu(self.model)
+        self.model.eval()
+        self._own: list[tuple[nn.Parameter, _Source]] = []
+        modules = dict(base.named_modules())
+        for name, module in self.model.named_modules():
+            source: Any = modules[name]
+            if type(module) in (nn.Linear, Conv1D):
+                self._take_matrix(module, source, dtype)
+            else:
+                for key, tensor in [*source.named_parameters(recurse=False), *source.named_buffers(recurse=False)]:
+                    setattr(module, key, tensor)
+
+    def _take_matrix(self, module: Any, source: Any, dtype: torch.dtype | None) -> None:
+        parts = [getattr(source, part) for part in PARTS] if isinstance(source, SplitProjection) else [source]
+        adapted = any(isinstance(part, LoraLinear) for part in parts)
+        first: Any = parts[0].get_base_layer() if isinstance(parts[0], LoraLinear) else parts[0]
+        if len(parts) == 1 and not adapted and dtype in (None, first.weight.dtype):
+            module.weight, module.bias = first.weight, first.bias
+            return
+        turned = isinstance(module, Conv1D) and not isinstance(first, Conv1D)
+
+        def weight() -> Tensor:
+            whole = torch.cat([_weight(part) for part in parts]) if len(parts) > 1 else _weight(parts[0])
+            return whole.t() if turned else whole
+
+        module.weight = self._kept(module.weight, weight, dtype or first.weight.dtype, first.weight.device)
+        if first.bias is not None:
+            module.bias = self._kept(
+                module.bias,
+                lambda: torch.cat([part.bias for part in parts]),
+                dtype or first.bias.dtype,
+                first.bias.device,
+            )
+
+    def _kept(self, like: Tensor, source: _Source, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+        parameter = nn.Parameter(torch.empty(like.shape, dtype=dtype, device=device), requires_grad=False)
+        self._own.append((parameter, source))
+        return parameter
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy what has changed since the last rollout; no wait."""
+        for parameter, source in self._own:
+            parameter.copy_(source())
+
+
+def _weight(layer: Any) -> Tensor:
+    if not isinstance(layer, LoraLinear):
+        found: Tensor = layer.weight
+        return found
+    own: Any = layer
+    base: Tensor = own.get_base_layer().weight
+    name = own.active_adapters[0]
+    # In the precision of the base: rounded once, to that of the copy.
+    return base + own.get_delta_weight(name).to(base.dtype) if name in own.lora_A else base
+
+
+def copied_bytes(policy: nn.Module, size: int) -> int:
+    """Of the matrices that a copy in numbers of `size` bytes holds."""
+    layers: Any = [layer for layer in policy.modules() if type(layer) in (nn.Linear, Conv1D)]
+    return size * sum(layer.weight.numel() for layer in layers)
