@@ -79,12 +79,12 @@ def metrics_row(
 
 def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict[str, float]:
     """Each sum over all ranks: one collective, and the one wait of a step's metrics."""
-    there = {name: x for name, x in sums.items() if isinstance(x, Tensor)}
-    device = next(iter(there.values())).device
-    here = {name: x for name, x in sums.items() if not isinstance(x, Tensor)}
-    numbers = to_device(torch.tensor(list(here.values()), dtype=torch.float64), device)
-    values = torch.cat([torch.stack([x.double() for x in there.values()]), numbers])
-    return dict(zip([*there, *here], all_sum(accelerator, values).tolist(), strict=True))
+    device = next(x.device for x in sums.values() if isinstance(x, Tensor))
+    plain = [x for x in sums.values() if not isinstance(x, Tensor)]
+    numbers = iter(to_device(torch.tensor(plain, dtype=torch.float64), device).unbind())
+    # In the order of the names, which is the same on all ranks: which of them are plain numbers is not.
+    values = torch.stack([x.double() if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
+    return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
 
 
 def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> dict[str, Tensor]:

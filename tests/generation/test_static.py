@@ -1,0 +1,128 @@
+"""Decoding with fixed shapes says what decoding with growing ones says, run as it is, replayed or compiled."""
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig
+from replay import capture
+from torch.testing import assert_close
+
+from rlhf.generation import static
+from rlhf.generation.engine import generate
+from rlhf.generation.sampling import uniforms
+from rlhf.generation.static import StaticDecoder
+from rlhf.models.lora import add_lora
+from rlhf.models.sampling_copy import SamplingCopy, can_copy
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [3, 4, 5, 6]]
+EOS = list(range(0, 400, 40))  # so many that rows end at different times
+LORA = LoraConfig(
+    task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+)
+MAKE = {"gpt2": tiny.gpt2, "llama": tiny.llama}
+
+
+def decode(decoder, model, prompts=PROMPTS, steps=40, step=1, seen=None):
+    u = uniforms(0, step, [str(i) for i in range(len(prompts))], steps)
+    with torch.no_grad():
+        rows = decoder.decode(
+            model, prompts, u, EOS, 0.9, lambda *shape: (seen if seen is not None else []).append(shape)
+        )
+    return [row[: next((i for i, token in enumerate(row) if token in EOS), len(row) - 1) + 1] for row in rows]
+
+
+def growing(model, prompts=PROMPTS, steps=40, step=1):
+    return generate(model, prompts, uniforms(0, step, [str(i) for i in range(len(prompts))], steps), EOS, 0.9)
+
+
+def adapted(make):
+    torch.manual_seed(0)
+    return add_lora(make(), LORA).eval()
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_tokens_are_those_of_a_cache_that_grows(family):
+    model, seen = MAKE[family]().eval(), []
+    expected = growing(model)
+    assert decode(StaticDecoder(), model, seen=seen) == expected
+    assert len({len(row) for row in expected}) > 2
+    assert seen[0] == (5, 7)  # the prompts
+    assert {rows for rows, _ in seen[1:]} <= {8, 4, 2, 1}  # then powers of two, which fall as rows end
+    assert len({rows for rows, _ in seen[1:]}) > 1
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_a_replayed_step_says_the_same_in_every_batch(family):
+    model, decoder = MAKE[family]().eval(), StaticDecoder(capture)
+    for step, prompts in enumerate((PROMPTS, PROMPTS[::-1], PROMPTS[:3] + PROMPTS[:2])):
+        assert decode(decoder, model, prompts, step=step) == growing(model, prompts, step=step)
+    captured = len(decoder._steps)
+    assert captured <= 4  # of 8, 4, 2 and 1 rows: captured once, replayed in all batches
+    with torch.no_grad():
+        for parameter in model.parameters():  # as an optimizer does
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert decode(decoder, model, step=7) == growing(model, step=7)
+    assert len(decoder._steps) >= captured
+
+
+def test_other_shapes_are_captured_anew_and_memory_of_one_shape_is_kept(monkeypatch):
+    model, decoder = tiny.gpt2().eval(), StaticDecoder(capture)
+    for prompts, steps in ((PROMPTS, 20), (PROMPTS[:2], 20), (PROMPTS, 70)):
+        assert decode(decoder, model, prompts, steps) == growing(model, prompts, steps)
+    monkeypatch.setattr(static, "_GRAPHS", 1)
+    assert decode(decoder, model) == growing(model)
+    assert len(decoder._steps) == 1
+
+
+@pytest.mark.parametrize("family", MAKE)
+def test_a_step_can_be_compiled_whole(family):
+    """No shape depends on data, and no line of Python on a tensor: the compiler takes the step as one graph."""
+
+    def compiled(step):
+        return torch.compile(step, backend="aot_eager", fullgraph=True)
+
+    model = MAKE[family]().eval()
+    assert decode(StaticDecoder(compiled), model, steps=20) == growing(model, steps=20)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", MAKE)
+def test_a_copy_follows_the_policy(family, lora):
+    model = adapted(MAKE[family]) if lora else MAKE[family]().eval()
+    assert can_copy(model)
+    twin = SamplingCopy(model, None)
+    ids = torch.tensor([PROMPTS[2]])
+    for seed in (1, 2):
+        with torch.no_grad():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+            twin.refresh()
+            assert_close(twin.model(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    assert decode(StaticDecoder(capture), twin.model) == growing(model)
+    types = {type(module).__name__ for module in twin.model.modules()}
+    assert not types & {"SplitProjection", "LoraLinear", "Linear4bit"}
+    # With all weights trained and in one precision, the copy holds none of its own.
+    assert {p.data_ptr() for p in twin.model.parameters()} == {p.data_ptr() for p in model.parameters()} or lora
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_copy_in_bf16_is_as_near_to_float32_as_autocast(lora):
+    """Adapters are added in before the one rounding that autocast makes, too."""
+    model = adapted(tiny.llama) if lora else tiny.llama().eval()
+    ids = torch.randint(3, 200, (16, 30), generator=torch.Generator().manual_seed(0))
+    exact = model(ids).logits.log_softmax(-1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        twin = SamplingCopy(model, torch.bfloat16)
+        twin.refresh()
+        plain, copied = (one(ids).logits.float().log_softmax(-1) for one in (model, twin.model))
+    assert (copied - exact).abs().mean() < 1.1 * (plain - exact).abs().mean()
+    if not lora:
+        assert torch.equal(copied, plain)
+
+
+def test_what_cannot_be_copied_is_sampled_as_it_is():
+    assert not can_copy(add_lora(tiny.llama(), LoraConfig(target_modules=["q_proj"], use_dora=True)))
+    two = adapted(tiny.llama)
+    two.add_adapter("other", LORA)
+    two.base_model.set_adapter(["default", "other"])
+    assert not can_copy(two)
