@@ -83,6 +83,7 @@ class PPOTrainer(TrainerBase):
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
+        self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)

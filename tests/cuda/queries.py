@@ -75,7 +75,7 @@ def patches(waited: Callable[[str], None], arrived: Callable[[], None]) -> Itera
         def __init__(self, *_: Any, **__: Any) -> None:
             self.device = device()
 
-        query = answers(True)
+        query, is_capturing = answers(True), answers(False)
         wait_stream = wait_event = nothing
 
         def synchronize(self) -> None:
