@@ -76,15 +76,6 @@ class Pretend(torch.Tensor):
     def __array__(self, *_: Any, **__: Any) -> Any:
         return self.numpy()
 
-    @property
-    def data(self) -> torch.Tensor:
-        return torch._C.TensorBase.data.__get__(self)
-
-    @data.setter
-    def data(self, new: torch.Tensor) -> None:
-        torch._C.TensorBase.data.__set__(self, new)
-        self.data_ = new.data_
-
     def __reduce_ex__(self, protocol: Any) -> Any:  # torch.save
         _copied("d2h", waits=True, what="to cpu (pickled)")
         return self.data_.detach().__reduce_ex__(protocol)
@@ -185,6 +176,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _look(func, args, kwargs, on_device, on_cpu, target)
     if target == "cuda":
         kwargs = kwargs | {"device": torch.device("cpu")}
+    if func.namespace == "c10d" and "base_" in str(func):  # NCCL looks at numbers of elements only, gloo at shapes
+        args = tree_map(lambda x: x.data_.view(-1) if isinstance(x, Pretend) else x, args)
     out = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
     if func is aten._to_copy.default and target == "cpu" and on_device and kwargs.get("non_blocking"):
         out = _pinned(out)  # as CUDA's copy makes it
@@ -194,12 +187,20 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays_there = on_device and target != "cpu" and func is not aten._local_scalar_dense.default
     if not (stays_there or target == "cuda"):
         return out
+    if func is aten.detach.default and type(args[0]) is not Pretend:  # a kind of parameter of bitsandbytes'
+        return _same_kind(args[0], out)
     known = {id(x.data_): x for x in on_device}  # an operation in place returns its argument
 
     def wrap(x: Any) -> Any:
         return known[id(x)] if id(x) in known else Pretend(x) if isinstance(x, torch.Tensor) else x
 
     return tree_map(wrap, out)
+
+
+def _same_kind(x: Pretend, data: torch.Tensor) -> Pretend:
+    new = Pretend.__new__(type(x), data)
+    new.__dict__.update(x.__dict__ | {"data_": data})
+    return new
 
 
 def _bare(x: Any) -> Any:
@@ -327,6 +328,37 @@ def one_kernel(name: str) -> Iterator[None]:
         _inside -= 1
 
 
+def _get_data(x: torch.Tensor) -> torch.Tensor:
+    return Pretend(x.data_) if isinstance(x, Pretend) else torch._C.TensorBase.data.__get__(x)
+
+
+def _set_data(x: torch.Tensor, new: torch.Tensor) -> None:
+    """x.data = new, which may be on the other device."""
+    torch._C.TensorBase.data.__set__(x, new)
+    if isinstance(new, Pretend):
+        if not isinstance(x, Pretend):
+            x.__class__ = _kind(type(x)) if type(x) is not torch.Tensor else Pretend
+        x.data_ = new.data_
+
+
+def _make_subclass(make: Any) -> Any:
+    """Parameters of kinds of their own (bitsandbytes') over tensors of the device."""
+
+    def made(cls: Any, data: torch.Tensor, requires_grad: bool = False, **options: Any) -> torch.Tensor:
+        if not isinstance(data, Pretend):
+            return make(cls, data, requires_grad, **options)
+        new = Pretend.__new__(cls if issubclass(cls, Pretend) else _kind(cls), data.data_)
+        new.data_ = data.data_
+        return new.requires_grad_(requires_grad)
+
+    return staticmethod(made)
+
+
+@cache
+def _kind(cls: Any) -> Any:
+    return type(cls)(cls.__name__, (cls, Pretend), {"__init__": lambda *_, **__: None})
+
+
 class _Attention(torch.autograd.Function):
     """Attention by its formula, counted as one kernel each way."""
 
@@ -374,6 +406,8 @@ def pretend(strict: bool = True) -> Iterator[counts.Counts]:
     functional = torch.nn.functional
     patches = [*queries.patches(waited, arrived)]
     patches += [(functional, "scaled_dot_product_attention", _attention(functional.scaled_dot_product_attention))]
+    patches += [(torch.Tensor, "data", property(_get_data, _set_data))]
+    patches += [(torch.Tensor, "_make_subclass", _make_subclass(torch.Tensor._make_subclass))]
     patches += [(torch.Tensor, name, _reads_memory(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
     with contextlib.ExitStack() as stack:
         for owner, name, new in patches:

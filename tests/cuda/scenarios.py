@@ -268,6 +268,32 @@ def comparison(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def quantised(folder: Path, bits: int = 4, **options: Any) -> dict[str, Any]:
+    """Adapters on a base of 4 or 8 bits, loaded as scripts load it."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    make = tiny._llama_config
+
+    def wider() -> Any:  # whole blocks of 64 weights share a scale
+        config = make()
+        config.hidden_size, config.intermediate_size = 64, 128
+        return config
+
+    tiny._llama_config = wider
+    kinds = {"model": AutoModelForCausalLM, "reward_model": AutoModelForSequenceClassification}
+    made = {"model": tiny.llama(), "reward_model": tiny.llama_reward()}
+    given = {}
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    for name, kind in kinds.items():
+        made[name].save_pretrained(folder / name)
+        given[name] = kind.from_pretrained(folder / name, quantization_config=quantised)
+    devices = {name: sorted({p.device.type for p in model.parameters()}) for name, model in given.items()}
+    print(devices)
+    return ppo(folder, family="llama", lora=True, given=given, **options) | {"devices": devices}
+
+
 def _saved(folder: Path, model: Any, tokenizer: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -287,6 +313,7 @@ SCENARIOS = {
     "not_finite_score": not_finite_score,
     "not_finite_loss": not_finite_loss,
     "callbacks": callbacks,
+    "quantised": quantised,
     "reward": reward,
     "evaluation": evaluation,
     "comparison": comparison,
