@@ -178,7 +178,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = kwargs | {"device": torch.device("cpu")}
     if func.namespace == "c10d" and "base_" in str(func):  # NCCL looks at numbers of elements only, gloo at shapes
         args = tree_map(lambda x: x.data_.view(-1) if isinstance(x, Pretend) else x, args)
+    drawn_by = kwargs.get("generator")
+    if drawn_by is not None and drawn_by.device.type == "cuda":
+        kwargs = kwargs | {"generator": torch.Generator().set_state(drawn_by.get_state())}
     out = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
+    if drawn_by is not None:
+        drawn_by.set_state(kwargs["generator"].get_state())
     if func is aten._to_copy.default and target == "cpu" and on_device and kwargs.get("non_blocking"):
         out = _pinned(out)  # as CUDA's copy makes it
         _in_flight.add(out.untyped_storage().data_ptr())
@@ -238,7 +243,7 @@ def _look(
     if func in _UNDETERMINED and args[0].is_floating_point() and torch.are_deterministic_algorithms_enabled():
         fault(f"{func}: CUDA has no deterministic kernel for it")
     generator = kwargs.get("generator")
-    if generator is not None and type(generator) is not queries.Generator:
+    if generator is not None and generator.device.type != "cuda":
         fault(f"{func}: expected a 'cuda' device type for generator but found 'cpu'")
     if func is aten._local_scalar_dense.default or func is aten.equal.default:
         waited("item")
@@ -365,6 +370,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sdpa: Any, options: dict[str, Any], q: Any, k: Any, v: Any, mask: Any) -> Any:
         ctx.sdpa, ctx.options = sdpa, options
+        ctx.autocast = {"enabled": torch.is_autocast_enabled("cuda"), "dtype": torch.get_autocast_dtype("cuda")}
         ctx.save_for_backward(q, k, v, mask)
         with one_kernel("attention"):
             return sdpa(q, k, v, mask, **options)
@@ -372,7 +378,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         *parts, mask = ctx.saved_tensors
-        with one_kernel("attention backward"), torch.enable_grad():
+        autocast = torch.autocast("cuda", **ctx.autocast, cache_enabled=False)
+        with one_kernel("attention backward"), torch.enable_grad(), autocast:
             parts = [x.detach().requires_grad_() for x in parts]
             grads = torch.autograd.grad(ctx.sdpa(*parts, mask, **ctx.options), parts, grad)
         return None, None, *grads, None

@@ -22,23 +22,6 @@ def _count() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
-_PLAIN = torch.Generator
-
-
-class _MadeOnDevice(type(_PLAIN)):
-    """torch.Generator(...) makes one of these for cuda only; isinstance is about both."""
-
-    def __call__(cls, device: Any = "cpu") -> Any:
-        return super().__call__(device) if torch.device(device).type == "cuda" else _PLAIN(device)
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, _PLAIN)
-
-
-class Generator(_PLAIN, metaclass=_MadeOnDevice):
-    """A generator of the CUDA device."""
-
-
 def patches(waited: Callable[[str], None], arrived: Callable[[], None]) -> Iterator[tuple[Any, str, Any]]:
     """(owner, name, in its place). waited(what): the host waits; arrived(): it knows that all is done."""
 
@@ -150,4 +133,4 @@ def patches(waited: Callable[[str], None], arrived: Callable[[], None]) -> Itera
     }
     for owner, table in ((torch.cuda, cuda), (torch.cuda.random, cuda), (torch.accelerator, accelerator)):
         yield from ((owner, name, new) for name, new in table.items() if hasattr(owner, name))
-    yield from ((torch, "Event", Event), (torch, "Generator", Generator), (torch, "load", load_onto))
+    yield from ((torch, "Event", Event), (torch, "load", load_onto))

@@ -3,8 +3,12 @@
 Each scenario takes a folder to write to and options, and returns facts about itself, all fit for JSON.
 """
 
-import json
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import counts
@@ -102,6 +106,46 @@ def facts(run: PPOTrainer) -> dict[str, Any]:
 def length(prompts: Any, completions: Any, **_: Any) -> list[float]:
     """A reward function."""
     return [float(len(c if isinstance(c, str) else c[0]["content"])) for c in completions]
+
+
+def adapters(folder: Path, dropout: float = 0.1, **options: Any) -> dict[str, Any]:
+    """LoRA with dropout, on a policy that has an adapter already, which is merged first."""
+    from peft import get_peft_model
+
+    policy = tiny_ppo.FAMILIES[options.get("family", "llama")][1]()
+    config = copy.deepcopy(tiny_ppo.LORA)
+    config.lora_dropout = dropout
+    given = {"model": get_peft_model(policy, config), "peft_config": config}
+    return ppo(folder, given=given, family="llama", **options)
+
+
+def going_on_with_an_adapter(folder: Path, **options: Any) -> dict[str, Any]:
+    """A policy that comes with an adapter, a frozen copy of which is the reference."""
+    from peft import get_peft_model
+
+    policy = get_peft_model(tiny.llama(), copy.deepcopy(tiny_ppo.LORA))
+    return ppo(folder, given={"model": policy, "peft_config": None}, family="llama", **options)
+
+
+def pushing(folder: Path, **options: Any) -> dict[str, Any]:
+    """Saving the merged model and the adapter, and uploading them to a hub that takes anything."""
+    import rlhf.ppo.export
+
+    uploaded = []
+
+    class Hub:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path: Path, **_: Any) -> str:
+            uploaded.extend(sorted(path.name for path in folder_path.iterdir()))
+            return "commit"
+
+    rlhf.ppo.export.HfApi = Hub
+    return ppo(folder, save=False, lora=True, push_to_hub=True, **options) | {"uploaded": uploaded}
 
 
 def own_reference(folder: Path, **options: Any) -> dict[str, Any]:
@@ -251,8 +295,8 @@ def evaluation(folder: Path, family: str = "gpt2") -> dict[str, Any]:
 def comparison(folder: Path) -> dict[str, Any]:
     """compare.py, from a run's folder to what it prints."""
     import compare
+
     from rlhf.runtime.run_folder import write_json
-    from dataclasses import asdict
 
     base = _saved(folder / "base", tiny.gpt2(), tiny.gpt2_tokenizer())
     judge = _saved(folder / "judge", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
@@ -260,8 +304,6 @@ def comparison(folder: Path) -> dict[str, Any]:
     (folder / "runs" / "x" / "evaluation").mkdir(parents=True)
     run = {"config": asdict(config), "model_paths": {"base": str(base)}, "status": "done"}
     write_json(folder / "runs" / "x" / "evaluation" / "run.json", run)
-    import sys
-
     sys.argv = ["compare.py", "--run", "x", "--runs_dir", str(folder / "runs"), "--prompt", "hello there"]
     with phase("compare"):
         compare.main()
@@ -294,14 +336,106 @@ def quantised(folder: Path, bits: int = 4, **options: Any) -> dict[str, Any]:
     return ppo(folder, family="llama", lora=True, given=given, **options) | {"devices": devices}
 
 
+def stages(folder: Path) -> dict[str, Any]:
+    """The scripts of a run, each from its recipe: reward model, PPO full and LoRA, evaluation."""
+    import evaluate
+    import tiny_recipe
+    import train_ppo
+    import train_reward
+    from accelerate.state import AcceleratorState
+
+    device = {"use_cpu": False, "bf16": True}
+    changes = {name: device for name in ("reward", "ppo_full", "ppo_lora")}
+    recipe = tiny_recipe.recipe(folder / "recipe", **changes)
+    mains = {
+        "reward": train_reward.main,
+        "ppo_full": train_ppo.main,
+        "ppo_lora": train_ppo.main,
+        "evaluation": evaluate.main,
+    }
+    for name, main in mains.items():
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process of its own each, otherwise
+        sys.argv = [name, "--config", str(recipe / f"{name}.yaml"), "--run", "x", "--runs_dir", str(folder / "runs")]
+        with phase(name):
+            main()
+    return {"stages": sorted(path.name for path in (folder / "runs" / "x").iterdir() if path.is_dir())}
+
+
+def snippets(folder: Path, codes: dict[str, str]) -> dict[str, Any]:
+    """A few lines of Python each: its fault, or None; what it counted; its last line's value as text."""
+    found = {}
+    for name, code in codes.items():
+        before = counts.now().phase
+        *lines, last = code.strip().splitlines()
+        names = {"torch": torch, "x": torch.arange(6.0, device="cuda"), "cpu": torch.arange(6.0)}
+        fault = value = None
+        with phase(name):
+            try:
+                exec("\n".join(lines), names)
+                value = str(eval(last, names))
+            except RuntimeError as error:
+                fault = str(error)
+            except TypeError as error:
+                fault = f"TypeError: {error}"
+            finally:
+                torch.use_deterministic_algorithms(False)
+        assert counts.now().phase == before
+        found[name] = {"fault": fault, "value": value}
+    return found
+
+
+def _leave_reference() -> None:
+    """The reference stays where it was made."""
+    build = rlhf.ppo.trainer.build_roles
+
+    def built(*args: Any) -> Any:
+        roles = build(*args)
+        roles.reference.to = lambda device: None
+        return roles
+
+    rlhf.ppo.trainer.build_roles = built
+
+
+def _mask_on_cpu() -> None:
+    """The policy's loss gets its mask on the CPU."""
+    loss = rlhf.ppo.learner.policy_loss
+
+    def with_mask(logp: Any, old: Any, advantages: Any, mask: Any, *rest: Any) -> Any:
+        return loss(logp, old, advantages, mask.cpu(), *rest)
+
+    rlhf.ppo.learner.policy_loss = with_mask
+
+
+def _sum_on_cpu() -> None:
+    """What is summed over ranks is sent from the CPU."""
+    total = rlhf.ppo.learner.all_sum
+    rlhf.ppo.learner.all_sum = lambda accelerator, values: total(accelerator, values.cpu()).to(values.device)
+
+
+INJECTIONS: dict[str, Callable[[], None]] = {
+    "reference": _leave_reference,
+    "mask": _mask_on_cpu,
+    "all_reduce": _sum_on_cpu,
+}
+
+
+def injected(folder: Path, fault: str, of: str, **options: Any) -> dict[str, Any]:
+    """A scenario with a fault in it."""
+    INJECTIONS[fault]()
+    return SCENARIOS[of](folder, **options)
+
+
 def _saved(folder: Path, model: Any, tokenizer: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-SCENARIOS = {
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "ppo": ppo,
+    "adapters": adapters,
+    "going_on_with_an_adapter": going_on_with_an_adapter,
+    "pushing": pushing,
     "own_reference": own_reference,
     "own_value_model": own_value_model,
     "function": function,
@@ -317,4 +451,7 @@ SCENARIOS = {
     "reward": reward,
     "evaluation": evaluation,
     "comparison": comparison,
+    "stages": stages,
+    "snippets": snippets,
+    "injected": injected,
 }

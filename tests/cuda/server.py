@@ -47,12 +47,12 @@ class PretendCuda:
             command, env=clean | changes, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, scenario: str, limit: float = LIMIT, **options: Any) -> Report:
+    def run(self, scenario: str, /, limit: float = LIMIT, **options: Any) -> Report:
         """What came of a scenario, in a process of its own; past the limit it is killed."""
-        [report] = self.run_ranks(scenario, 1, limit, **options)
+        [report] = self.run_ranks(scenario, 1, limit=limit, **options)
         return report
 
-    def run_ranks(self, scenario: str, processes: int, limit: float = LIMIT, **options: Any) -> list[Report]:
+    def run_ranks(self, scenario: str, processes: int, /, limit: float = LIMIT, **options: Any) -> list[Report]:
         """The same on several ranks; one report each, in order."""
         self._n += 1
         folder = Path(self._folder.name) / str(self._n)

@@ -69,6 +69,11 @@ struct Pinned final : c10::Allocator {
   std::map<void*, size_t> blocks;
 };
 
+// Draws as a CPU's and says that it is the device's.
+struct DeviceGenerator final : at::CPUGeneratorImpl {
+  DeviceGenerator() { device_ = device(); }
+};
+
 }  // namespace
 
 namespace at {
@@ -85,7 +90,7 @@ struct CUDAHooks final : CUDAHooksInterface {
   bool isPinnedPtr(const void* data) const override { return Pinned::get().has(data); }
   Allocator* getPinnedMemoryAllocator() const override { return &Pinned::get(); }
   const Generator& getDefaultGenerator(DeviceIndex) const override { return detail::getDefaultCPUGenerator(); }
-  Generator getNewGenerator(DeviceIndex) const override { return make_generator<CPUGeneratorImpl>(); }
+  Generator getNewGenerator(DeviceIndex) const override { return make_generator<DeviceGenerator>(); }
 };
 REGISTER_CUDA_HOOKS(CUDAHooks)
 
