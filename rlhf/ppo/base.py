@@ -182,8 +182,8 @@ class TrainerBase(Resumable):
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()  # each phase ends with a wait: nothing is left of the one before
+        start = time.perf_counter()  # nothing is left of the phase before: each ends with a wait
         yield
-        if self.accelerator.device.type == "cuda":
+        if name != "generate" and self.accelerator.device.type == "cuda":  # its responses are on the host already
             torch.cuda.synchronize()
         self.timings[name] = time.perf_counter() - start

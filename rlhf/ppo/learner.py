@@ -180,7 +180,8 @@ class Learner:
         filled = [group + [[]] * (max(1, most) - len(group)) for group, most in zip(groups, rounds, strict=True)]
         texts = iter(texts_of(prompts, responses, [rows or [0] for group in filled for rows in group], width, device))
         longest = max(map(len, responses)) * max(len(rows) for group in filled for rows in [*group, [0]])
-        counting = torch.tensor([[False], [True]], device=device).expand(2, longest)
+        counting = torch.ones(2, longest, dtype=torch.bool, device=device)
+        counting[0] = False
         return [
             Minibatch(
                 [Pass(rows, one := next(texts), counting[int(bool(rows)), : len(one.tokens)]) for rows in group],

@@ -18,20 +18,21 @@ class ScoreScaler:
 
     def __init__(self, args: PPOConfig) -> None:
         self.args = args
-        self.reference = Moments(torch.tensor(0.0), torch.tensor(1.0))
+        self.mean, self.std = 0.0, 1.0  # of the reference's samples; plain numbers, which cost no copy to a device
         self.sums = torch.zeros(3, dtype=torch.float64)  # count, sum and sum of squares of all scores so far
 
     def fit(self, raw: Tensor, real: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Moments:
         """Take mean and standard deviation from scores of the reference's responses, float [B], over all ranks."""
         count, total, squares = all_sum(_sums(raw, real)).cpu()
         m = moments(total, squares, count)
-        self.reference = Moments(m.mean.float(), m.std.float().clamp(min=1e-6))
-        return self.reference
+        m = Moments(m.mean.float(), m.std.float().clamp(min=1e-6))
+        self.mean, self.std = m.mean.item(), m.std.item()
+        return m
 
     def __call__(self, raw: Tensor, real: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
         """float [B], reward units -> float [B], what PPO learns from. real: bool [B], False on filler rows."""
         args = self.args
-        score = (raw - self.reference.mean.to(raw)) / self.reference.std.to(raw)
+        score = (raw - self.mean) / self.std
         if args.use_score_scaling:
             self.sums = self.sums + all_sum(_sums(score, real)).cpu()
             m = moments(self.sums[1], self.sums[2], self.sums[0])
@@ -41,11 +42,11 @@ class ScoreScaler:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
-        return {"mean": self.reference.mean, "std": self.reference.std, "sums": self.sums}
+        return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std), "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint."""
-        self.reference, self.sums = Moments(state["mean"], state["std"]), state["sums"]
+        self.mean, self.std, self.sums = state["mean"].item(), state["std"].item(), state["sums"]
 
 
 def _sums(x: Tensor, real: Tensor) -> Tensor:

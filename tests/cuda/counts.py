@@ -33,10 +33,15 @@ class Counts:
         with self._lock:
             self.kernels[self.phase, operation] += 1
 
-    def call(self, label: str) -> None:
+    def call(self, label: str, times: int = 1) -> None:
         """Something was done once more."""
         with self._lock:
-            self.calls[(label,)] += 1
+            self.calls[(label,)] += times
+
+    def n_kernels(self) -> int:
+        """Launches so far."""
+        with self._lock:
+            return sum(self.kernels.values())
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""

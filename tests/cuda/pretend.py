@@ -131,6 +131,7 @@ _NO_KERNEL = {
 _strict = True
 _inside = 0  # of something that is one kernel on a GPU
 _in_flight: set[int] = set()  # memory that copies are on their way to
+_recording: list[tuple[Any, Any, Any, Any]] | None = None  # what a graph is captured of
 
 
 def fault(text: str) -> None:
@@ -143,6 +144,8 @@ def fault(text: str) -> None:
 
 def waited(what: str) -> None:
     """The host waits for all that was asked of the device so far."""
+    if _recording is not None:
+        fault(f"{what}: the host may not wait while a graph is captured")
     now = counts.now()
     now.note(now.syncs, what)
     arrived()
@@ -181,7 +184,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     drawn_by = kwargs.get("generator")
     if drawn_by is not None and drawn_by.device.type == "cuda":
         kwargs = kwargs | {"generator": torch.Generator().set_state(drawn_by.get_state())}
-    out = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
+    bare = tree_map(_bare, args), tree_map(_bare, kwargs)
+    out = func(*bare[0], **bare[1])
+    if _recording is not None and not _is_view(func):
+        _recording.append((func, *bare, out))
     if drawn_by is not None:
         drawn_by.set_state(kwargs["generator"].get_state())
     if func is aten._to_copy.default and target == "cpu" and on_device and kwargs.get("non_blocking"):
@@ -315,6 +321,36 @@ def check_arrived(x: torch.Tensor) -> None:
         fault("memory that an asynchronous copy was on its way to was read before an event or a synchronisation")
 
 
+class CUDAGraph:
+    """Kernels with the memory that they read and write. A replay is one launch and runs no Python of the program."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.recorded: list[tuple[Any, Any, Any, Any]] = []
+        self.kernels = 0
+
+    def replay(self) -> None:
+        """All of them again, on the same memory."""
+        counts.now().kernel("graph")
+        counts.now().call("kernel in a graph", self.kernels)
+        for func, args, kwargs, out in self.recorded:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old is not new:
+                    old.copy_(new)
+
+
+@contextlib.contextmanager
+def _graph(graph: CUDAGraph, **_: Any) -> Iterator[None]:
+    """torch.cuda.graph. A real device runs nothing yet; here kernels run once, and what captures restores its state."""
+    global _recording
+    before = counts.now().n_kernels()
+    _recording = graph.recorded
+    try:
+        yield
+    finally:
+        _recording = None
+        graph.kernels = counts.now().n_kernels() - before
+
+
 class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -413,6 +449,8 @@ def pretend(strict: bool = True) -> Iterator[counts.Counts]:
     functional = torch.nn.functional
     patches = [*queries.patches(waited, arrived)]
     patches += [(functional, "scaled_dot_product_attention", _attention(functional.scaled_dot_product_attention))]
+    graphs = {"graph_pool_handle": lambda: None, "CUDAGraph": CUDAGraph, "graph": _graph}
+    patches += [(torch.cuda, name, new) for name, new in graphs.items()]
     patches += [(torch.Tensor, "data", property(_get_data, _set_data))]
     patches += [(torch.Tensor, "_make_subclass", _make_subclass(torch.Tensor._make_subclass))]
     patches += [(torch.Tensor, name, _reads_memory(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
@@ -425,9 +463,7 @@ def pretend(strict: bool = True) -> Iterator[counts.Counts]:
         torch._C._set_only_lift_cpu_tensors(True)
         # Module.to() keeps the parameters' identity, as on a GPU: an optimizer may hold them already.
         future = torch.__future__
-        stack.callback(
-            future.set_swap_module_params_on_conversion, future.get_swap_module_params_on_conversion()
-        )
+        stack.callback(future.set_swap_module_params_on_conversion, future.get_swap_module_params_on_conversion())
         future.set_swap_module_params_on_conversion(True)
         with _Mode():
             yield counts.fresh()

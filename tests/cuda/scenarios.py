@@ -237,6 +237,24 @@ def callbacks(folder: Path, **options: Any) -> dict[str, Any]:
     return ppo(folder, given={"callbacks": [Norms]}, **options) | {"norms": Norms.seen}
 
 
+def decoding(folder: Path, family: str = "gpt2", lora: bool = False, steps: int = 5) -> dict[str, Any]:
+    """Steps of decoding: what the model launches, and what else is."""
+    from rlhf.generation import static
+    from rlhf.models.lora import add_lora
+    from rlhf.models.sampling_copy import SamplingCopy
+
+    policy = tiny_ppo.FAMILIES[family][1]()
+    policy = (add_lora(policy, tiny_ppo.LORA) if lora else policy).to("cuda").eval()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        twin = SamplingCopy(policy, torch.bfloat16)
+        twin.refresh()
+        labelled(twin.model, "forward", "model")
+        labelled(static, "decode_step", "step")
+        prompts, u = [[5, 6, 7], [8, 9]], torch.rand(2, steps + 1)
+        static.StaticDecoder().decode(twin.model, prompts, u, [399], 1.0, lambda *_: None)
+    return {"steps": steps}
+
+
 def _reward_rows() -> list[dict[str, list[int]]]:
     return [{"chosen_ids": [5 + i, 7, 9, 0], "rejected_ids": [5 + i, 8, 11, 4, 0]} for i in range(8)]
 
@@ -345,7 +363,7 @@ def stages(folder: Path) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
 
     device = {"use_cpu": False, "bf16": True}
-    changes = {name: device for name in ("reward", "ppo_full", "ppo_lora")}
+    changes = dict.fromkeys(("reward", "ppo_full", "ppo_lora"), device)
     recipe = tiny_recipe.recipe(folder / "recipe", **changes)
     mains = {
         "reward": train_reward.main,
@@ -448,6 +466,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "not_finite_loss": not_finite_loss,
     "callbacks": callbacks,
     "quantised": quantised,
+    "decoding": decoding,
     "reward": reward,
     "evaluation": evaluation,
     "comparison": comparison,

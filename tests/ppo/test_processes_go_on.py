@@ -76,8 +76,8 @@ held_out = options.pop("held_out")
 run = trainer(**options, given={"eval_dataset": held_out})
 rank, world = run.accelerator.process_index, run.accelerator.num_processes
 run.train()
-moments = run.actor.scaler.reference
-said = {"scores of the reference": [moments.mean.item(), moments.std.item()]}
+scaler = run.actor.scaler
+said = {"scores of the reference": [scaler.mean, scaler.std]}
 said["evaluate"] = run.evaluate()
 said["completions"] = run.generate_completions()
 said["one batch"] = run.generate_completions(sampling=True)
