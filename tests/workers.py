@@ -35,8 +35,9 @@ folder = Path(options["folder"])
 """
 END = """
 # Ranks that went without it would agree all the better.
-deepspeed = run.accelerator.distributed_type.value == "DEEPSPEED"
-assert deepspeed == (os.environ["WORKER_ENGINE"] != "ddp"), run.accelerator.distributed_type
+kind = {"ddp": "", "fsdp2": "FSDP"}.get(os.environ["WORKER_ENGINE"], "DEEPSPEED")
+found = run.accelerator.distributed_type.value
+assert found == kind or not kind and found not in ("FSDP", "DEEPSPEED"), found
 run.accelerator.wait_for_everyone()
 sys.stdout.flush()
 os._exit(0)

@@ -26,7 +26,7 @@ from rlhf.ppo.score_scaling import ScoreScaler
 from rlhf.ppo.skipped import broken_rows, not_finite, set_aside
 from rlhf.reward.sources import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
 from rlhf.runtime.distributed import all_rows, all_sum, equal_share
-from rlhf.runtime.engine import gathered, is_sharded
+from rlhf.runtime.engine import gathered, is_fsdp, is_sharded
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,21 @@ class Actor:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Under ZeRO-3, every role's weights gathered once for all that is done inside; no gradients. Nests."""
-        if self._is_whole or not is_sharded(self.roles.trained):
+        """Where an engine shards weights, every role's gathered once for all that is done inside; no gradients. Nests.
+
+        Inside they are plain tensors: forward passes make no collective, so ranks may make different numbers of them.
+        Under FSDP2 roles that have a model of their own are whole always.
+        """
+        if self._is_whole or not (is_sharded(self.roles.trained) or is_fsdp(self.accelerator)):
             yield
+            return
+        if is_fsdp(self.accelerator):
+            self._is_whole = True
+            try:
+                with torch.no_grad(), gathered([self.roles.trained]):
+                    yield
+            finally:
+                self._is_whole = False
             return
         frozen = self._frozen()
         trained = {id(p) for p in self.roles.trained.parameters()}

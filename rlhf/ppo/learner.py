@@ -14,7 +14,7 @@ from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, passes, trim
 from rlhf.ppo.skipped import update_rows
-from rlhf.runtime.distributed import all_max, all_rows, all_sum
+from rlhf.runtime.distributed import all_max, all_rows, all_sum, whole
 from rlhf.runtime.engine import is_deepspeed, step_taken
 from rlhf.runtime.skips import Skips, number
 
@@ -222,7 +222,7 @@ class Learner:
         self.accelerator.unscale_gradients()
         norms = torch.stack(
             [
-                torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
+                whole(torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit))
                 for part in (model.policy, model.critic)
             ]
         ).double()

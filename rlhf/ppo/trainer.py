@@ -17,6 +17,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import is_quantised
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.base import Rows, TrainerBase
+from rlhf.ppo.export import without_weights
 from rlhf.ppo.flow import Flow
 from rlhf.ppo.kl_control import AdaptiveKLController
 from rlhf.ppo.learner import Learner
@@ -32,7 +33,7 @@ from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import cast_weights, check_wrapped
+from rlhf.runtime.engine import cast_weights, check_wrapped, is_fsdp
 from rlhf.runtime.lock import one_writer
 from rlhf.runtime.plain_weights import save_plain_weights
 from rlhf.runtime.preemption import StopRequest
@@ -90,6 +91,7 @@ class PPOTrainer(TrainerBase):
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
         cast_weights(self.accelerator, [self.roles.trained, *self._frozen(rewards)])
+        self.empty_policy = without_weights(self.roles.trained.policy) if is_fsdp(self.accelerator) else None
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
         check_wrapped(self.accelerator, self.model)
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
