@@ -14,7 +14,7 @@ from transformers.utils import logging
 from rlhf.config import PPOConfig
 from rlhf.config.schedule import check_given_schedule, make_schedule
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, base_of
+from rlhf.models.actor_critic import ActorCritic, base_of, is_quantised
 from rlhf.models.load import stop_ids
 from rlhf.ppo.prompts import Prompt, read_prompts
 from rlhf.ppo.roles import optimizer_groups
@@ -23,6 +23,7 @@ from rlhf.runtime.engine import (
     configure_deepspeed,
     configure_fsdp,
     is_deepspeed,
+    is_fsdp,
     wants_deepspeed,
     wants_fsdp,
 )
@@ -58,6 +59,23 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
     else:
         set_seed(args.seed)
     return accelerator
+
+
+def check_shardable(accelerator: Accelerator, trained: ActorCritic) -> None:
+    """A UserError where FSDP2 cannot shard what is trained: quantised weights, or a block's in several precisions."""
+    if not is_fsdp(accelerator):
+        return
+    if is_quantised(trained.policy) or is_quantised(trained.critic):
+        raise UserError("engine: expected no quantised weights under FSDP2, found them; use multi_gpu")
+    if accelerator.mixed_precision != "no":  # Accelerate makes float32 of what is trained then
+        return
+    blocks = [module for module in trained.modules() if type(module).__name__ in trained._no_split_modules]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    rest = [parameter for parameter in trained.parameters() if id(parameter) not in inside]
+    for part in [rest, *(list(block.parameters()) for block in blocks)]:
+        found = sorted({str(p.dtype).removeprefix("torch.") for p in part if p.requires_grad})
+        if len(found) > 1:
+            raise UserError(f"dtype: expected one for policy and critic under FSDP2, found {' and '.join(found)}")
 
 
 def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any], steps: int) -> tuple[Any, Any]:

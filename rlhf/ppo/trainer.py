@@ -26,7 +26,15 @@ from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts, response_ids
 from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
-from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.ppo.setup import (
+    check_evaluation,
+    check_shardable,
+    clear_cache,
+    count_steps,
+    eos_ids,
+    make_accelerator,
+    make_optimizer,
+)
 from rlhf.ppo.warnings import Watch
 from rlhf.ppo.warnings import line as warning_line
 from rlhf.ppo.work import Meter, Work
@@ -84,6 +92,7 @@ class PPOTrainer(TrainerBase):
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
+        check_shardable(self.accelerator, self.roles.trained)
         self.models = describe_roles(self.roles)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)

@@ -33,8 +33,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
     with _apart(accelerator) as parts:
         accelerator.load_state(str(folder))
     for model, optimizer in parts:
-        # Mapped, not read at once: beside the models there is no room for it all on the device.
-        state = torch.load(_file(accelerator, folder), map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(_file(accelerator, folder), map_location="cpu", weights_only=True)
         _restore(model, optimizer, state)
 
 

@@ -16,10 +16,14 @@ from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
+NAMES = {"zero2": "DEEPSPEED ZeRO-2", "zero3": "DEEPSPEED ZeRO-3", "fsdp2": "FSDP2"}  # in run.json
 
 
-def launch(engine, script, *argv, processes=2):
-    """Run a script under a file of accelerate_configs, or alone where the engine is None."""
+def launch(engine, script, *argv, processes=2, pretend=True):
+    """Run a script under a file of accelerate_configs, or alone where the engine is None.
+
+    pretend: under FSDP2, have Accelerate apply it on CPUs.
+    """
     command, changes = [sys.executable], {"ACCELERATE_USE_CPU": "true"}
     if engine is not None:
         config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
@@ -27,6 +31,8 @@ def launch(engine, script, *argv, processes=2):
         file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": processes, "main_process_port": 0}))
         command += ["-m", "accelerate.commands.launch", "--config_file", str(file)]
         changes = {"DS_ACCELERATOR": "cpu"}
+        if engine == "fsdp2" and pretend:
+            command.append(str(ROOT / "tests" / "fsdp_cpu.py"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
     return subprocess.run(
         [*command, str(ROOT / "scripts" / f"{script}.py"), *map(str, argv)],
@@ -62,7 +68,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload", "fsdp2"])
 def test_every_stage_gives_what_one_process_gives(tmp_path, alone, engine):
     runs, known = tmp_path / "runs", alone.parent / "runs" / "alone"
     once = {"gradient_accumulation_steps": 1}
@@ -85,12 +91,17 @@ def test_every_stage_gives_what_one_process_gives(tmp_path, alone, engine):
         return
     shutil.copytree(known / "reward", runs / "x" / "reward")
     for name in ("ppo_full", "ppo_lora"):
-        assert stage(engine, two, "x", name, "train_ppo") == f"DEEPSPEED ZeRO-{engine[-1]}"
+        assert stage(engine, two, "x", name, "train_ppo") == NAMES[engine]
         first, same = rows(alone, "alone", name)[0], rows(two, "x", name)[0]
         for figure in [key for key in first if key.startswith(("objective/", "loss/", "value/explained"))]:
             assert same[figure] == pytest.approx(first[figure], abs=1e-4), figure
         AutoModelForCausalLM.from_pretrained(runs / "x" / name)
     stage(engine, two, "x", "evaluation", "evaluate")
+    if engine == "fsdp2":
+        answer = ["--prompt", "hello", "--run", "x", "--runs_dir", runs]
+        done = launch(None, "compare", *answer)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert all(name in done.stdout for name in ("base  score", "full  score", "lora  score"))
 
 
 @pytest.mark.slow
@@ -102,7 +113,7 @@ def test_fsdp_is_refused_on_cpus(tmp_path, name, script):
         tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
         tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
         argv += ["--reward_model_path", tmp_path / "reward"]
-    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs")
+    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs", pretend=False)
     assert done.returncode != 0
     assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs accelerate does not apply it" in done.stderr
 
