@@ -74,11 +74,18 @@ def test_every_kind_of_run_is_that_of_one_process(folders, case):
 # A model whose parts are called different numbers of times on each rank, before its root ever was.
 GATHERED = """
 from tiny_ppo import trainer
-run = trainer(**options)
-rank, model = run.accelerator.process_index, run.roles.trained
-from rlhf.runtime.distributed import is_fsdp_module, unsharded, whole_weights
+from transformers import TrainerCallback
+from rlhf.runtime.distributed import is_fsdp_module, whole_weights
 from rlhf.runtime.engine import gathered
 from torch.distributed.tensor import DTensor
+
+class Sharded(TrainerCallback):  # gradients after each micro-batch: kept until the last, they would be whole
+    def on_substep_end(self, *given, **more):
+        assert all(isinstance(p.grad, DTensor) for p in model.parameters() if p.requires_grad)
+
+run = trainer(**options, given={"callbacks": [Sharded]})
+rank, model = run.accelerator.process_index, run.roles.trained
+assert sum(map(is_fsdp_module, model.modules())) == 1 + 2 * 2  # the whole, and each block of policy and critic
 
 def kinds():
     return {isinstance(p, DTensor) for p in model.parameters()}
@@ -107,7 +114,7 @@ assert bool(weights) == (rank == 1)
 
 
 def test_gathered_weights_are_plain_and_need_no_other_rank(tmp_path):
-    launch(tmp_path, GATHERED, {"max_steps": 1}, processes=2, engine="fsdp2")
+    launch(tmp_path, GATHERED, {"max_steps": 1, "per_device_train_batch_size": 1}, processes=2, engine="fsdp2")
 
 
 def test_what_is_not_sharded_stays_as_it_is():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import workers
 import yaml
 from safetensors.torch import load_file
 from tiny_recipe import recipe
@@ -19,11 +20,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = {"zero2": "DEEPSPEED ZeRO-2", "zero3": "DEEPSPEED ZeRO-3", "fsdp2": "FSDP2"}  # in run.json
 
 
-def launch(engine, script, *argv, processes=2, pretend=True):
-    """Run a script under a file of accelerate_configs, or alone where the engine is None.
-
-    pretend: under FSDP2, have Accelerate apply it on CPUs.
-    """
+def launch(engine, script, *argv, processes=2):
+    """Run a script under a file of accelerate_configs, or alone where the engine is None."""
     command, changes = [sys.executable], {"ACCELERATE_USE_CPU": "true"}
     if engine is not None:
         config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
@@ -31,8 +29,6 @@ def launch(engine, script, *argv, processes=2, pretend=True):
         file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": processes, "main_process_port": 0}))
         command += ["-m", "accelerate.commands.launch", "--config_file", str(file)]
         changes = {"DS_ACCELERATOR": "cpu"}
-        if engine == "fsdp2" and pretend:
-            command.append(str(ROOT / "tests" / "fsdp_cpu.py"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
     return subprocess.run(
         [*command, str(ROOT / "scripts" / f"{script}.py"), *map(str, argv)],
@@ -45,8 +41,11 @@ def launch(engine, script, *argv, processes=2, pretend=True):
 
 def stage(engine, folder, run, name, script):
     where = ["--config", folder / f"{name}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
-    done = launch(engine, script, *where)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank0]" in line)[-3000:]
+    if engine == "fsdp2":  # which has to be brought about on CPUs
+        workers.run(Path(script), where, 2, engine, folder)
+    else:
+        done = launch(engine, script, *where)
+        assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank0]" in line)[-3000:]
     facts = json.loads((folder.parent / "runs" / run / name / "run.json").read_text())
     assert (facts["status"], facts["world_size"]) == ("done", 1 if engine is None else 2)
     return facts.get("engine")
@@ -98,10 +97,9 @@ def test_every_stage_gives_what_one_process_gives(tmp_path, alone, engine):
         AutoModelForCausalLM.from_pretrained(runs / "x" / name)
     stage(engine, two, "x", "evaluation", "evaluate")
     if engine == "fsdp2":
-        answer = ["--prompt", "hello", "--run", "x", "--runs_dir", runs]
-        done = launch(None, "compare", *answer)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert all(name in done.stdout for name in ("base  score", "full  score", "lora  score"))
+        compare, answer = ROOT / "scripts" / "compare.py", ["--prompt", "hello", "--run", "x", "--runs_dir", runs]
+        said = workers.run(compare, answer, folder=two)
+        assert all(f"{name}  score" in said for name in ("base", "full", "lora"))
 
 
 @pytest.mark.slow
@@ -113,7 +111,7 @@ def test_fsdp_is_refused_on_cpus(tmp_path, name, script):
         tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
         tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
         argv += ["--reward_model_path", tmp_path / "reward"]
-    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs", pretend=False)
+    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs")
     assert done.returncode != 0
     assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs accelerate does not apply it" in done.stderr
 
