@@ -138,7 +138,7 @@ def test_several_processes_give_what_one_gives(tmp_path, alone, lora, engine, pr
     lengths = [len(ids) for ids in tokens(folder).values()]
     assert min(lengths) <= 2
     assert max(lengths) == LENGTH
-    assert any(2 * min(ranks) <= max(ranks) for ranks in longest(tmp_path / "two").values())
+    assert processes == 1 or any(2 * min(ranks) <= max(ranks) for ranks in longest(tmp_path / "two").values())
     assert tokens(tmp_path / "two") == tokens(folder)
     same_rows(
         one, two, 1e-4, skip="grad_norm" if engine.startswith("zero") else ""
