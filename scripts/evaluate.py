@@ -16,6 +16,7 @@ from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, 
 from rlhf.parsing import parse
 from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.distributed import join_processes, main_process_first
+from rlhf.runtime.engine import check_fsdp
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
 from rlhf.runtime.script import run_script
@@ -31,6 +32,7 @@ def main() -> None:
         print(f"evaluation: done already in {folder}")
         return
     join_processes()
+    check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # with it, one process alone would load weights
     reward_path, gold_path = judges(run.folder(), config.reward_model_path)
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:

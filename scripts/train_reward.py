@@ -23,7 +23,7 @@ from rlhf.reward.dry_run import check_positions, dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.disk import written_aside
 from rlhf.runtime.distributed import main_process_first
-from rlhf.runtime.engine import engine_name, gathered
+from rlhf.runtime.engine import engine_name, gathered, is_fsdp
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.preemption import StopRequest
@@ -150,7 +150,8 @@ def main() -> None:
             stage.stopped = True
             print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
             return
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator):  # whole weights
+        engine = trainer.accelerator
+        with gathered([model]) if is_fsdp(engine) else unwrap_model_for_generation(trainer.model_wrapped, engine):
             after = evaluate_pairs(model, rows["test"], args)
         with written_aside(folder, stage.is_main) as aside:
             trainer.save_model(str(aside))

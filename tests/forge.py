@@ -83,6 +83,7 @@ def said(log: Path) -> str:
 
 def serve() -> None:
     import evaluate  # noqa: F401  so that every script's imports are there
+    import fsdp_cpu  # noqa: F401
     import report  # noqa: F401
     import tiny_ppo  # noqa: F401
     import train_ppo  # noqa: F401
@@ -126,11 +127,14 @@ def _fork(request: dict[str, Any]) -> int:
 
 
 def _run(script: str, fault: dict[str, Any] | None) -> int:
+    import fsdp_cpu
     import points
 
     from rlhf.runtime.script import run_script
 
     points.install(fault)
+    if os.environ.get("WORKER_ENGINE") == "fsdp2":
+        fsdp_cpu.apply()
     code = 1
     try:
         if script.endswith(".py"):

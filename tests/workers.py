@@ -35,8 +35,9 @@ folder = Path(options["folder"])
 """
 END = """
 # Ranks that went without it would agree all the better.
-deepspeed = run.accelerator.distributed_type.value == "DEEPSPEED"
-assert deepspeed == (os.environ["WORKER_ENGINE"] != "ddp"), run.accelerator.distributed_type
+kind = {"ddp": "", "fsdp2": "FSDP"}.get(os.environ["WORKER_ENGINE"], "DEEPSPEED")
+found = run.accelerator.distributed_type.value
+assert found == kind or not kind and found not in ("FSDP", "DEEPSPEED"), found
 run.accelerator.wait_for_everyone()
 sys.stdout.flush()
 os._exit(0)
@@ -58,9 +59,9 @@ def launch(
     return _alone(script, argv) if fresh else run(script, argv, processes, engine)
 
 
-def run(script: Path, argv: list[str], processes: int = 1, engine: str = "ddp") -> str:
-    """Run a file on each rank; returns what they printed."""
-    logs = [script.with_name(f"said-by-{rank}") for rank in range(processes)]
+def run(script: Path, argv: list[Any], processes: int = 1, engine: str = "ddp", folder: Path | None = None) -> str:
+    """Run a file, or a script that the forge has, on each rank; returns what they printed, which goes to the folder."""
+    logs = [(folder or script.parent) / f"said-by-{rank}" for rank in range(processes)]
     for log in logs:
         for end in (".out", ".err"):
             log.with_suffix(end).unlink(missing_ok=True)

@@ -43,6 +43,9 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
+        # What FSDP2 shards one by one, by the name of its class, as in transformers' models.
+        names = {name for part in (policy, critic) for name in getattr(base_of(part), "_no_split_modules", None) or ()}
+        self._no_split_modules = sorted(names & {type(module).__name__ for module in self.modules()})
 
     def forward(self, texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
         """Of the response tokens log-probs, entropies (nats) and values of the states before them: float32 [N] each."""

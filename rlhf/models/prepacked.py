@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.runtime.distributed import local_part
 from rlhf.runtime.engine import numel
 
 _FEWEST = 2**14  # elements of a weight; below, a call costs more than it saves
@@ -166,6 +167,7 @@ def _whole(layer: Any) -> Tensor:
 
 def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
     there = weight.device.type == "cpu" and weight.layout == torch.strided and not hasattr(weight, "ds_id")
+    there = there and local_part(weight) is weight  # not sharded
     return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST and available()
 
 

@@ -29,7 +29,7 @@ from rlhf.ppo.score_scaling import ScoreScaler
 from rlhf.ppo.skipped import broken_rows, not_finite, set_aside
 from rlhf.reward.sources import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
 from rlhf.runtime.distributed import all_rows, all_sum, equal_share
-from rlhf.runtime.engine import gathered, is_sharded
+from rlhf.runtime.engine import gathered, is_fsdp, is_sharded
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,16 @@ class Experience:
     broken: list[dict[str, Any]]  # rows of all ranks with numbers that are not finite: nothing is learned from the step
 
 
-def captures(args: PPOConfig, accelerator: Accelerator, trained: torch.nn.Module) -> bool:
-    """Whether decoding is captured as CUDA graphs; a UserError where that is asked for and cannot be."""
-    why = (
-        "the device is no CUDA device"
-        if accelerator.device.type != "cuda"
-        else "the engine gathers weights anew for each rollout"
-        if is_sharded(trained)
-        else None
-    )
-    if args.cuda_graphs and why:
-        raise UserError(f"cuda_graphs: leave it unset or false: {why}")
-    return why is None if args.cuda_graphs is None else args.cuda_graphs
+def captures(args: PPOConfig, device: torch.device, gathers: bool) -> bool:
+    """Whether decoding is captured as CUDA graphs; a UserError where that is asked for and cannot be.
+
+    gathers: whether the engine gathers weights for each rollout.
+    """
+    why = "the device is not CUDA" if device.type != "cuda" else "the engine gathers weights for each rollout"
+    can = device.type == "cuda" and not gathers
+    if args.cuda_graphs and not can:
+        raise UserError(f"cuda_graphs: leave it unset or set it to false: {why}")
+    return can and args.cuda_graphs is not False
 
 
 class Actor:
@@ -81,7 +79,9 @@ class Actor:
         self.engine, self._is_whole = engine, False
         self._prepacked = Prepacked()
         self._copy: SamplingCopy | None = None
-        self._decoder = StaticDecoder(cuda_graph() if captures(args, accelerator, roles.trained) else None)
+        # Weights that an engine gathers for each rollout do not stay where they are.
+        self._gathers = is_sharded(roles.trained) or is_fsdp(accelerator)
+        self._decoder = StaticDecoder(cuda_graph() if captures(args, accelerator.device, self._gathers) else None)
         # What went through the models last: rows and columns of each call that sampled; rows of each pass over
         # finished texts, and the sources that were asked about them.
         self.decoded: list[tuple[int, int]] = []
@@ -90,9 +90,21 @@ class Actor:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Under ZeRO-3, every role's weights gathered once for all that is done inside; no gradients. Nests."""
-        if self._is_whole or not is_sharded(self.roles.trained):
+        """Where an engine shards weights, every role's gathered once for all that is done inside; no gradients. Nests.
+
+        Inside they are plain tensors: forward passes make no collective, so ranks may make different numbers of them.
+        Under FSDP2 roles that have a model of their own are whole always.
+        """
+        if self._is_whole or not self._gathers:
             yield
+            return
+        if is_fsdp(self.accelerator):
+            self._is_whole = True
+            try:
+                with torch.no_grad(), gathered([self.roles.trained]):
+                    yield
+            finally:
+                self._is_whole = False
             return
         frozen = self._frozen()
         trained = {id(p) for p in self.roles.trained.parameters()}
@@ -147,7 +159,7 @@ class Actor:
     def _to_sample_from(self) -> Any:
         """The policy; on a GPU, where it can be copied, the copy that one samples from."""
         policy, device = self.roles.trained.policy, self.accelerator.device
-        if device.type == "cpu" or is_sharded(policy) or not can_copy(policy):
+        if device.type == "cpu" or self._gathers or not can_copy(policy):
             return policy
         if self._copy is None:
             on = torch.is_autocast_enabled(device.type)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from rlhf.data.chat import decode_response
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import base_of
+from rlhf.models.actor_critic import Model, base_of
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.evaluation import completions, evaluate
-from rlhf.ppo.export import push_policy, save_policy
+from rlhf.ppo.export import push_policy, save_policy, with_weights
 from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts
 from rlhf.ppo.resume import Resumable
 from rlhf.ppo.roles import Roles, parameter_lines
@@ -25,7 +25,7 @@ from rlhf.ppo.setup import prompts_that_fit
 from rlhf.ppo.throughput import conditions, report
 from rlhf.ppo.work import Meter, Work, total
 from rlhf.runtime.checkpoint import PPO, set_later_aside
-from rlhf.runtime.distributed import from_main
+from rlhf.runtime.distributed import from_main, whole_weights
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
@@ -36,6 +36,7 @@ class TrainerBase(Resumable):
     processing_class: PreTrainedTokenizerBase
     eval_prompts: dict[str, list[Prompt]]
     roles: Roles
+    empty_policy: Model | None  # under FSDP2, the policy as it was before it was sharded, without weights
     models: list[dict[str, Any]]  # role, name, parameters, trainable
     actor: Actor
     timings: dict[str, float]  # seconds of each phase of the step
@@ -90,7 +91,11 @@ class TrainerBase(Resumable):
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Policy, tokenizer and model card. LoRA: the merged stock model, and the adapter in adapter/."""
         policy, folder = self.roles.trained.policy, Path(output_dir or self.folder)
-        with self.actor.whole():
+        if self.empty_policy is not None:  # FSDP2's modules cannot be copied, so no adapter be merged into a copy
+            main = self.accelerator.is_main_process
+            weights = whole_weights(policy, keep=main)
+            policy = with_weights(self.empty_policy, weights) if main else self.empty_policy
+        with self.actor.whole() if self.empty_policy is None else nullcontext():
             save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())
 
     def push_to_hub(

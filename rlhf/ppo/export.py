@@ -1,19 +1,39 @@
 """The trained policy as files, and on the hub."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import Model, is_quantised
+from rlhf.models.actor_critic import Model, base_of, is_quantised
 from rlhf.models.lora import merged_model, save_adapter
 from rlhf.runtime.disk import written_aside
 from rlhf.runtime.model_card import write_card
+
+
+def without_weights(model: Model) -> Model:
+    """A copy of a model that takes no memory: its weights are on the device "meta"."""
+    empty: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
+
+
+def with_weights(empty: Model, weights: Mapping[str, Tensor]) -> Model:
+    """A copy of what `without_weights` made, with the weights of a state_dict."""
+    model = copy.deepcopy(empty)
+    model.load_state_dict(weights, assign=True)
+    base_of(model).tie_weights()
+    return model
 
 
 def save_policy(

@@ -17,7 +17,7 @@ from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.response import Texts, texts_of
 from rlhf.ppo.rollout import Rollout, Targets
 from rlhf.ppo.skipped import update_rows
-from rlhf.runtime.distributed import all_rows, all_sum, share_plan
+from rlhf.runtime.distributed import all_rows, all_sum, share_plan, whole
 from rlhf.runtime.engine import is_deepspeed, step_taken
 from rlhf.runtime.skips import Skips, number
 
@@ -268,7 +268,7 @@ class Learner:
         self.accelerator.unscale_gradients()
         norms = torch.stack(
             [
-                torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
+                whole(torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit))
                 for part in (model.policy, model.critic)
             ]
         ).double()

@@ -21,6 +21,7 @@ from rlhf.runtime.disk import fault
 from rlhf.runtime.distributed import from_main, on_all
 from rlhf.runtime.engine import is_deepspeed
 from rlhf.runtime.safe_load import check_pickles
+from rlhf.runtime.sharded_state import load_state
 from rlhf.runtime.tracking import Recorder
 
 
@@ -146,7 +147,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str,
 
 def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
     try:
-        accelerator.load_state(str(checkpoint))
+        load_state(accelerator, checkpoint)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError, ValueError, SafetensorError) as error:  # what torch and safetensors say

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, Trainer, enable_full_determinism
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
@@ -14,11 +14,19 @@ from transformers.utils import logging
 from rlhf.config import PPOConfig
 from rlhf.config.schedule import check_given_schedule, make_schedule
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, base_of
+from rlhf.models.actor_critic import ActorCritic, base_of, is_quantised
 from rlhf.models.load import stop_ids
 from rlhf.ppo.prompts import Prompt, read_prompts
 from rlhf.ppo.roles import optimizer_groups
-from rlhf.runtime.engine import check_engine, configure_deepspeed, is_deepspeed, wants_deepspeed
+from rlhf.runtime.engine import (
+    check_engine,
+    configure_deepspeed,
+    configure_fsdp,
+    is_deepspeed,
+    is_fsdp,
+    wants_deepspeed,
+    wants_fsdp,
+)
 
 
 def make_accelerator(args: PPOConfig) -> Accelerator:
@@ -30,17 +38,19 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
         "static_graph": args.ddp_static_graph,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    # Under FSDP2 gradients are sharded after each micro-batch: kept until the last, they would be whole on each rank.
+    accumulation = GradientAccumulationPlugin(num_steps=1, sync_each_batch=True) if wants_fsdp() else None
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         # On CPUs the training arguments have set the processes up already; cpu=True would turn DeepSpeed off.
         cpu=args.use_cpu and not wants_deepspeed(),
+        gradient_accumulation_plugin=accumulation,
         log_with=args.report_to or None,
         project_config=ProjectConfiguration(project_dir=args.output_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(**options)] if options else None,
     )
     check_engine(accelerator)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise UserError("engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP, which PPO does not support")
+    configure_fsdp(accelerator)
     if is_deepspeed(accelerator):
         configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
     logging.set_verbosity(args.get_process_log_level())
@@ -49,6 +59,23 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
     else:
         set_seed(args.seed)
     return accelerator
+
+
+def check_shardable(accelerator: Accelerator, trained: ActorCritic) -> None:
+    """A UserError where FSDP2 cannot shard what is trained: quantised weights, or a block's in several precisions."""
+    if not is_fsdp(accelerator):
+        return
+    if is_quantised(trained.policy) or is_quantised(trained.critic):
+        raise UserError("engine: expected no quantised weights under FSDP2, found them; use multi_gpu")
+    if accelerator.mixed_precision != "no":  # Accelerate makes float32 of what is trained then
+        return
+    blocks = [module for module in trained.modules() if type(module).__name__ in trained._no_split_modules]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    rest = [parameter for parameter in trained.parameters() if id(parameter) not in inside]
+    for part in [rest, *(list(block.parameters()) for block in blocks)]:
+        found = sorted({str(p.dtype).removeprefix("torch.") for p in part if p.requires_grad})
+        if len(found) > 1:
+            raise UserError(f"dtype: expected one for policy and critic under FSDP2, found {' and '.join(found)}")
 
 
 def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any], steps: int) -> tuple[Any, Any]:

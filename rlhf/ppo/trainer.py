@@ -16,6 +16,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import is_quantised
 from rlhf.ppo.actor import Actor, Experience
 from rlhf.ppo.base import Rows, TrainerBase
+from rlhf.ppo.export import without_weights
 from rlhf.ppo.flow import Flow
 from rlhf.ppo.kl_control import AdaptiveKLController
 from rlhf.ppo.learner import Learner
@@ -24,14 +25,22 @@ from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts, response_ids
 from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
 from rlhf.ppo.roles import build_roles, describe_roles
 from rlhf.ppo.rollout import Rollout, Targets, judge
-from rlhf.ppo.setup import check_evaluation, clear_cache, count_steps, eos_ids, make_accelerator, make_optimizer
+from rlhf.ppo.setup import (
+    check_evaluation,
+    check_shardable,
+    clear_cache,
+    count_steps,
+    eos_ids,
+    make_accelerator,
+    make_optimizer,
+)
 from rlhf.ppo.warnings import Watch
 from rlhf.ppo.warnings import line as warning_line
 from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import cast_weights, check_wrapped
+from rlhf.runtime.engine import cast_weights, check_wrapped, is_fsdp
 from rlhf.runtime.lock import one_writer
 from rlhf.runtime.plain_weights import save_plain_weights
 from rlhf.runtime.preemption import StopRequest
@@ -82,6 +91,7 @@ class PPOTrainer(TrainerBase):
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
+        check_shardable(self.accelerator, self.roles.trained)
         self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
@@ -90,6 +100,7 @@ class PPOTrainer(TrainerBase):
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
         cast_weights(self.accelerator, [self.roles.trained, *self._frozen(rewards)])
+        self.empty_policy = without_weights(self.roles.trained.policy) if is_fsdp(self.accelerator) else None
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
         check_wrapped(self.accelerator, self.model)
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)

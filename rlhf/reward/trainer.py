@@ -28,7 +28,7 @@ from rlhf.reward.scoring import score_rows
 from rlhf.reward.updates import UpdateGuard, pair_skips
 from rlhf.runtime.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
 from rlhf.runtime.distributed import from_main
-from rlhf.runtime.engine import check_engine
+from rlhf.runtime.engine import check_engine, configure_fsdp
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
 from rlhf.runtime.safe_load import check_pickles
@@ -133,6 +133,7 @@ def train_reward_model(
             guard=UpdateGuard(skips, train_rows, pair_ids),
         )
         check_engine(trainer.accelerator)
+        configure_fsdp(trainer.accelerator)
         seal.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
         if checkpoint:
             check_pickles(checkpoint)

@@ -14,6 +14,7 @@ from rlhf.errors import UserError, printable
 from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
 from rlhf.runtime.distributed import any_rank, from_main
 from rlhf.runtime.engine import engine_name, is_deepspeed
+from rlhf.runtime.sharded_state import save_state
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
@@ -45,7 +46,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         aside.mkdir(parents=True, exist_ok=True)
-        accelerator.save_state(str(aside))
+        save_state(accelerator, aside)
         if accelerator.is_main_process:
             write_step(aside, step, facts | run_facts(accelerator))
             beside(aside)
@@ -100,12 +101,12 @@ def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
 
     Data are dealt by the responses or pairs of a step over all processes, so their number must be the same, and so
     must prompts and seeds where the checkpoint has them. Under data parallel the number of processes may differ;
-    DeepSpeed's files are of as many as wrote them.
+    files of DeepSpeed and FSDP2 are of as many as wrote them.
     """
     facts = _facts(checkpoint)
     if facts is None:
         raise UserError(f"{checkpoint / STEP_FILE}: expected the facts of a checkpoint of rlhf, found none")
-    sharded = "DEEPSPEED" in str(facts["engine"]) or "DEEPSPEED" in str(found["engine"])
+    sharded = any(name in f"{facts['engine']} {found['engine']}" for name in ("DEEPSPEED", "FSDP"))
     data = [name for name in _DATA if name in facts]
     for name in ("batch_size", *(("engine", "processes") if sharded else ()), *data):
         if facts[name] != found.get(name):

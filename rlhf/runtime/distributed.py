@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 Answer = TypeVar("Answer")
@@ -46,8 +47,80 @@ def share_plan(accelerator: Accelerator, counts: list[int], rounds: list[int]) -
 
 def gradient_norm(model: torch.nn.Module) -> float:
     """The norm of all gradients together; of a model that FSDP has spread, of all its parts: a collective then."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(whole(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has sharded, gathered: a collective then. Any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_fsdp_module(module: nn.Module) -> bool:
+    """Whether FSDP2 has sharded the module's weights, gathered at the moment or not."""
+    return isinstance(module, FSDPModule)
+
+
+def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """A model's state_dict on the CPU, where FSDP2 has sharded the model: gathered one tensor after another.
+
+    All ranks call it; those with keep get the dictionary, the others an empty one.
+    """
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        tensor = whole(tensor)
+        if keep:
+            weights[name] = tensor.cpu()
+    return weights
+
+
+@contextmanager
+def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Weights that FSDP2 has sharded are plain tensors inside the block, on every rank: each is gathered once.
+
+    modules: roots, as Accelerate has prepared them. Inside, FSDP2 does not see their forward passes, so that each rank
+    makes as many as it likes, of any part. No gradients inside. state_dict() would shard them again. Nests.
+    """
+    parts = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
+    parts = [part for part in parts if any(isinstance(p, DTensor) for p in part.parameters())]
+    hooks = [(table, dict(table)) for part in parts for table in (part._forward_pre_hooks, part._forward_hooks)]
+    for part in parts:
+        part.unshard()
+    try:
+        for table, _ in hooks:
+            for key, hook in list(table.items()):
+                if (hook.__module__ or "").startswith("torch.distributed."):
+                    del table[key]
+        yield
+    finally:
+        for table, before in hooks:
+            later = dict(table)
+            table.clear()
+            table.update(before | later)
+        for part in parts:
+            part.reshard()
+
+
+def precision_policy(dtype: torch.dtype) -> MixedPrecisionPolicy:
+    """FSDP2 gathers weights in this precision and adds gradients up in float32; what a model returns stays as it is.
+
+    Accelerate's own policy would round log-probs and values to it.
+    """
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def local_part(value: Any) -> Any:
+    """This rank's part of a tensor that FSDP2 has sharded; anything else as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def as_part(local: Tensor, like: Tensor) -> Tensor:
+    """A tensor sharded as `like` is, of which this rank's part is `local`; where `like` is not sharded, `local`."""
+    if not isinstance(like, DTensor):
+        return local
+    local = local.to(like.to_local().device)
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def any_rank(flag: bool) -> bool:

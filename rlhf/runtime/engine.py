@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,30 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from rlhf.errors import UserError
+from rlhf.runtime.distributed import is_fsdp_module, precision_policy, unsharded
+
+# Of fsdp_config, as `accelerate launch` puts it into the environment, what is not supported: variable -> (the value
+# that it has where nothing was said, whether a value will do, the line).
+_FSDP_LIMITS: dict[str, tuple[str, Callable[[str], bool], str]] = {
+    "FSDP_VERSION": ("1", lambda x: x == "2", "fsdp_version: expected 2"),
+    "FSDP_OFFLOAD_PARAMS": ("false", lambda x: x == "false", "fsdp_offload_params: expected false (or zero3_offload)"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
+        "false",
+        lambda x: x == "false",
+        "fsdp_cpu_ram_efficient_loading: expected false, since frozen models stay whole on each process",
+    ),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "false",
+        lambda x: x == "false",
+        "fsdp_activation_checkpointing: expected false (see gradient_checkpointing)",
+    ),
+    "FSDP_AUTO_WRAP_POLICY": (
+        "no_wrap",
+        lambda x: x != "size_based_wrap",
+        "fsdp_auto_wrap_policy: expected TRANSFORMER_BASED_WRAP",
+    ),
+}
+_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def wants_deepspeed() -> bool:
@@ -23,9 +47,28 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
+def wants_fsdp() -> bool:
+    """Whether `accelerate launch` was given an FSDP config."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def is_fsdp(accelerator: Accelerator) -> bool:
+    """Whether the engine is FSDP2; version 1 is refused by `check_engine`."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_fsdp(*names: str) -> None:
+    """A UserError where the launcher's FSDP config asks for what is not supported. names: variables; none for all."""
+    for name in (names or _FSDP_LIMITS) if wants_fsdp() else ():
+        default, will_do, line = _FSDP_LIMITS[name]
+        found = os.environ.get(name, default).lower()
+        if not will_do(found):
+            raise UserError(f"{line}, found {found}; see accelerate_configs/fsdp2.yaml")
+
+
 def engine_name(accelerator: Accelerator) -> str:
-    """What became of it, as run.json has it: NO, MULTI_GPU, DEEPSPEED ZeRO-3, ..."""
-    name = str(accelerator.distributed_type.value)
+    """What became of it, as run.json has it: NO, MULTI_GPU, FSDP2, DEEPSPEED ZeRO-3, ..."""
+    name = "FSDP2" if is_fsdp(accelerator) else str(accelerator.distributed_type.value)
     return f"{name} ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}" if is_deepspeed(accelerator) else name
 
 
@@ -41,13 +84,15 @@ def check_engine(accelerator: Accelerator) -> None:
         raise UserError(f"processes: expected {world} that know of one another, found {accelerator.num_processes}")
     if wants_deepspeed() and found != DistributedType.DEEPSPEED:
         raise UserError(f"engine: expected DeepSpeed, found {found.value}; ACCELERATE_USE_CPU turns it off")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and found != DistributedType.FSDP:
+    if wants_fsdp() and found != DistributedType.FSDP:
         raise UserError(f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero3")
+    check_fsdp()
 
 
 def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:
     """A UserError where several processes hold models that do not share their gradients."""
-    if accelerator.num_processes > 1 and accelerator.unwrap_model(model) is model:
+    together = accelerator.unwrap_model(model) is not model or is_fsdp_module(model)
+    if accelerator.num_processes > 1 and not together:
         raise UserError(f"engine: expected a model that is trained together, found {type(model).__name__} on each rank")
 
 
@@ -59,17 +104,28 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
     plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
 
 
+def configure_fsdp(accelerator: Accelerator) -> None:
+    """The precision in which FSDP2 gathers weights: that of the training arguments."""
+    dtype = _PRECISION.get(accelerator.mixed_precision)
+    if is_fsdp(accelerator) and dtype is not None:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = precision_policy(dtype)
+
+
 def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) -> None:
-    """Under DeepSpeed, weights to the precision in which it trains: of those models, too, that it does not cast.
+    """Under DeepSpeed and FSDP2, weights to the precision in which it trains, of models, too, that it does not cast.
+
+    FSDP2 casts those that it trains as it gathers them; they stay as they are here.
 
     Models that are never trained would compute in float32, since Accelerate's autocast does nothing there, and a policy
     would differ from its own reference. Models that ZeRO-3 has spread as they were loaded are in that precision, but
     adapters on them are not, and DeepSpeed wants one for all. As in DeepSpeed itself buffers stay.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    if dtype is None or not is_deepspeed(accelerator):
+    dtype = _PRECISION.get(accelerator.mixed_precision)
+    if dtype is None or not (is_deepspeed(accelerator) or is_fsdp(accelerator)):
         return
     for model in models:
+        if is_fsdp(accelerator) and any(parameter.requires_grad for parameter in model.parameters()):
+            continue
         for parameter in model.parameters():
             if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.to(dtype)
@@ -103,13 +159,16 @@ def numel(parameter: torch.nn.Parameter) -> int:
 
 @contextmanager
 def gathered(modules: Iterable[torch.nn.Module], changed: bool = False) -> Iterator[None]:
-    """Weights that ZeRO-3 has spread are whole on every rank inside the block: one collective for all of them.
+    """Weights that ZeRO-3 or FSDP2 has spread are whole on every rank inside the block, gathered once.
 
-    changed: what rank 0 writes to them inside is kept, on all ranks.
+    changed: under ZeRO-3, what rank 0 writes to them inside is kept, on all ranks. FSDP2 shards no model before it is
+    trained; see `unsharded`, which takes whole models.
     """
+    modules = list(modules)
     own = {id(p): p for module in modules for p in module.parameters() if hasattr(p, "ds_id")}
     if not own:
-        yield
+        with unsharded(modules):
+            yield
         return
     from deepspeed import zero  # importing it takes seconds
 

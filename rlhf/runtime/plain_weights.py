@@ -7,14 +7,14 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors.torch import load_model
 
-from rlhf.runtime.engine import is_deepspeed
+from rlhf.runtime.engine import is_deepspeed, is_fsdp
 
 _WEIGHTS = "model.safetensors"
 
 
 def save_plain_weights(accelerator: Accelerator) -> None:
     """Have the accelerator write weights by the names they have without a wrapper for several processes."""
-    if is_deepspeed(accelerator):
+    if is_deepspeed(accelerator) or is_fsdp(accelerator):
         return
 
     def unwrapped(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:

@@ -41,7 +41,13 @@ def test_a_checkpoint_of_our_own_passes(saved):
     "name",
     [
         *("custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin", "pytorch_model.bin"),
-        *("scaler.pt", "pytorch_model/mp_rank_00_model_states.pt", "rng_state.pth", "more/deeper/any.pkl"),
+        *(
+            "scaler.pt",
+            "shard-0.pt",
+            "pytorch_model/mp_rank_00_model_states.pt",
+            "rng_state.pth",
+            "more/deeper/any.pkl",
+        ),
     ],
 )
 def test_a_pickle_that_calls_something_is_named_and_not_called(checkpoint, tmp_path, name, write):

@@ -113,11 +113,12 @@ def test_c9_deepspeeds_sizes_are_those_of_the_arguments():
     assert config == expected
 
 
-def test_c10_fsdp_is_refused(monkeypatch):
+def test_c10_the_first_fsdp_is_refused(monkeypatch):
     """Accelerate makes no FSDP on CPUs: a stand-in says that it has."""
     stand_in = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(setup, "Accelerator", lambda **_: stand_in)
-    with pytest.raises(UserError, match="engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP"):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="fsdp_version: expected 2, found 1"):
         setup.make_accelerator(config())
 
 

@@ -1,4 +1,4 @@
-"""Lower precision under DeepSpeed: what is never trained computes in it, too."""
+"""Lower precision under DeepSpeed and FSDP2: what is never trained computes in it, too."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BF16 |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}  # 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
 def test_a_policy_that_has_not_learned_is_its_reference(tmp_path, engine):
     said = launch(tmp_path, WORKER, BF16, processes=2, engine=engine)
     assert said.count("dtypes torch.bfloat16\n") == 2, said
@@ -46,11 +46,13 @@ class Engine:
         (DistributedType.DEEPSPEED, "bf16", torch.bfloat16),
         (DistributedType.DEEPSPEED, "fp16", torch.float16),
         (DistributedType.DEEPSPEED, "no", torch.float32),
+        (DistributedType.FSDP, "bf16", torch.bfloat16),
+        (DistributedType.FSDP, "no", torch.float32),
         (DistributedType.MULTI_GPU, "bf16", torch.float32),  # autocast does it there
     ],
 )
-def test_only_what_deepspeed_would_cast_is_cast(kind, precision, expected):
-    model = nn.BatchNorm1d(3)
+def test_only_what_the_engine_would_cast_is_cast(kind, precision, expected):
+    model = nn.BatchNorm1d(3).requires_grad_(False)
     model.register_parameter("quantised", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
     cast_weights(Engine(kind, precision), [model])
     assert (model.weight.dtype, model.running_mean.dtype) == (expected, torch.float32)

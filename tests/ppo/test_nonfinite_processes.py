@@ -75,7 +75,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    "engine", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+    "engine", ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3", "fsdp2"))]
 )
 def test_ranks_leave_an_update_out_together(tmp_path, engine):
     launch(tmp_path, WORKER, OPTIONS, processes=2, engine=engine)

@@ -83,7 +83,7 @@ def timeless(folder):
 
 
 @pytest.mark.parametrize(
-    "engine", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+    "engine", ["ddp", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3", "fsdp2"))]
 )
 def test_ranks_leave_a_reward_update_out_together(base, engine):
     """Step 2: a loss on rank 1. Step 3: a gradient on rank 0, whose loss is finite. From step 5 on a loss on rank 0."""
@@ -105,7 +105,7 @@ def test_ranks_leave_a_reward_update_out_together(base, engine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "fsdp2"])
 def test_a_reward_run_that_was_cut_ends_as_one_that_was_not(base, engine):
     whole, cut = base / "whole", base / "cut"
     launch(whole, WORKER, OPTIONS, processes=2, engine=engine)
