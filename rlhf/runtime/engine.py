@@ -23,6 +23,11 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
+def is_fsdp(accelerator: Accelerator) -> bool:
+    """Whether the engine is FSDP."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
 def engine_name(accelerator: Accelerator) -> str:
     """What became of it, as run.json has it: NO, MULTI_GPU, DEEPSPEED ZeRO-3, ..."""
     name = str(accelerator.distributed_type.value)
