@@ -39,11 +39,15 @@ def memory_bandwidth(device: torch.device) -> float:
     """Bytes read or written a second by a large copy; once a process. inf as for `matmul_peak`."""
     for size in _COPIED[_kind(device)]:
         try:
-            a, b = (torch.ones(size, device=device, dtype=torch.uint8) for _ in range(2))
-            return 2 * size / _fastest(lambda a=a, b=b: b.copy_(a), device)  # type: ignore[misc]
+            return _copied(size, device)
         except torch.OutOfMemoryError:
-            a = b = None  # the smaller ones have to fit
+            continue
     return math.inf
+
+
+def _copied(size: int, device: torch.device) -> float:
+    a, b = (torch.ones(size, device=device, dtype=torch.uint8) for _ in range(2))
+    return 2 * size / _fastest(lambda: b.copy_(a), device)
 
 
 def _kind(device: torch.device) -> str:
