@@ -88,12 +88,9 @@ class Resumable:
     def _data_facts(self) -> dict[str, Any]:
         """What decides which prompts a step gets, its random numbers, and what is not saved: the same on going on."""
         args = self.args
-        facts: dict[str, Any] = {
-            "seed": args.seed,
-            "data_seed": args.seed if args.data_seed is None else args.data_seed,
-        }
-        facts |= {"batch_size": self.batch_size, "train_dataset": digest(self.prompts)}
-        return facts | {"frozen": self.frozen}
+        seeds = {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed}
+        data = {"batch_size": self.batch_size, "train_dataset": digest(self.prompts)}
+        return data | seeds | {"frozen": self.frozen}
 
     def _save_if_due(self, step: int) -> bool:
         """Where a checkpoint was asked for, and no update has been left out since the last one that was not.
