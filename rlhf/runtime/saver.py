@@ -34,14 +34,14 @@ class Saver:
     def __init__(self, accelerator: Accelerator, folder: Path, trained: torch.nn.Module) -> None:
         """trained: the model, as it was before it was prepared."""
         self.accelerator, self.parent, self.trained = accelerator, folder / "checkpoints", trained
-        self.step = 0  # of the last one written
+        self.step = 0  # of the last one written in the block
         self._since = time.monotonic()  # on rank 0, of the last one, or of the start
         self._in_block = self._pending = False  # alike on all ranks
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
 
     def __enter__(self) -> "Saver":
-        self._in_block, self._since = True, time.monotonic()
+        self.step, self._since, self._in_block = 0, time.monotonic(), True
         return self
 
     def __exit__(
@@ -73,6 +73,7 @@ class Saver:
         """
         self.check(wait=True)
         accelerator, main = self.accelerator, self.accelerator.is_main_process
+        alone = is_deepspeed(accelerator) or is_fsdp(accelerator)
         target, aside = self.parent / f"{PPO}{step}", self.parent / f".{PPO}{step}"
         if main:
             for old in self.parent.glob(f".{PPO}*"):  # of a run that was killed as it wrote or deleted one
@@ -86,10 +87,10 @@ class Saver:
                 beside(aside)
 
         try:
-            # DeepSpeed has collectives of its own in there: the other ranks are at one of them, and end with this one.
-            write() if is_deepspeed(accelerator) else on_all(write)
+            # Engines have collectives of their own in there: the other ranks are at one of them, and end with this one.
+            write() if alone else on_all(write)
         except BaseException as error:
-            if main or is_deepspeed(accelerator):
+            if main or alone:
                 shutil.rmtree(aside, ignore_errors=True)
             if isinstance(error, SAVE_ERRORS):
                 raise not_written(target, error) from error
