@@ -103,7 +103,7 @@ class Saver:
         self.check(wait=wait or not self._in_block)
 
     def _write_files(self, aside: Path) -> None:
-        aside.mkdir(parents=True, exist_ok=True)
+        os.makedirs(aside, exist_ok=True)
         if is_fsdp(self.accelerator):
             self.accelerator.save_state(str(aside))
             return
