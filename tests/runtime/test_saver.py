@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors.torch import load_file, save_file
 from tiny_ppo import metrics, timeless, trainer
 from torch.testing import assert_close
@@ -260,11 +260,8 @@ def test_the_optimizer_is_read_in_main_memory(saved, tmp_path, monkeypatch):
     run = trainer(tmp_path, family="gpt2", lora=True, max_steps=1)
     monkeypatch.setattr(Accelerator, "multi_device", property(lambda _: True))
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
-    run.accelerator.state._shared_state["device"] = torch.device("meta")
-    try:
-        run.resume(saved[1])
-    finally:
-        run.accelerator.state._shared_state["device"] = torch.device("cpu")
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
+    run.resume(saved[1])
     assert "cpu" in places
     assert "meta" not in places
 
