@@ -8,14 +8,15 @@ from typing import Any
 from accelerate import PartialState
 
 from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
+from rlhf.data.oasst import fetch_prompts
 from rlhf.data.prompts import prompt_sets
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import respond
 from rlhf.evaluation.summary import summarise
-from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse
 from rlhf.reward.vocabulary import saved_tokenizer
-from rlhf.runtime.distributed import join_processes, main_process_first
+from rlhf.runtime.distributed import from_main, join_processes, main_process_first, on_all
 from rlhf.runtime.engine import check_fsdp
 from rlhf.runtime.model_card import write_card
 from rlhf.runtime.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
@@ -28,23 +29,25 @@ MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
 def main() -> None:
     run, data, config = parse([RunConfig, PromptConfig, EvaluationConfig])
     folder = run.folder() / "evaluation"
-    if is_done(folder):
+    join_processes()
+    if from_main(lambda: is_done(folder)):
         print(f"evaluation: done already in {folder}")
         return
-    join_processes()
     check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # with it, one process alone would load weights
-    reward_path, gold_path = judges(run.folder(), config.reward_model_path)
-    tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
-    if not tuned:
-        raise UserError(f"{run.folder()}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
-    paths = {"base": config.base_model} | {name: str(require_stage(path)) for name, path in tuned.items()}
+    reward_path, gold_path = from_main(lambda: judges(run.folder(), config.reward_model_path))
+    tuned, runs = from_main(lambda: tuned_models(run.folder()))
+    paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
+        fetch_prompts(data.prompt_dataset, data.prompt_revision)
         for path in filter(None, (reward_path, gold_path)):
             saved_tokenizer(path)  # at hand from here on, where it is on a hub
-    split, counts = prompt_sets(data, tokenizer)
-    for name, path in tuned.items():
-        seen = set(read_run(path).get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
+            fetch_model(path)
+        for path in paths.values():
+            fetch_model(path)
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
+    for name in tuned:
+        seen = set(runs[name].get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
         if seen:
             raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
 
@@ -54,7 +57,7 @@ def main() -> None:
         stage.record(
             data={"prompts": counts},
             model_paths=paths,
-            model_ids={name: read_run(path).get("id") for name, path in tuned.items()},
+            model_ids={name: runs[name].get("id") for name in tuned},
             judge_paths={"reward": reward_path, "gold": gold_path},
         )
         reward_model = load_reward_model(reward_path).to(device)
@@ -80,8 +83,19 @@ def main() -> None:
             write_summary(folder, numbers, texts, asdict(data) | asdict(config))
             _print_gains(summary)
     if stage.is_main:
-        for path in tuned.values():
-            write_card(path)  # once more: now it has figures
+        for stage_folder in tuned.values():
+            write_card(stage_folder)  # once more: now it has figures
+
+
+def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """By the model's name, the folder of each PPO stage that the run has, and its run.json.
+
+    A UserError where one is not done, or where there is none.
+    """
+    runs = {name: found for name, stage in MODELS.items() if (found := read_run(folder / stage))}
+    if not runs:
+        raise UserError(f"{folder}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
+    return {name: require_stage(folder / MODELS[name]) for name in runs}, runs
 
 
 def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:

@@ -10,13 +10,14 @@ from trl import ModelConfig, get_peft_config
 
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.config.model import check_ppo_model_config
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import Prompt, fetch_prompts
 from rlhf.data.prompts import as_row, prompt_sets
 from rlhf.data.splits import require_sizes, split_by_group
 from rlhf.errors import UserError
 from rlhf.models.load import (
     base_options,
     check_attention,
+    fetch_model,
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
@@ -28,7 +29,7 @@ from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.vocabulary import saved_tokenizer
 from rlhf.runtime.checkpoint import PPO, numbered
-from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.distributed import from_main, main_process_first, on_all
 from rlhf.runtime.engine import engine_name
 from rlhf.runtime.memory import read_config, reward_config
 from rlhf.runtime.model_card import write_card
@@ -60,8 +61,9 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
         if found:  # memory is counted on models that are built from their configs, without a weight to quantise
             raise UserError(f"dry_run: expected no {name}, found it: memory is counted for transformers' own models")
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    policy = read_config(names[0], **base_options(names[0], model_args), **attention)
-    reward = reward_config(names[1], **attention)
+    with main_process_first():
+        policy = read_config(names[0], **base_options(names[0], model_args), **attention)
+        reward = reward_config(names[1], **attention)
     check_attention(names[0], policy)
     check_attention(names[1], reward)
     dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"
@@ -102,15 +104,20 @@ def main() -> None:
     check_ppo_model_config(model_args)
     name = "ppo_lora" if model_args.use_peft else "ppo_full"
     folder = run.folder() / name
-    if is_done(folder):
+    if from_main(lambda: is_done(folder)):
         print(f"{name}: done already in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
-    reward_path = args.reward_model_path or str(require_stage(run.folder() / "reward"))
+    reward_path = args.reward_model_path or str(from_main(lambda: require_stage(run.folder() / "reward")))
     args.output_dir = str(folder)
     with main_process_first():
         tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))
-    split, counts = prompt_sets(data, tokenizer)
+        fetch_prompts(data.prompt_dataset, data.prompt_revision)
+        if not args.dry_run:
+            fetch_model(base, model_args.model_revision)
+            fetch_model(reward_path)
+            saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code)
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
     train, unseen = hold_out(split.train, args, data.prompt_seed)
     if unseen:
         counts |= {"split_train": len(train), "split_train_held_out": len(unseen)}
@@ -135,7 +142,7 @@ def main() -> None:
         )
         if stage.is_main:
             print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
-        trainer.train(resume_from_checkpoint=bool(numbered(folder / "checkpoints", PPO)))
+        trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:
             stage.stopped = True
             print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")

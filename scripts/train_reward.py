@@ -13,16 +13,23 @@ from trl.models import unwrap_model_for_generation
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.data.chat import prompt_text
-from rlhf.data.hh_rlhf import Pair, load_pairs, openings, split_pairs
+from rlhf.data.hh_rlhf import Pair, fetch_pairs, load_pairs, openings, split_pairs
 from rlhf.errors import UserError
-from rlhf.models.load import base_options, check_attention, load_tokenizer, model_options, new_reward_model
+from rlhf.models.load import (
+    base_options,
+    check_attention,
+    fetch_model,
+    load_tokenizer,
+    model_options,
+    new_reward_model,
+)
 from rlhf.models.lora import trainable_share
 from rlhf.parsing import parse, required
 from rlhf.reward.audit import audit
 from rlhf.reward.dry_run import check_positions, dry_run
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.runtime.disk import written_aside
-from rlhf.runtime.distributed import main_process_first
+from rlhf.runtime.distributed import from_main, main_process_first, on_all
 from rlhf.runtime.engine import engine_name, gathered, is_fsdp
 from rlhf.runtime.memory import read_config
 from rlhf.runtime.model_card import write_card
@@ -102,7 +109,8 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
         if found != expected:  # memory is counted on a model that is built from its config
             raise UserError(f"dry_run: expected {name} {expected}, found {found}: memory is counted for that")
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
+    with main_process_first():
+        config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
     check_attention(base, config)
     check_positions(config, rows)
     dry_run(args, config, rows["train"])
@@ -113,16 +121,20 @@ def main() -> None:
     check_reward_model_config(model_args)
     name = "reward_gold" if data.gold else "reward"
     folder = run.folder() / name
-    if is_done(folder):
+    if from_main(lambda: is_done(folder)):
         print(f"{name}: done already in {folder}")
         return
     args.output_dir = str(folder)
     set_seed(args.seed)
     base = required("model_name_or_path", model_args.model_name_or_path)
-    pairs, counts = load_pairs(data.dataset_name, data.dataset_dir, data.dataset_revision)
+    source = data.dataset_name, data.dataset_dir, data.dataset_revision
     where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
+        fetch_pairs(*source)
         tokenizer = load_tokenizer(base, **where)
+        if not args.dry_run:
+            fetch_model(base, model_args.model_revision)
+    pairs, counts = on_all(lambda: load_pairs(*source))
     splits = split_fitting(pairs, counts, tokenizer, data, args)
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 

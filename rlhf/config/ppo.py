@@ -31,6 +31,7 @@ _POSITIVE_OR_NONE = (
     "critic_learning_rate",
     "max_prompt_tokens",
     "micro_batch_tokens",
+    "save_minutes",
 )
 _NOT_NEGATIVE = (
     "learning_rate",
@@ -119,6 +120,9 @@ class PPOConfig(TrainingArguments):
     max_prompt_tokens: int | None = help_text("tokens of a prompt; not set: no limit")
     long_prompts: Literal["refuse", "drop", "truncate"] = help_text(
         "what happens to prompts over max_prompt_tokens; truncate keeps the end", "refuse"
+    )
+    save_minutes: float | None = help_text(
+        "a checkpoint, too, at the end of the step in which so many minutes have passed since the last one"
     )
     ds3_gather_for_generation: bool = help_text("ZeRO-3: gather the policy once a rollout; it always is", True)
 

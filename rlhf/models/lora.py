@@ -90,14 +90,29 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return get_peft_model(model, config)
 
 
-def merged_model(peft_model: PeftModel) -> PreTrainedModel:
-    """A stock model with the adapter's weights added in; the trained model stays as it is."""
-    merged: Any = copy.deepcopy(peft_model).merge_and_unload()
+def merged_model(peft_model: PeftModel, on_cpu: bool = False) -> PreTrainedModel:
+    """A stock model with the adapter's weights added in; the trained model stays as it is.
+
+    on_cpu: copied and merged in main memory, tensor by tensor, with nothing more on the device. Of no use for a
+    quantised model, which stays where its codes are.
+    """
+    places = _on_cpu(peft_model) if on_cpu else {}
+    merged: Any = copy.deepcopy(peft_model, places).merge_and_unload()
     fuse_attention(merged)
     merged.tie_weights()
     for parameter in merged.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # not the codes of a quantised base
     return merged
+
+
+def _on_cpu(model: nn.Module) -> dict[int, Any]:
+    """For copy.deepcopy: the copy in main memory of each parameter and buffer, by the id of the original."""
+    copies: dict[int, Any] = {}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copies
 
 
 def save_adapter(peft_model: PeftModel, folder: Path) -> None:

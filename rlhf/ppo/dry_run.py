@@ -62,7 +62,7 @@ def dry_run(
     parts.append(Part("activations, logits", learning=learning, rollout=_rollout(args, policy, width)))
     if layouts:
         parts.append(_layouts(args, whole, peft_config is not None))
-    if peft_config is not None:
+    if peft_config is not None and args.use_cpu:  # a GPU's is merged in main memory
         merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
     verdict(parts, base, args.use_cpu, accelerator.print)

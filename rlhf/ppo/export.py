@@ -54,7 +54,7 @@ def save_policy(
             save_adapter(policy, aside)
         elif main and isinstance(policy, PeftModel):
             save_adapter(policy, aside / "adapter")
-            merged_model(policy).save_pretrained(aside)
+            merged_model(policy, on_cpu=True).save_pretrained(aside)
         elif main:
             policy.save_pretrained(str(aside))
         if main:

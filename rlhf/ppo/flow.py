@@ -63,6 +63,10 @@ class Flow:
             if answer is not None:
                 self.control = answer
 
+    def listens(self, name: str) -> bool:
+        """Whether any callback does something when it is told of this event."""
+        return any(getattr(type(callback), name) is not getattr(TrainerCallback, name) for callback in self.callbacks)
+
     def take(self, wish: str) -> bool:
         """Whether should_<wish> is set; it is unset by asking."""
         wanted = getattr(self.control, f"should_{wish}")

@@ -16,13 +16,15 @@ from rlhf.ppo.flow import STATE_FILE, Flow
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.warnings import Watch
-from rlhf.runtime.checkpoint import PPO, STEP_FILE, newest_whole, numbered, read_step, run_facts, save_checkpoint
+from rlhf.runtime.checkpoint import PPO, STEP_FILE, newest_whole, read_step, run_facts
 from rlhf.runtime.disk import fault
 from rlhf.runtime.distributed import from_main, on_all
-from rlhf.runtime.engine import is_deepspeed
+from rlhf.runtime.engine import is_deepspeed, is_fsdp
 from rlhf.runtime.safe_load import check_pickles
+from rlhf.runtime.saver import Saver
 from rlhf.runtime.sharded_state import load_state
 from rlhf.runtime.tracking import Recorder
+from rlhf.runtime.trained_weights import load_trained, same_norms
 
 
 class Resumable:
@@ -36,7 +38,9 @@ class Resumable:
     flow: Flow
     learner: Learner
     recorder: Recorder
+    saver: Saver
     watch: Watch
+    frozen: dict[str, float]  # norms of the weights that are never trained, which checkpoints do not hold
     episode: int  # responses so far, over all ranks
     stopped: bool  # told to stop by a signal, before the last step
     save_is_due: bool  # a checkpoint was to be written, and updates were being left out
@@ -83,18 +87,22 @@ class Resumable:
             self.flow.load(checkpoint)
 
     def _data_facts(self) -> dict[str, Any]:
-        """What decides which prompts a step gets, and its random numbers: the same on going on."""
+        """What decides which prompts a step gets, its random numbers, and what is not saved: the same on going on."""
         args = self.args
         seeds = {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed}
-        return {"batch_size": self.batch_size, "train_dataset": digest(self.prompts), **seeds}
+        data = {"batch_size": self.batch_size, "train_dataset": digest(self.prompts)}
+        return data | seeds | {"frozen": self.frozen}
 
     def _save_if_due(self, step: int) -> bool:
         """Where a checkpoint was asked for, and no update has been left out since the last one that was not.
 
         Else `save_total_limit` would delete the last good ones as a run breaks down: it is made up for at the next
-        good step. Returns whether one was written.
+        good step. Returns whether one was written. A UserError where the one before could not be made whole.
         """
+        self.saver.check()
+        minutes = self.args.save_minutes
         self.save_is_due |= self.flow.take("save")
+        self.save_is_due |= minutes is not None and self.saver.is_due(minutes)
         if not self.save_is_due or self.learner.skips.in_a_row:
             return False
         self.save_is_due = False
@@ -108,7 +116,8 @@ class Resumable:
         facts["warnings"] = self.watch.state()
         # Told to stop as updates are being left out, a run keeps its place, but for that no good checkpoint goes.
         limit = None if skipped else self.args.save_total_limit
-        save_checkpoint(self.accelerator, self.folder, step, limit, facts, self._save_beside)
+        # A callback that is told of a checkpoint is to find it.
+        self.saver.write(step, limit, facts, self._save_beside, wait=self.flow.listens("on_save"))
         self.flow.event("on_save")
 
     def _save_beside(self, checkpoint: Path) -> None:
@@ -118,8 +127,7 @@ class Resumable:
     def _stop(self, step: int) -> None:
         """Leave a checkpoint of this step, unless there is one or the run is over."""
         self.stopped = step < self.num_total_batches
-        newest = numbered(self.folder / "checkpoints", PPO)
-        if self.stopped and not (newest and newest[-1].name == f"{PPO}{step}"):
+        if self.stopped and self.saver.step != step:  # not by the folder: a network shows it to each rank in its time
             self._save(step)
 
 
@@ -132,29 +140,44 @@ def digest(prompts: Sequence[Prompt]) -> str:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Restore what save_checkpoint wrote, with one rank's weights on any number of ranks, and return step.json.
+    """Restore what a Saver wrote, with one rank's weights on any number of ranks, and return step.json.
 
     found: what of this run is to be as it was, beside `run_facts`.
     """
-    facts = from_main(lambda: read_step(checkpoint, run_facts(accelerator) | found))
+    facts = from_main(lambda: _read_facts(checkpoint, run_facts(accelerator) | found))
     on_all(lambda: check_pickles(checkpoint))  # Accelerate unpickles what it takes for its own
     if is_deepspeed(accelerator):  # it has collectives of its own in there
+        _load_state(accelerator, checkpoint, custom_load_fn=load_trained)
+    elif is_fsdp(accelerator):
         _load_state(accelerator, checkpoint)
-    else:
-        on_all(lambda: _load_state(accelerator, checkpoint))
+    else:  # in main memory: on several GPUs Accelerate would hold the optimizer's file on each beside its own states
+        on_all(lambda: _load_state(accelerator, checkpoint, map_location="cpu"))
     return facts
 
 
-def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+def _read_facts(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+    facts = read_step(checkpoint, found)
+    with _as_written(checkpoint / STEP_FILE):
+        same = same_norms(dict(facts.get("frozen", found["frozen"])), found["frozen"])
+    if not same:
+        raise _others(checkpoint, "other weights below what is trained")
+    return facts
+
+
+def _load_state(accelerator: Accelerator, checkpoint: Path, **options: Any) -> None:
     try:
-        load_state(accelerator, checkpoint)
+        load_state(accelerator, checkpoint, **options)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError, ValueError, SafetensorError) as error:  # what torch and safetensors say
-        raise UserError(
-            f"{checkpoint}: expected the models and the optimizer that it was written with (model_name_or_path, "
-            f"critic, lora_r, optim, ...), found others: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise _others(checkpoint, str(error)) from error
+
+
+def _others(checkpoint: Path, found: str) -> UserError:
+    return UserError(
+        f"{checkpoint}: expected the models and the optimizer that it was written with (model_name_or_path, "
+        f"critic, lora_r, optim, ...), found others: {' '.join(found.split())[:300]}"
+    )
 
 
 @contextmanager

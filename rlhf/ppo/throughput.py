@@ -3,6 +3,7 @@
 The savings are estimates from the time each phase takes, at the speed that it has now.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ def conditions(args: PPOConfig, meter: Meter) -> Conditions:
     """Of a run; where it computes in 32 bits, bf16 is measured."""
     device, dtype = meter.device, meter.dtype
     gain = matmul_peak(device, torch.bfloat16) / meter.peak if dtype.itemsize > 2 else 1.0
-    return Conditions(args, device.type != "cpu", meter.policy.frozen > 0, gain)
+    known = math.isfinite(gain)  # there may have been no memory to measure it
+    return Conditions(args, device.type != "cpu", meter.policy.frozen > 0, gain if known else 1.0)
 
 
 def report(work: dict[str, Work], now: Conditions) -> list[str]:

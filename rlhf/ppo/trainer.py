@@ -44,9 +44,11 @@ from rlhf.runtime.engine import cast_weights, check_wrapped, is_fsdp
 from rlhf.runtime.lock import one_writer
 from rlhf.runtime.plain_weights import save_plain_weights
 from rlhf.runtime.preemption import StopRequest
+from rlhf.runtime.saver import Saver
 from rlhf.runtime.skips import Skips
 from rlhf.runtime.skips import line as skip_line
 from rlhf.runtime.tracking import SKIPPED, WARNINGS, Recorder
+from rlhf.runtime.trained_weights import frozen_norms
 
 
 @answers_old_names
@@ -108,6 +110,8 @@ class PPOTrainer(TrainerBase):
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
         save_plain_weights(self.accelerator)
         self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.actor.scaler)
+        self.frozen = frozen_norms(self.roles.trained)
+        self.saver = Saver(self.accelerator, self.folder, self.roles.trained)
         self.recorder = Recorder(self.accelerator, self.folder)
         shown = {"processing_class": processing_class, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
         main = self.accelerator.is_main_process
@@ -137,7 +141,8 @@ class PPOTrainer(TrainerBase):
         with StopRequest() as request, one_writer(self.folder):
             first = self._resume(resume_from_checkpoint or self.args.resume_from_checkpoint)
             self._begin(first)
-            self._loop(first, request)
+            with self.saver:
+                self._loop(first, request)
             self.flow.event("on_train_end")
             self.recorder.end()
             self._say(self.throughput())

@@ -27,7 +27,7 @@ from rlhf.reward.preference import PreferenceTrainer, read_progress
 from rlhf.reward.scoring import score_rows
 from rlhf.reward.updates import UpdateGuard, pair_skips
 from rlhf.runtime.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
-from rlhf.runtime.distributed import from_main
+from rlhf.runtime.distributed import from_main, on_all
 from rlhf.runtime.engine import check_engine, configure_fsdp
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
@@ -136,7 +136,7 @@ def train_reward_model(
         configure_fsdp(trainer.accelerator)
         seal.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
         if checkpoint:
-            check_pickles(checkpoint)
+            on_all(lambda: check_pickles(checkpoint))
             trainer.restore(from_main(lambda: read_step(checkpoint, seal.facts())))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
@@ -174,12 +174,13 @@ def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:
 
 
 def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
-    """Step and validation loss of the checkpoint that was kept."""
+    """Step and validation loss of the checkpoint that was kept; asked on all ranks."""
     state = trainer.state
     history = [row for row in state.log_history if "eval_loss" in row]
     best = min(history, key=lambda row: row["eval_loss"]) if history else {}
     checkpoint = state.best_model_checkpoint
     if checkpoint:
-        saved = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        path = Path(checkpoint) / "trainer_state.json"  # which may be seen late by other machines
+        saved = from_main(lambda: json.loads(path.read_text(encoding="utf-8")))
         return {"step": saved["global_step"], "eval_loss": state.best_metric}
     return {"step": best.get("step"), "eval_loss": best.get("eval_loss")}

@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from rlhf.errors import UserError, printable
-from rlhf.runtime.disk import MANIFEST, fault, flush, write_manifest
-from rlhf.runtime.distributed import any_rank, from_main
-from rlhf.runtime.engine import engine_name, is_deepspeed
-from rlhf.runtime.sharded_state import save_state
+from rlhf.runtime.disk import MANIFEST, fault
+from rlhf.runtime.distributed import from_main
+from rlhf.runtime.engine import engine_name
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
 STEP_FILE = "step.json"
@@ -24,59 +23,9 @@ SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what a full disk looks
 _DATA = ("train_dataset", "seed", "data_seed")
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    folder: Path,
-    step: int,
-    limit: int | None,
-    facts: dict[str, Any],
-    beside: Callable[[Path], None],
-) -> Path:
-    """Write FOLDER/checkpoints/step-N: models, optimizer, scheduler, scaler, KL coefficient, random states.
-
-    facts: numbers for step.json; beside: writes further files on rank 0. All is written aside, flushed, and renamed
-    with a manifest in it. With a limit, the oldest checkpoints beyond it are deleted afterwards.
-    """
-    parent = folder / "checkpoints"
-    target, aside = parent / f"{PPO}{step}", parent / f".{PPO}{step}"
-    problem: Exception | None = None
-    if accelerator.is_main_process:
-        for old in parent.glob(f".{PPO}*"):  # of a run that was killed as it wrote or deleted one
-            shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        aside.mkdir(parents=True, exist_ok=True)
-        save_state(accelerator, aside)
-        if accelerator.is_main_process:
-            write_step(aside, step, facts | run_facts(accelerator))
-            beside(aside)
-    except SAVE_ERRORS as error:
-        problem = error
-    # DeepSpeed has collectives of its own in there: the other ranks are at one of them, and end with this one.
-    if (problem is not None) if is_deepspeed(accelerator) else any_rank(problem is not None):
-        if accelerator.is_main_process or is_deepspeed(accelerator):
-            shutil.rmtree(aside, ignore_errors=True)
-        raise not_written(target, problem) from problem
-    accelerator.wait_for_everyone()
-    from_main(lambda: _finish(aside, target, limit))
-    return target
-
-
-def _finish(aside: Path, target: Path, limit: int | None) -> None:
-    try:
-        write_manifest(aside)
-        _remove(target)
-        os.replace(aside, target)
-        flush(target.parent)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise not_written(target, error) from error
-    rotate(target, PPO, limit)
-
-
-def not_written(target: Path, problem: Exception | None) -> UserError:
+def not_written(target: Path, problem: Exception) -> UserError:
     """A checkpoint that failed and has been removed, as the user hears of it."""
-    reason = getattr(problem, "strerror", None) or " ".join(str(problem or "an error on another rank").split())[:200]
+    reason = getattr(problem, "strerror", None) or " ".join(str(problem).split())[:200]
     room = shutil.disk_usage(target.parent).free / 1e6 if target.parent.exists() else 0.0
     earlier = [path.name for path in numbered(target.parent, target.name.rpartition("-")[0] + "-")]
     kept = ", ".join(name for name in earlier if name != target.name) or "none there is"
@@ -204,15 +153,15 @@ def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = No
     # What a run goes on from is whole. One that begins has nothing else, should those that stay be broken.
     if spare and (step or any(fault(path) is None for path in left[len(spare) :])):
         for checkpoint in spare:
-            _remove(checkpoint)
+            remove(checkpoint)
 
 
 def _set_aside(checkpoint: Path) -> None:
     left = checkpoint.with_name(f"{_LEFT}{checkpoint.name}")
     if left.exists() and fault(checkpoint) is not None and fault(left) is None:
-        _remove(checkpoint)
+        remove(checkpoint)
         return
-    _remove(left)
+    remove(left)
     os.replace(checkpoint, left)
 
 
@@ -224,10 +173,10 @@ def rotate(newest: Path, prefix: str, limit: int | None, best: str | None = None
     spare = [path for path in found if path.name not in (newest.name, best)]
     keep = max(limit - (len(found) - len(spare)), 0)
     for old in spare[: len(spare) - keep]:
-        _remove(old)
+        remove(old)
 
 
-def _remove(checkpoint: Path) -> None:
+def remove(checkpoint: Path) -> None:
     """Out of sight at one stroke, lest half of it be taken for a broken one."""
     if checkpoint.exists():
         gone = checkpoint.with_name(f".{checkpoint.name}.gone")

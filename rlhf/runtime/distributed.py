@@ -168,26 +168,44 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
     return answer[0]
 
 
-def on_all(do: Callable[[], None]) -> None:
+def on_all(do: Callable[[], Answer]) -> Answer:
     """Every rank does it: one collective. Where any fails all end, and the first of those alone says why."""
-    state, failed = PartialState(), None
+    failed = None
     try:
-        do()
+        answer = do()
     except Exception as error:
         failed = error
+    _end_if_any(failed)
+    return answer
+
+
+def _end_if_any(failed: Exception | None) -> None:
+    """One collective. Where any rank has failed all end, and the first of those alone says why."""
     broken = all_rows([failed is not None])
     if not any(broken):
         return
-    if failed is not None and broken.index(True) == state.process_index:
+    if failed is not None and broken.index(True) == PartialState().process_index:
         raise failed
     raise SystemExit(2)
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Rank 0 of each machine runs the block before the others: what it fetches, they find in the cache."""
-    with PartialState().local_main_process_first():
+    """Rank 0 runs the block, then the first rank of each other machine, then all others.
+
+    What rank 0 fetches, the others find in a cache that the machines share, and in one of its own a machine fetches
+    it once. Where the block fails on any rank all end, and the first of those alone says why. No collective in it.
+    """
+    state, failed = PartialState(), None
+    turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
+    for _ in range(turn):
+        _end_if_any(None)
+    try:
         yield
+    except Exception as error:
+        failed = error
+    for _ in range(turn, 3):
+        _end_if_any(failed)
 
 
 def wait_for_everyone() -> None:

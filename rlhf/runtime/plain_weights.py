@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_model
 
 from rlhf.runtime.engine import is_deepspeed, is_fsdp
+from rlhf.runtime.trained_weights import check_loaded
 
 _WEIGHTS = "model.safetensors"
 
@@ -26,7 +27,8 @@ def save_plain_weights(accelerator: Accelerator) -> None:
         ]
 
     def wrapped(models: list[Any], folder: str) -> None:
-        load_model(accelerator.unwrap_model(models.pop()), Path(folder) / _WEIGHTS)
+        model = accelerator.unwrap_model(models.pop())
+        check_loaded(model, *load_model(model, Path(folder) / _WEIGHTS, strict=False))
 
     accelerator.register_save_state_pre_hook(unwrapped)
     accelerator.register_load_state_pre_hook(wrapped)

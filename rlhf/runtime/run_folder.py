@@ -132,10 +132,6 @@ class Stage:
             write_json(self.folder / "run.json", self.facts)
 
     def __enter__(self) -> "Stage":
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
         if from_main(self._take):
             if self.is_main:
                 print(f"{self.facts['stage']}: done already in {self.folder}")
@@ -145,7 +141,11 @@ class Stage:
         return self
 
     def _take(self) -> bool:
-        """Lock the folder; whether the stage is done already, which nobody can change from then on."""
+        """Make the folder and lock it; whether the stage is done already, which nobody can change from then on."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
         self._lock.take()
         done = True
         try:

@@ -52,6 +52,8 @@ class SealCheckpoint(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
         """Rows, manifest, then limit."""
         wait_for_everyone()
+        # transformers asks each rank's file system whether it is there, and all load it together at the end.
+        state.best_model_checkpoint = from_main(lambda: state.best_model_checkpoint)
         checkpoint = self.folder / f"{REWARD}{state.global_step}"
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
 

@@ -17,21 +17,21 @@ from rlhf.runtime.distributed import as_part, local_part
 from rlhf.runtime.engine import is_fsdp
 
 
-def save_state(accelerator: Accelerator, folder: Path) -> None:
+def save_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
     """What `Accelerator.save_state` does; under FSDP2 with shard-RANK.pt for trained weights and the optimizer."""
     with _apart(accelerator) as parts:
-        accelerator.save_state(str(folder))
+        accelerator.save_state(str(folder), **options)
     for model, optimizer in parts:
         torch.save(_state(model, optimizer), _file(accelerator, folder))
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> None:
+def load_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
     """What `save_state` wrote, on as many ranks; under FSDP2 without a collective.
 
     A ValueError or KeyError where the file is of other weights.
     """
     with _apart(accelerator) as parts:
-        accelerator.load_state(str(folder))
+        accelerator.load_state(str(folder), **options)
     for model, optimizer in parts:
         state = torch.load(_file(accelerator, folder), map_location="cpu", weights_only=True)
         _restore(model, optimizer, state)

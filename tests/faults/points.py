@@ -31,6 +31,8 @@ def install(fault):
     changed.clear()
     if fault is None:
         return
+    if "blind" in fault:
+        _blind(Path(fault["blind"]))
     if "clock" in fault:
         true = time.time
         time.time = lambda: true() - fault["clock"]
@@ -39,6 +41,25 @@ def install(fault):
         _before(getattr(importlib.import_module(module), owner), name, fault["call"], lambda: _act(fault))
     if "changes_of" in fault:
         sys.addaudithook(lambda event, given: _count(event, given, fault))
+
+
+def _blind(folder):
+    """As on a machine whose network file system does not show yet what is in the folder: nothing is there.
+
+    A file can be opened all the same, which asks the server.
+    """
+    for name, nothing in (("exists", False), ("is_dir", False), ("is_file", False), ("glob", ()), ("iterdir", ())):
+        _hide(name, nothing, folder)
+
+
+def _hide(name, nothing, folder):
+    look = getattr(Path, name)
+
+    def blind(path, *args, **options):
+        inside = path != folder and path.is_relative_to(folder)
+        return nothing if inside else look(path, *args, **options)
+
+    setattr(Path, name, blind)
 
 
 def finish(fault):

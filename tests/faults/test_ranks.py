@@ -156,3 +156,20 @@ def test_what_no_rank_can_go_on_from_is_one_line_of_one_rank(campaign, tmp_path,
         assert ("found a pickle that calls" in line) == (fault == "a bomb")
         assert "Traceback" not in pair.said()
         assert not (tmp_path / "marker").exists()
+
+
+def test_a_rank_that_sees_files_late_goes_where_the_first_goes(campaign, tmp_path):
+    """Whether there is a checkpoint, or a stage is done, is for rank 0 to say: each would wait for the other."""
+    stage, late = campaign.stage("ppo_full", tmp_path), {"blind": str(tmp_path)}
+    with trial("two ranks, one sees files late"):
+        stop = {"phase": "learn", "call": 2, "signal": signal.SIGTERM}
+        pair = Pair(campaign, "ppo_full", tmp_path, HALF, (stop, late))
+        assert pair.end() == [0, 0], pair.said()[-3000:]
+        assert sorted(path.name for path in (stage / "checkpoints").iterdir()) == ["step-1", "step-2"]
+        pair = Pair(campaign, "ppo_full", tmp_path, HALF, (None, late))
+        assert pair.end() == [0, 0], pair.said()[-3000:]
+        rows = short_runs.results(stage)["metrics.jsonl"]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        pair = Pair(campaign, "ppo_full", tmp_path, HALF, (None, late))
+        assert pair.end() == [0, 0], pair.said()[-3000:]
+        assert pair.said().count("ppo_full: done already") == 2

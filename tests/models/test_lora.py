@@ -247,3 +247,29 @@ def test_a_model_with_neither_kind_of_attention() -> None:
     model = GPTNeoXForCausalLM(GPTNeoXConfig(num_hidden_layers=1, **sizes))
     with pytest.raises(UserError, match=r"query_key_value, found q_proj, v_proj$"):
         add_lora(model, lora_config())
+
+
+@pytest.mark.parametrize("build", POLICIES)
+def test_a_merge_for_saving_copies_nothing_where_the_model_is(
+    build: Callable[[], PreTrainedModel], monkeypatch
+) -> None:
+    """On a GPU there may be no room for a second model as a run ends."""
+    policy = add_lora(build(), lora_config())
+    train(policy)
+    expected = merged_model(policy).state_dict()
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    copied: list[Any] = []
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self))
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda self, memo: copied.append(self))
+    merged = merged_model(policy, on_cpu=True)
+    assert copied == []
+    found = merged.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].device.type == "cpu"
+    for name, tensor in policy.state_dict().items():  # on CPUs the copy is one, too
+        assert torch.equal(tensor, before[name]), name
+    embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
+    assert (embeddings.weight is head.weight) == tied

@@ -246,4 +246,5 @@ def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
         "warnings": run.watch.state(),
         "processes": Accelerator().num_processes,
         "engine": "NO",
+        "frozen": {},  # all is trained
     }

@@ -1,5 +1,6 @@
 """The machine's limits: as other means measure them, and once a process."""
 
+import math
 import time
 
 import numpy
@@ -63,3 +64,29 @@ def test_the_best_of_a_few_calls_after_one_that_warms_up(monkeypatch):
     clock = iter([0.0, 0.001, 1.0, 1.05, 2.0, 2.02, 3.0, 3.03])  # the first call is the fastest, and does not count
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
     assert hardware._fastest(lambda: None, CPU) == pytest.approx(0.02)
+
+
+def test_without_memory_for_a_large_copy_a_small_one_counts(monkeypatch):
+    sizes = []
+    ones = torch.ones
+
+    def little_memory(size, **options):
+        sizes.append(size)
+        if size > 2**24:
+            raise torch.OutOfMemoryError
+        return ones(size, **options | {"device": "cpu"})
+
+    monkeypatch.setattr(torch, "ones", little_memory)
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: 0.5)
+    assert memory_bandwidth.__wrapped__(torch.device("cuda")) == 2 * 2**24 / 0.5
+    assert sizes == [2**28, 2**26, 2**24, 2**24]
+
+
+@pytest.mark.parametrize("full", ["from the start", "as it runs"])
+def test_without_any_memory_no_limit_is_known_and_the_run_goes_on(monkeypatch, full):
+    def none(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(*(torch, "ones", none) if full == "from the start" else (hardware, "_fastest", none))
+    assert memory_bandwidth.__wrapped__(CPU) == math.inf
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == math.inf

@@ -53,6 +53,7 @@ def started_with(monkeypatch, tmp_path):
             raise StartError
 
         monkeypatch.setattr(module, "load_tokenizer", note("tokenizer", prepare_tokenizer(tiny.gpt2_tokenizer())))
+        monkeypatch.setattr(module, "fetch_model", note("files"))
         if module is train_ppo:
             for name in ("load_causal_lm", "load_reward_model"):
                 monkeypatch.setattr(module, name, note(name))
