@@ -84,6 +84,7 @@ class PPOTrainer(TrainerBase):
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
         self.models = describe_roles(self.roles)
+        self.roles.reference.to(self.accelerator.device)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
