@@ -3,9 +3,9 @@
     python tests/cuda/count_kernels.py --write     # counts all and writes the file
     python tests/cuda/count_kernels.py --check     # counts one step of other sizes; exit code 1 where the file differs
 
-A phase of a step costs the same each time its unit is done (a decoded token, a scoring pass, a micro-batch, an optimizer
-step) and the same for each layer, whatever the widths. So a few tiny steps that differ in these numbers give all
-coefficients, and a step of other sizes shows whether they hold.
+A phase of a step costs the same each time its unit is done (a decoded token, a scoring pass, a micro-batch, an
+optimizer step) and the same for each layer, whatever the widths. So a few tiny steps that differ in these numbers
+give all coefficients, and a step of other sizes shows whether they hold.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), os.environ.get("PRETEND_CUDA", str(Path(__file__).parent))]
-import fake_cuda as device  # noqa: E402  the shim has to be loaded before torch
+import fake_cuda as device  # noqa: E402, I001  the shim has to be loaded before torch
 
 import json  # noqa: E402
 import tempfile  # noqa: E402
@@ -29,7 +29,7 @@ from transformers import TrainerCallback  # noqa: E402
 import rlhf.models.response  # noqa: E402
 import rlhf.ppo.work  # noqa: E402
 from rlhf.benchmark import work  # noqa: E402
-from rlhf.benchmark.predict import KERNELS, UNITS, Sizes  # noqa: E402
+from rlhf.benchmark.predict import KERNELS, UNITS, Sizes, counted  # noqa: E402
 from rlhf.config import PPOConfig  # noqa: E402
 from rlhf.ppo.trainer import PPOTrainer  # noqa: E402
 
@@ -42,15 +42,29 @@ _STEPS = (
     {"tokens": 16, "passes": 2, "micro_batches": 2, "optimizer_steps": 2},
 )
 _LAYERS = (1, 2)
-_OTHER = {"tokens": 48, "passes": 3, "micro_batches": 3, "optimizer_steps": 3, "layers": 3}
+_OTHER = {"tokens": 24, "passes": 3, "micro_batches": 3, "optimizer_steps": 2, "layers": 3}
 
 
 @dataclass(frozen=True)
 class Count:
-    """Of one phase of one step."""
+    """Of one phase of one step. Copies from pageable memory count as waits."""
 
     kernels: int
     waits: int
+
+
+# The pretend device, as this script needs it: `device.pretend()`, a phase to count under, and the counts so far.
+def _set_phase(name: str) -> str:
+    before, device.SEEN.phase = device.SEEN.phase, name
+    return before
+
+
+def _so_far() -> dict[str, tuple[int, int]]:
+    """Kernels and waits of each phase."""
+    waits = dict.fromkeys(UNITS, 0)
+    for (phase, *_), n in device.SEEN.syncs.items():
+        waits[phase] = waits.get(phase, 0) + n
+    return {phase: (device.SEEN.ops[phase], waits[phase]) for phase in UNITS}
 
 
 class _Second(TrainerCallback):
@@ -60,10 +74,7 @@ class _Second(TrainerCallback):
         self.seen = []
 
     def on_step_end(self, *_, **__):
-        waits = {}
-        for (phase, *_rest), n in device.SEEN.syncs.items():
-            waits[phase] = waits.get(phase, 0) + n
-        self.seen.append({phase: (device.SEEN.ops[phase], waits.get(phase, 0)) for phase in UNITS})
+        self.seen.append(_so_far())
 
     @property
     def counts(self) -> dict[str, Count]:
@@ -73,20 +84,20 @@ class _Second(TrainerCallback):
 
 @contextmanager
 def _phases():
-    """Kernels between and within the phases that a trainer times go to their names."""
+    """Kernels go to the phase that the trainer times just now, or to `rest`."""
     timed = PPOTrainer._timed
 
     @contextmanager
-    def counted(self, name):
+    def with_phase(self, name):
         with timed(self, name):
-            before, device.SEEN.phase = device.SEEN.phase, name
+            before = _set_phase(name)
             try:
                 yield
             finally:
-                device.SEEN.phase = before
+                _set_phase(before)
 
-    PPOTrainer._timed = counted
-    device.SEEN.phase = "rest"
+    PPOTrainer._timed = with_phase
+    _set_phase("rest")
     try:
         yield
     finally:
@@ -142,8 +153,6 @@ def coefficients(kind: str) -> dict[str, dict[str, dict[str, dict[str, float]]]]
 
 def differences(kind: str, stored: dict) -> list[str]:
     """One line for each count of a step of other sizes that is not what the stored coefficients say."""
-    from rlhf.benchmark.predict import counted
-
     sizes, lines = Sizes(**_OTHER), []
     said = counted(stored["works"][kind], sizes)
     for phase, one in count(kind, sizes).items():
@@ -157,7 +166,7 @@ def differences(kind: str, stored: dict) -> list[str]:
 def main() -> None:
     # Measuring the machine is no part of a step.
     rlhf.ppo.work.matmul_peak = rlhf.ppo.work.memory_bandwidth = lambda *_: 1e12
-    kinds = [name for name in sys.argv[2:]] or ["full", "lora"]
+    kinds = sys.argv[2:] or ["full", "lora"]
     with device.pretend():
         if sys.argv[1:2] == ["--write"]:
             found = {
