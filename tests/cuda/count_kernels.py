@@ -109,7 +109,7 @@ def count(kind: str, sizes: Sizes) -> dict[str, Count]:
     micro = 2
     batch = micro * sizes.micro_batches
     size = {"width": 32, "layers": sizes.layers, "heads": 2, "vocabulary": _VOCABULARY, "positions": 128}
-    shape = work.Shape("count", batch, micro, sizes.tokens, sizes.optimizer_steps, **size, mean_response=10**9)
+    shape = work.Shape("count", batch, micro, sizes.tokens, sizes.optimizer_steps, **size, mean_response=work.ENDLESS)
     run = work.Run(shape, f"ppo_{kind}", steps=2, precision="bf16")
     tokenizer = work.tokenizer_of(shape)
     policy, reward = work.models_of(shape, tokenizer, 0)
