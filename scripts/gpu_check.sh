@@ -4,7 +4,7 @@
 # Writes runs/gpu_check/gpu_check.json and gpu_check.md; ends with 1 where something failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-RLHF_EXTRAS=test
+RLHF_EXTRAS=dev
 source scripts/environment.sh
 # The last release of TRL with a PPOTrainer, beside today's. Without it, the comparison is left out.
 trl=.venv/trl112

@@ -96,15 +96,7 @@ def child(command: list[str], limit: float, **env: str) -> str:
     """What a process printed. ItemError with its last words where it fails or takes longer; it leaves none behind."""
     given = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} | env
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=given,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=given, start_new_session=True, **pipes) as process:
         try:
             said, _ = process.communicate(timeout=limit)
         except BaseException as error:
@@ -146,22 +138,23 @@ def tests(config: GpuCheckConfig, folder: Path, limit: float) -> dict[str, Any]:
 
 
 def read_tests(xml: str) -> dict[str, Any]:
-    """pytest's JUnit report -> passed, failed and skipped of each file, with the names and reasons."""
+    """pytest's JUnit report -> passed, failed (names) and skipped (reasons) of each file."""
     parts: dict[str, Any] = {}
     for case in ET.fromstring(xml).iter("testcase"):
         file = case.get("classname", "").rpartition(".")[2].removeprefix("test_")
-        part = parts.setdefault(file, {"passed": 0, "failed": [], "skipped": []})
+        part = parts.setdefault(file, {"passed": 0, "failed": [], "skipped": {}})
         bad = [x for kind in ("failure", "error") for x in case.findall(kind)]
         if bad:
             part["failed"].append(f"{case.get('name')}: {(bad[0].get('message') or '').splitlines()[:1]}")
-        elif (skipped := case.find("skipped")) is not None:
-            part["skipped"].append(f"{case.get('name')}: {skipped.get('message')}")
+        elif (left_out := case.find("skipped")) is not None:
+            reason = left_out.get("message") or ""
+            part["skipped"][reason] = part["skipped"].get(reason, 0) + 1
         else:
             part["passed"] += 1
     if not parts:
         raise ItemError("no test was found")
     failed = sum(len(part["failed"]) for part in parts.values())
-    passed, skipped = sum(p["passed"] for p in parts.values()), sum(len(p["skipped"]) for p in parts.values())
+    passed, skipped = sum(p["passed"] for p in parts.values()), sum(sum(p["skipped"].values()) for p in parts.values())
     says = f"{passed} passed, {failed} failed, {skipped} skipped"
     return {"verdict": "failed" if failed else "ok" if passed else "left out", "says": says, "parts": parts}
 

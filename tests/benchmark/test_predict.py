@@ -16,6 +16,7 @@ MEDIUM = work.SHAPES["gpt2-medium"]
 PLAIN = predict.GPU(peak_tflops=1000, bandwidth_gbs=4000, share=0.5, launch_us=10, captured_us=1, wait_us=100)
 
 
+@pytest.mark.slow
 def test_stored_kernels_are_those_of_the_code():
     """Of a step of sizes that the file was not made from. Where this fails, write the file anew and look at the change:
     python tests/cuda/count_kernels.py --write
