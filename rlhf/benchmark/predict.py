@@ -260,6 +260,8 @@ def _others(rows: list[dict[str, Any]], gpu: GPU) -> str:
     """The step with a faster and a slower host: launch time is the least certain of what is assumed."""
     parts = []
     for factor in (0.5, 1.5):
-        step = sum(max(factor * row["launch"], row["compute"], row["memory"]) + row["waiting"] for row in rows)
+        hosts = [row["launch"] * (1 if row["captured"] else factor) for row in rows]
+        longest = (max(host, row["compute"], row["memory"]) for host, row in zip(hosts, rows, strict=True))
+        step = sum(longest) + sum(row["waiting"] for row in rows)
         parts.append(f"{step:.2f} s at {factor * gpu.launch_us:g} us")
     return "a step " + ", ".join(parts) + " a launch"
