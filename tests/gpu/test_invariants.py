@@ -40,9 +40,11 @@ def test_at_learning_rate_0_nothing_moves(tmp_path, device, place, family, preci
         assert row["val/ratio"] == pytest.approx(1, abs=mean)
         assert row["val/ratio_max"] == pytest.approx(1, abs=largest)
         assert row["policy/clipfrac_avg"] == 0
-        assert row["val/skipped_updates"] == 0
+        # fp16's scaler begins with a scale that may be too large, and leaves such updates out.
+        assert row["val/skipped_updates"] == 0 or precision == "fp16"
         assert abs(row["objective/kl_per_token"]) < kl
         assert row["objective/kl_exact_per_token"] < kl
         assert row["policy/grad_norm"] > 0
+    assert rows[-1]["val/updates"] > 0
     assert all(torch.equal(p, before) for p, before in frozen)
     assert {p.device.type for p in run.roles.trained.parameters()} == {device.type}
