@@ -20,13 +20,19 @@ _LIMIT = 3600  # seconds of one run
 PHASES = ("generate", "score", "learn", "rest", "evaluation")
 
 
-def run_side(side: str, given: dict[str, Any], trl: Path | None) -> dict[str, Any]:
-    """One run in a process of its own. trl: a folder with TRL 1.12 that comes first on its path."""
+def run_side(side: str, given: dict[str, Any], trl: Path | None, limit: float = _LIMIT) -> dict[str, Any]:
+    """One run in a process of its own, of `limit` seconds at most.
+
+    trl: a folder with TRL 1.12 that comes first on its path.
+    """
     root = str(Path(__file__).resolve().parents[2])
     first = [str(trl)] if side == "trl" and trl is not None and given["work"].startswith("ppo") else []
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*first, root, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "rlhf.benchmark.worker", side, json.dumps(given)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"benchmark: expected a result of {side} within {limit:.0f} s, found none") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -1,7 +1,10 @@
 """PPO steps of either side."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
+
+from transformers import TrainerCallback
 
 from rlhf.benchmark import work
 from rlhf.benchmark.clock import Clock, most_memory
@@ -85,22 +88,22 @@ def trl(run: work.Run, folder: str) -> dict[str, Any]:
     return _result(watched.clock, rows, counts, before)
 
 
-def rlhf(run: work.Run, folder: str) -> dict[str, Any]:
-    """This package's PPOTrainer."""
+def rlhf(run: work.Run, folder: str, kind: Any = None, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """This package's PPOTrainer, or a class of its kind."""
     from rlhf import PPOConfig, PPOTrainer
 
     tokenizer = work.tokenizer_of(run.shape)
     policy, reward = work.models_of(run.shape, tokenizer, run.seed)
     rows = work.prompts_of(run.shape, tokenizer, run.seed)
     before, clock = most_memory(), Clock("rest")
-    trainer = PPOTrainer(
+    trainer = (kind or PPOTrainer)(
         args=PPOConfig(**work.settings(run, folder)),
         processing_class=tokenizer,
         model=policy,
         reward_model=reward,
         train_dataset=[{"input_ids": row} for row in rows],
         peft_config=work.lora_of(("q_proj", "v_proj"), run.rank) if run.work == "ppo_lora" else None,
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
     )
     trainer.train()
     log: Any = trainer.state.log_history
@@ -113,6 +116,7 @@ def rlhf(run: work.Run, folder: str) -> dict[str, Any]:
         "updates": round(sum(row["val/updates"] for row in log)),
         # Of the last step; generation is bound by memory, too.
         "flops": {name: trainer.work[-1][name].floor * trainer.meter.peak for name in ("score", "learn")},
+        "floors": {name: one.floor for name, one in trainer.work[-1].items()},  # seconds of the last step
         "perf": {name: x for name, x in log[-1].items() if name.startswith("perf/")},
     }
     return _result(clock, rows, counts, before)

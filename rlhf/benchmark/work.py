@@ -32,6 +32,7 @@ class Shape:
     heads: int = 0
     vocabulary: int = 0
     positions: int = 1024
+    prompt: int = 0  # tokens of every prompt; 0: lengths as those of oasst1
     mean_response: int = 0  # of responses that could go on for ever; random weights never end one by themselves
 
 
@@ -45,6 +46,7 @@ SHAPES = {
         Shape("gpt2-medium", 64, 16, 128, width=1024, layers=24, heads=16, vocabulary=50257, mean_response=64),
     )
 }
+ENDLESS = 10**9  # mean_response with which every response has all the tokens that it may have
 PAIRS = 8  # of an optimizer step of reward training
 WORKS = ("ppo_full", "ppo_lora", "reward", "evaluation")
 
@@ -90,7 +92,7 @@ def prompts_of(shape: Shape, tokenizer: Any, seed: int) -> list[list[int]]:
     """One batch of prompts as token ids, in their template."""
     generator = np.random.default_rng(seed + 1)
     rows = []
-    for length in prompt_lengths(shape.batch, seed):
+    for length in [shape.prompt] * shape.batch if shape.prompt else prompt_lengths(shape.batch, seed):
         ids = generator.integers(0, (shape.vocabulary or 40_000) - 2, length).tolist()
         if shape.path:
             message = [{"role": "user", "content": tokenizer.decode(ids)}]

@@ -23,12 +23,18 @@ def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
     return (others.reward if run.work == "reward" else others.evaluation)(run, folder, ours)
 
 
+def read_run(given: dict[str, Any]) -> work.Run:
+    """A Run from its fields, with its shape's name and what is other in it under `change`."""
+    rest = dict(given)
+    shape = replace(work.SHAPES[rest.pop("shape")], **rest.pop("change", {}))
+    return work.Run(shape, **rest)
+
+
 def main() -> None:
-    """Arguments: the side, and a Run as JSON with its shape's name and what is other in it under `change`."""
+    """Arguments: the side, and a Run as JSON."""
     side, given = sys.argv[1], json.loads(sys.argv[2])
-    shape = replace(work.SHAPES[given.pop("shape")], **given.pop("change", {}))
     with tempfile.TemporaryDirectory() as folder:
-        print(RESULT + json.dumps(result(side, work.Run(shape, **given), folder)))
+        print(RESULT + json.dumps(result(side, read_run(given), folder)))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ class PPOTrainer(TrainerBase):
         check_shardable(self.accelerator, self.roles.trained)
         self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
+        self.roles.reference.to(self.accelerator.device)
         rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
