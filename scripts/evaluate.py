@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.utils import enable_tf32, is_torch_tf32_available
 
 from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
 from rlhf.data.prompts import prompt_sets
@@ -30,7 +31,7 @@ def main() -> None:
     if is_done(folder):
         print(f"evaluation: done already in {folder}")
         return
-    join_processes()
+    join_processes(config.ddp_timeout)
     reward_path, gold_path = judges(run.folder(), config.reward_model_path)
     tuned = {name: run.folder() / stage for name, stage in MODELS.items() if read_run(run.folder() / stage)}
     if not tuned:
@@ -47,6 +48,8 @@ def main() -> None:
             raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
 
     device = PartialState().device
+    if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
+        enable_tf32(True)
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
         stage.record(

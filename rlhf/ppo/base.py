@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
@@ -26,6 +25,7 @@ from rlhf.ppo.throughput import conditions, report
 from rlhf.ppo.work import Meter, Work, total
 from rlhf.runtime.checkpoint import PPO, set_later_aside
 from rlhf.runtime.distributed import from_main
+from rlhf.runtime.hardware import synchronise
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
@@ -182,10 +182,8 @@ class TrainerBase(Resumable):
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(self.accelerator.device)
         start = time.perf_counter()
         yield
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(self.accelerator.device)
         self.timings[name] = time.perf_counter() - start

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.losses import policy_loss, value_loss
+from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo.rollout import Rollout, Targets, passes, trim
 from rlhf.ppo.skipped import update_rows
@@ -66,7 +67,7 @@ class Learner:
         "minibatches" that were looked at, the "updates" done and those "skipped".
         """
         self.model.train()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.ids.device)
+        sums = wide(torch.zeros(len(SUMS), device=rollout.ids.device))
         tokens, largest, norms = sums[0], sums[0], sums[:2]
         minibatches = updates = skipped = 0
         self.passes = []
@@ -100,7 +101,7 @@ class Learner:
         """
         self.passes = []
         self.skips.left_out(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
-        zeros = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
+        zeros = wide(torch.zeros(len(SUMS), device=self.accelerator.device))
         return _result(zeros, (0, 0, 1), zeros[0], zeros[0], zeros[:2])
 
     def _left_out(self, step: int, rows: list[dict[str, Any]], norms: Tensor) -> None:
@@ -194,7 +195,7 @@ class Learner:
                 ratio**2,
             )
             sums = (torch.where(mask, x, 0).sum() for x in per_token)
-            return torch.stack([pg, vf, *sums, torch.where(mask, ratio, 0).max()]).double()
+            return wide(torch.stack([pg, vf, *sums, torch.where(mask, ratio, 0).max()]))
 
     @contextmanager
     def _policy_rate(self, learns: bool) -> Iterator[None]:
@@ -225,7 +226,8 @@ class Learner:
                 torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit)
                 for part in (model.policy, model.critic)
             ]
-        ).double()
+        )
+        norms = wide(norms)
         done = bool(norms.isfinite().all())  # the ranks' gradients are averaged: all see the same
         if not policy_learns:  # without a gradient, an optimizer leaves a parameter and its moments as they are
             for parameter in model.policy.parameters():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.kl import kl_penalty
+from rlhf.functional.precision import wide, widest
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
 from rlhf.ppo.work import FIELDS, Work, rates
 from rlhf.runtime.distributed import all_sum
@@ -74,13 +75,13 @@ def metrics_row(
 
 def _work_sums(work: dict[str, Work], device: torch.device) -> dict[str, Tensor]:
     names = [(phase, name) for phase in work for name in FIELDS]
-    own = torch.tensor([getattr(work[phase], name) for phase, name in names], dtype=torch.float64, device=device)
+    own = torch.tensor([getattr(work[phase], name) for phase, name in names], dtype=widest(device), device=device)
     return {f"{phase}/{name}": value for (phase, name), value in zip(names, own, strict=True)}
 
 
 def summed(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
     """Each sum over all ranks: one collective."""
-    values = torch.stack([value.double() for value in sums.values()])
+    values = torch.stack([wide(value) for value in sums.values()])
     return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
 
 
@@ -89,9 +90,9 @@ def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> di
     real, mask = rollout.real, rollout.mask
 
     def over_tokens(x: Tensor) -> Tensor:
-        return torch.where(mask, x, 0).double().sum()
+        return wide(torch.where(mask, x, 0)).sum()
 
-    score = torch.where(real, rollout.raw_score, 0).double()
+    score = wide(torch.where(real, rollout.raw_score, 0))
     sums = {
         "n": real.sum(),
         "response_tokens": mask.sum(),
@@ -106,7 +107,7 @@ def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> di
     }
     for name, column in zip(rewards, rollout.scores.unbind(1), strict=True):
         known = real & ~column.isnan()
-        column = torch.where(known, column, 0).double()
+        column = wide(torch.where(known, column, 0))
         sums |= {f"{name}/n": known.sum(), f"{name}/sum": column.sum(), f"{name}/sum_squared": (column**2).sum()}
     return sums
 
@@ -147,7 +148,7 @@ def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOCo
         "value_errors": targets.returns - rollout.values,
     }
     for name, x in per_token.items():
-        x = torch.where(mask, x, 0).double()
+        x = wide(torch.where(mask, x, 0))
         sums |= {name: x.sum(), f"{name}_squared": (x**2).sum()}
     return sums
 
@@ -161,7 +162,7 @@ def _fingerprint_sums(rollout: Rollout) -> dict[str, Tensor]:
     place = torch.arange(1, response.shape[1] + 1, device=response.device)
     # Products wrap alike everywhere. A token and its place are mixed, so that an order counts, too.
     mixed = (response + 1) * rollout.mask * (place * 2_654_435_761 + 40_503)
-    number = ((mixed ^ (mixed >> 15)).sum(1) % 2**20).double() * rollout.real
+    number = wide((mixed ^ (mixed >> 15)).sum(1) % 2**20) * rollout.real
     return {"fingerprint": number.sum(), "fingerprint_squared": (number**2).sum()}
 
 

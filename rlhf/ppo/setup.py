@@ -19,6 +19,7 @@ from rlhf.models.load import stop_ids
 from rlhf.ppo.prompts import Prompt, read_prompts
 from rlhf.ppo.roles import optimizer_groups
 from rlhf.runtime.engine import check_engine, configure_deepspeed, is_deepspeed, wants_deepspeed
+from rlhf.runtime.offload import prepare_offload
 
 
 def make_accelerator(args: PPOConfig) -> Accelerator:
@@ -43,6 +44,7 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
         raise UserError("engine: expected data parallel, ZeRO-2 or ZeRO-3, found FSDP, which PPO does not support")
     if is_deepspeed(accelerator):
         configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
+        prepare_offload(accelerator.state.deepspeed_plugin, args.optim)
     logging.set_verbosity(args.get_process_log_level())
     if args.full_determinism:
         enable_full_determinism(args.seed)

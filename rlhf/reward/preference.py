@@ -11,6 +11,7 @@ from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.reward.order import GlobalOrder
 from rlhf.reward.updates import Losses, Part, UpdateGuard, pair_skips
 
 
@@ -27,6 +28,17 @@ class PreferenceTrainer(RewardTrainer):
         rows: Any = self.train_dataset
         self.guard = guard or UpdateGuard(pair_skips(self.args), rows)
         self.add_callback(self.guard)  # after all that ask for a checkpoint
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """With global_batch_size, an order that is the same on any number of processes; transformers' hook for one."""
+        args = self.args
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = str(args.train_sampling_strategy)
+        if args.global_batch_size is None or strategy == "batch_rebalance":  # that one goes by global batches itself
+            return super()._get_train_sampler(train_dataset)
+        lengths = [max(map(len, sides)) for sides in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return GlobalOrder(lengths, args.global_batch_size, seed, strategy)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
