@@ -245,4 +245,4 @@ def _result(
 ) -> dict[str, Tensor]:
     result: dict[str, Tensor] = dict(zip(SUMS, sums.unbind(), strict=True))
     result |= {"tokens": tokens, "ratio_max": ratio_max, "grad_norm": norms[0], "grad_norm_critic": norms[1]}
-    return result | dict(zip(("minibatches", "updates", "skipped"), torch.tensor(counts).double(), strict=True))
+    return result | dict(zip(("minibatches", "updates", "skipped"), wide(torch.tensor(counts)), strict=True))
