@@ -15,7 +15,7 @@ from rlhf.functional.precision import wide, widest
 from rlhf.runtime.distributed import all_sum, join_processes
 
 
-class Met(Exception):
+class Met(Exception):  # noqa: N818
     """The processes would have met here."""
 
 

@@ -40,9 +40,7 @@ def test_an_optimizer_that_would_become_adam_is_refused(builds, optim):
     assert builds.names == []
 
 
-@pytest.mark.parametrize(
-    "given", [None, plugin("none"), plugin(None), plugin(zero_force_ds_cpu_optimizer=False), plugin("none")]
-)
+@pytest.mark.parametrize("given", [None, plugin("none"), plugin(None), plugin(zero_force_ds_cpu_optimizer=False)])
 def test_without_offload_every_optimizer_is_what_it_is(builds, given):
     prepare_offload(given, "adamw_bnb_8bit")
     check_given_optimizer(given, torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1))
@@ -79,5 +77,5 @@ def test_prepare_compiles_it_where_the_engine_is_named(builds, monkeypatch, tmp_
         prepare.main()
         assert builds.names == expected
     monkeypatch.setattr("sys.argv", ["prepare", "--engine", "zero4"])
-    with pytest.raises(UserError, match="^engine: expected one of cpu, .*, found 'zero4'$"):
+    with pytest.raises(UserError, match=r"^engine: expected one of cpu, .*, found 'zero4'$"):
         prepare.main()

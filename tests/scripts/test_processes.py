@@ -9,7 +9,8 @@ from tiny_ppo import timeless
 from tiny_recipe import recipe
 from workers import _forge, rows
 
-# 13 pairs in batches of 4: the last one is filled up. 7 pairs to validate, 2 at a time and process. 10 prompts in batches of 4: the last one leaves ranks without.
+# 13 pairs in batches of 4: the last one is filled up. 7 pairs to validate, 2 at a time and process.
+# 10 prompts in batches of 4: the last one leaves ranks without.
 CHANGES = {
     "reward": {
         "global_batch_size": 4,

@@ -14,10 +14,9 @@ def commands(tmp_path):
     """A folder of stand-ins that comes first in PATH, and an environment to activate that changes nothing else."""
     there = tmp_path / "bin"
     there.mkdir()
+    says = '#!/bin/bash\necho "NAME $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
     for name in ("srun", "sbatch", "python"):
-        (there / name).write_text(
-            f'#!/bin/bash\necho "{name} $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
-        )
+        (there / name).write_text(says.replace("NAME", name))
     (there / "scontrol").write_text("#!/bin/bash\necho n1\n")
     for path in there.iterdir():
         path.chmod(0o755)
@@ -70,7 +69,8 @@ def test_an_engine_stays_on_one_process(commands, engine):
 @pytest.mark.parametrize("engine", ["", "cpu", "multi_cpu", "single_gpu", "multi_gpu"])
 def test_one_process_without_an_engine_needs_no_launcher(commands, engine):
     said = commands("node.sh", WORLD="1", PROCESSES="1", ENGINE=engine, **NODE)
-    assert said.startswith("python s.py --config c.yaml")
+    assert "python s.py --config c.yaml" in said
+    assert "accelerate.commands" not in said
     assert ("ACCELERATE_USE_CPU=true" in said) == engine.endswith("cpu")
 
 
