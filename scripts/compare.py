@@ -79,9 +79,9 @@ def main() -> None:
     folder = require_stage(run.folder() / "evaluation")
     settings = read_run(folder).get("config")
     names = [field.name for field in fields(EvaluationConfig)]
-    if not isinstance(settings, dict) or not set(names) <= settings.keys():
+    if not isinstance(settings, dict) or "base_model" not in settings:
         raise UserError(f"{folder / 'run.json'}: expected the settings of an evaluation, found none; evaluate anew")
-    config = EvaluationConfig(**{name: settings[name] for name in names})
+    config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
     device = join_processes(config.ddp_timeout).device
     tokenizer = load_tokenizer(config.base_model)
     reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
