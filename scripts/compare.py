@@ -13,8 +13,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from rlhf.config import EvaluationConfig, RunConfig
 from rlhf.config.common import help_text
 from rlhf.data.oasst import Prompt
@@ -22,6 +20,7 @@ from rlhf.errors import UserError, printable
 from rlhf.evaluation.responses import respond
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.parsing import parse
+from rlhf.runtime.distributed import join_processes
 from rlhf.runtime.run_folder import read_run, require_stage
 from rlhf.runtime.script import run_script
 
@@ -80,10 +79,10 @@ def main() -> None:
     folder = require_stage(run.folder() / "evaluation")
     settings = read_run(folder).get("config")
     names = [field.name for field in fields(EvaluationConfig)]
-    if not isinstance(settings, dict) or not set(names) <= settings.keys():
+    if not isinstance(settings, dict) or "base_model" not in settings:
         raise UserError(f"{folder / 'run.json'}: expected the settings of an evaluation, found none; evaluate anew")
-    config = EvaluationConfig(**{name: settings[name] for name in names})
-    device = PartialState().device
+    config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
+    device = join_processes(config.ddp_timeout).device
     tokenizer = load_tokenizer(config.base_model)
     reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
     policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}

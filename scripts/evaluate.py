@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.utils import enable_tf32, is_torch_tf32_available
 
 from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
 from rlhf.data.oasst import fetch_prompts
@@ -29,7 +30,7 @@ MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
 def main() -> None:
     run, data, config = parse([RunConfig, PromptConfig, EvaluationConfig])
     folder = run.folder() / "evaluation"
-    join_processes()
+    join_processes(config.ddp_timeout)
     if from_main(lambda: is_done(folder)):
         print(f"evaluation: done already in {folder}")
         return
@@ -52,6 +53,8 @@ def main() -> None:
             raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
 
     device = PartialState().device
+    if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
+        enable_tf32(True)
     rows, rating = [], []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
         stage.record(

@@ -12,14 +12,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
+from rlhf.config.common import help_text
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
 from rlhf.parsing import parse, read_recipe, recipe_folder
+from rlhf.runtime.offload import compile_cpu_optimizer
 from rlhf.runtime.script import run_script
 
+ENGINES = Path(__file__).resolve().parents[1] / "accelerate_configs"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
@@ -28,10 +31,21 @@ class PrepareConfig:
     """What to fetch."""
 
     recipe: str = "demo"  # a name in rlhf/recipes, or a folder
+    engine: str | None = help_text(
+        "zero3_offload: compile DeepSpeed's Adam for the CPU, too, on a machine with the CPU of those that train"
+    )
+
+    def __post_init__(self) -> None:
+        known = {path.stem for path in ENGINES.glob("*.yaml")}
+        if self.engine is not None and self.engine not in known:
+            raise UserError(f"engine: expected one of {', '.join(sorted(known))}, found {self.engine!r}")
 
 
 def main() -> None:
     (config,) = parse([PrepareConfig])
+    if config.engine is not None and "offload" in config.engine:
+        compile_cpu_optimizer()
+        print("DeepSpeed's Adam for the CPU: compiled")
     stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
     for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
         print(f"model {name}: {_fetch_model(name, revision)}")

@@ -9,6 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
 from rlhf.data.oasst import Prompt, fetch_prompts
 from rlhf.data.prompts import as_row, prompt_sets
@@ -136,12 +137,13 @@ def main() -> None:
     with StopRequest(), Stage(folder, name, config, args.seed) as stage:
         stage.record(
             data={"prompts": counts},
+            batch=batch_facts(args),
             engine=engine_name(trainer.accelerator),
             models=trainer.models,
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
         if stage.is_main:
-            print(f"PPO steps: {trainer.num_total_batches}, prompts a step: {trainer.batch_size}")
+            print(f"PPO steps: {trainer.num_total_batches}; {batch_line(args, 'prompts')}")
         trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:
             stage.stopped = True

@@ -11,6 +11,7 @@ from trl import ModelConfig
 from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.data.chat import prompt_text
 from rlhf.data.hh_rlhf import Pair, fetch_pairs, load_pairs, openings, split_pairs
@@ -150,9 +151,12 @@ def main() -> None:
         trainable, total = trainable_share(model)
         stage.record(
             data={"preferences": counts},
+            batch=batch_facts(args),
             models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
             train_openings=openings([*splits["train"], *splits["validation"]]),
         )
+        if stage.is_main:
+            print(batch_line(args, "pairs"))
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
         pair_ids = [pair.source for pair in splits["train"]]

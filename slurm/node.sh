@@ -8,8 +8,16 @@ flags=(--config "$CONFIG" --run "$RUN" --runs_dir "$RUNS_DIR")
 # shellcheck disable=SC2206  # words on purpose
 flags+=(${RLHF_FLAGS:-})
 if [ "$WORLD" = 1 ]; then
-    exec python "$SCRIPT" "${flags[@]}"
+    case "$ENGINE" in
+    cpu | multi_cpu) export ACCELERATE_USE_CPU=true ;;
+    esac
+    case "$ENGINE" in # these are for one process what it is without a launcher
+    "" | cpu | multi_cpu | single_gpu | multi_gpu) exec python "$SCRIPT" "${flags[@]}" ;;
+    esac
 fi
+# The launcher would give each process one thread, which is few for optimizer states in main memory (zero3_offload).
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || [ "$SLURM_CPUS_PER_TASK" -lt "$PROCESSES" ] ||
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / PROCESSES))}"
 # An engine's file says what it is; --multi_gpu beside it would win. Slurm is the launcher of DeepSpeed's nodes, too.
 engine=(--multi_gpu)
 [ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml" --deepspeed_multinode_launcher standard)

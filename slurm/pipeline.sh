@@ -4,6 +4,9 @@
 #   slurm/pipeline.sh --recipe gpt2-medium --run study [--seeds 1,2,3] [options of sbatch for every stage]
 #   e.g. --account=lab --partition=gpu --nodes=2 --gres=gpu:4 --time=08:00:00
 #
+# A node gets 8 CPUs for each of its GPUs (RLHF_CPUS_PER_GPU), unless the options say --cpus-per-task. Jobs are told to
+# stop RLHF_SIGNAL_SECONDS, 180 when not set, before their time limit: more than a step and a checkpoint take.
+#
 # A stage that is done is left out. A stage that fails cancels those that wait for it; submitting again goes on with it.
 # --seeds runs every stage as a job array, one task a seed, in runs RUN-seed1, RUN-seed2, ...
 set -eu
@@ -18,6 +21,23 @@ while [ $# -gt 0 ]; do
     *) options+=("$1") && shift ;;
     esac
 done
+signal="${RLHF_SIGNAL_SECONDS:-180}" cpus="${RLHF_CPUS_PER_GPU:-8}"
+for name in signal cpus; do
+    [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || {
+        printf 'error: %s: expected a number of at least 1, found %q\n' \
+            "$([ "$name" = signal ] && echo RLHF_SIGNAL_SECONDS || echo RLHF_CPUS_PER_GPU)" "${!name}" >&2
+        exit 2
+    }
+done
+# What the options say comes after these, and wins.
+defaults=(--signal="B:USR1@$signal")
+said=" ${options[*]-} ${SBATCH_GRES:+--gres=$SBATCH_GRES} ${SBATCH_GPUS_PER_NODE:+--gpus-per-node=$SBATCH_GPUS_PER_NODE} "
+if [[ "$said" =~ \ --gpus-per-(node|task)[=\ ]([^\ ]+) || "$said" =~ \ --gres[=\ ]([^\ ]*,)?gpu:?([^,\ \(]*) ]]; then
+    gpus="${BASH_REMATCH[2]##*:}" # behind the type, where there is one
+    gpus="${gpus:-1}"
+    [[ ! "$gpus" =~ ^[0-9]+$ || "$said" =~ \ (-c|--cpus-per-task|--cpus-per-gpu) || -n "${SBATCH_CPUS_PER_GPU:-}" ]] ||
+        defaults+=(--cpus-per-task="$((cpus * gpus))")
+fi
 : "${RECIPE:?expected --recipe NAME}" "${RUN:?expected --run NAME}"
 # The name becomes a folder and part of sbatch's options, where % stands for other things.
 [[ "$RUN" =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] || {
@@ -55,8 +75,9 @@ submit() {
     [ -z "$seeds" ] || { kind=aftercorr more=(--array="$seeds") log="$logs/%x-%A_%a.log"; }
     for id in "$@"; do after="$after:$id"; done
     [ -z "$after" ] || more+=(--dependency="$kind$after" --kill-on-invalid-dep=yes)
-    [ "$stage" != report ] || more+=(--nodes=1 --gres=none)
-    id=$(sbatch --parsable --output="$log" "${options[@]}" "${more[@]}" "slurm/$file.sbatch") || exit 1
+    more=(${options[@]+"${options[@]}"} ${more[@]+"${more[@]}"})
+    if [ "$stage" = report ]; then more+=(--nodes=1 --gres=none); else more=("${defaults[@]}" ${more[@]+"${more[@]}"}); fi
+    id=$(sbatch --parsable --output="$log" "${more[@]}" "slurm/$file.sbatch") || exit 1
     echo "$stage: job ${id%%;*}" >&2
     echo "${id%%;*}"
 }

@@ -59,9 +59,14 @@ run_stage() {
     LOGS="$RUNS_DIR/$RUN/logs/$stage-$SLURM_JOB_ID"
     export LOGS PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
     echo "$(date +%FT%T) $stage of $RUN: $SLURM_JOB_NUM_NODES nodes x $PROCESSES processes, restart ${SLURM_RESTART_COUNT:-0}"
+    if [ -n "${SLURM_GPUS_ON_NODE:-}" ] && [ "${SLURM_CPUS_ON_NODE:-1000}" -lt $((2 * PROCESSES)) ]; then
+        echo "$stage: $SLURM_CPUS_ON_NODE CPUs for $PROCESSES processes: slow; sbatch --cpus-per-task=$((8 * PROCESSES))"
+    fi
     # In the background, or bash would run the trap only when srun has ended.
-    srun --kill-on-bad-exit=1 --ntasks-per-node=1 --output="$LOGS-node%n.log" --open-mode=append \
-        bash slurm/node.sh &
+    # srun takes no --cpus-per-task from sbatch from Slurm 22.05 on, and would bind the node's processes to one CPU.
+    # --export: the variables above, and NCCL's and gloo's, reach it even where sbatch was told to export few.
+    srun --kill-on-bad-exit=1 --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        --cpu-bind=none --export=ALL --output="$LOGS-node%n.log" --open-mode=append bash slurm/node.sh &
     step=$!
     trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; pass_on "$step" &' USR1
     wait "$step"

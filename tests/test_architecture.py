@@ -44,7 +44,9 @@ def test_imports_run_downwards(path):
 
 def test_functional_imports_torch_only():
     for path in (ROOT / "rlhf" / "functional").glob("*.py"):
-        assert {module.split(".")[0] for module in imported(path)} <= {"torch", "typing", "collections"}, path
+        assert {module.split(".")[0] for module in imported(path)} <= {"torch", "typing", "collections", "functools"}, (
+            path
+        )
 
 
 def test_one_file_names_collectives():

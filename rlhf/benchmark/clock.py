@@ -1,11 +1,12 @@
 """Where a run's time and memory went."""
 
-import resource
 import time
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from rlhf.runtime.hardware import peak_memory
 
 
 class Clock(TrainerCallback):
@@ -18,8 +19,8 @@ class Clock(TrainerCallback):
 
     def mark(self, phase: str) -> None:
         """All the time since the last mark was this phase's."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         now = time.perf_counter()
         self.steps[-1][phase] = self.steps[-1].get(phase, 0.0) + now - self.at
         self.at = now
@@ -35,7 +36,5 @@ class Clock(TrainerCallback):
 
 
 def most_memory() -> int:
-    """The most bytes that were held so far: resident, or on the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that were held so far: resident, or on the accelerator."""
+    return peak_memory(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))

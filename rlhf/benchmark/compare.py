@@ -14,7 +14,7 @@ import torch
 from rlhf.benchmark.work import PAIRS, SHAPES
 from rlhf.benchmark.worker import RESULT
 from rlhf.errors import UserError
-from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
+from rlhf.runtime.hardware import device_name, matmul_peak, memory_bandwidth
 
 _LIMIT = 3600  # seconds of one run
 PHASES = ("generate", "score", "learn", "rest", "evaluation")
@@ -69,9 +69,9 @@ def check_equal(pair: dict[str, dict[str, Any]]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "fp32_flops": matmul_peak(device, torch.float32),
         "bf16_flops": matmul_peak(device, torch.bfloat16),
         "bandwidth": memory_bandwidth(device),

@@ -160,7 +160,7 @@ def lora_of(names: tuple[str, ...], rank: int) -> LoraConfig:
 def precision(run: Run) -> dict[str, Any]:
     """What both sides are told of the machine."""
     given = {} if run.precision == "default" else {"bf16": run.precision == "bf16"}
-    return given | {"use_cpu": not torch.cuda.is_available()}
+    return given | {"use_cpu": not torch.accelerator.is_available()}
 
 
 def settings(run: Run, folder: str) -> dict[str, Any]:

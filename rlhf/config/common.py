@@ -1,5 +1,6 @@
 """What the settings share: help texts, and the hardware's defaults."""
 
+import os
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -18,20 +19,48 @@ def help_text(text: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware; elsewhere bf16 is many times slower than fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+def bf16_is_fast(use_cpu: bool = False) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware; elsewhere bf16 is many times slower than fp32.
+
+    use_cpu: asked of the CPU, although there may be an accelerator.
+    """
+    if not use_cpu and torch.accelerator.is_available():
+        module = torch.get_device_module(torch.accelerator.current_accelerator())
+        if hasattr(module, "is_bf16_supported"):  # CUDA, ROCm and XPU; emulation is what older GPUs have
+            return bool(module.is_bf16_supported(including_emulation=False))
+        return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def cpu_is_asked_for() -> bool:
+    """Whether the launcher, or whoever starts the script, asks for the CPU: use_cpu in its config, for example."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def check_device_count(use_cpu: bool) -> None:
+    """A UserError where more processes were started on this machine than it has devices: two would share one."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if use_cpu or not torch.accelerator.is_available():
+        return
+    devices = torch.accelerator.device_count()
+    if processes > devices:
+        raise UserError(
+            f"processes: expected at most {devices} on this machine, one for each device that it sees, found "
+            f"{processes}: accelerate launch --num_processes {devices} (see CUDA_VISIBLE_DEVICES, too)"
+        )
+
+
 def choose_hardware(args: TrainingArguments) -> None:
-    """bf16 where the hardware has it, and CPU where there is no accelerator, unless said otherwise."""
-    if not torch.accelerator.is_available():
+    """bf16 where the hardware has it, and CPU where there is no accelerator, unless said otherwise.
+
+    A UserError where processes would have to share a device.
+    """
+    if not torch.accelerator.is_available() or cpu_is_asked_for():
         args.use_cpu = True
+    check_device_count(args.use_cpu)
     if args.bf16 is None:
-        args.bf16 = not args.fp16 and bf16_is_fast()
+        args.bf16 = not args.fp16 and bf16_is_fast(args.use_cpu)
     if args.activation_checkpointing is None:  # the new name of gradient_checkpointing: TRL's is the old one
         args.activation_checkpointing = args.gradient_checkpointing
 

@@ -8,6 +8,7 @@ from torch.optim import SGD
 from transformers import TrainingArguments
 
 from rlhf.config.arguments import refuse_ignored, refuse_renamed
+from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training, choose_hardware, help_text
 from rlhf.config.schedule import make_schedule, schedule_kind
 from rlhf.config.trackers import tracker_names
@@ -32,6 +33,7 @@ _POSITIVE_OR_NONE = (
     "max_prompt_tokens",
     "micro_batch_tokens",
     "save_minutes",
+    "global_batch_size",
 )
 _NOT_NEGATIVE = (
     "learning_rate",
@@ -48,8 +50,10 @@ _FRACTIONS = ("gamma", "lam")
 class PPOConfig(TrainingArguments):
     """Arguments of `PPOTrainer`: those of `TrainingArguments`, and those of TRL 1.12's `PPOConfig` by name.
 
-    per_device_train_batch_size is the micro-batch; a rank's rollout is that times gradient_accumulation_steps;
-    an optimizer step sees rollout / num_mini_batches. A step, in max_steps, logging_steps, warmup_steps and so
+    global_batch_size is the number of prompts of a PPO step over all processes: with it a run is the same run on any
+    number of them. gradient_accumulation_steps follows from it. Without it, as in TRL, a rank's rollout is
+    per_device_train_batch_size, the micro-batch, times gradient_accumulation_steps, and more processes make larger
+    steps. An optimizer step sees rollout / num_mini_batches. A step, in max_steps, logging_steps, warmup_steps and so
     on, is a PPO step: one rollout and its updates.
 
     A row of metrics has of each phase (generate, score, learn) its seconds as time/PHASE, and over all ranks
@@ -70,6 +74,11 @@ class PPOConfig(TrainingArguments):
     remove_unused_columns: bool = help_text("never: every column stays, for reward functions", False)
     logging_nan_inf_filter: bool = help_text("never: numbers are written as they are", False)
     dataset_num_proc: int | None = help_text("for scripts that tokenise with datasets; the trainer needs none")
+    global_batch_size: int | None = help_text(
+        "prompts per PPO step, over all processes; gradient_accumulation_steps follows from it and from the number of "
+        "processes, and per_device_train_batch_size is lowered to a process's share where that is smaller; not set: "
+        "per_device_train_batch_size x gradient_accumulation_steps x processes"
+    )
     num_mini_batches: int = help_text("optimizer steps per pass over a rollout", 1)
     total_episodes: int | None = help_text("responses to sample in all; num_train_epochs is used when not set")
     local_rollout_forward_batch_size: int = help_text("rows per forward pass without gradients, per rank", 64)
@@ -145,6 +154,7 @@ class PPOConfig(TrainingArguments):
             raise UserError("save_strategy: expected no, steps or epoch, found best")
         if self.hub_strategy not in ("end", "every_save"):
             raise UserError(f"hub_strategy: expected end or every_save, found {self.hub_strategy}")
+        divide_global_batch(self)
         self._check_division()
         choose_hardware(self)
         schedule_kind(self)
@@ -187,6 +197,11 @@ class PPOConfig(TrainingArguments):
                 f"kl_horizon: expected more than 0.2 x {self.batch_size} samples a step = {least:g}, "
                 f"found {self.kl_horizon:g}"
             )
+
+    @property
+    def n_gpu(self) -> int:
+        """Devices of this process: one at most, however many it sees. transformers' DataParallel is for more."""
+        return min(super().n_gpu, 1)
 
     @property
     def local_batch_size(self) -> int:

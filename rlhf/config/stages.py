@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from trl import RewardConfig
 
+from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import (
     at_least,
     check,
@@ -94,6 +95,11 @@ class RewardStageConfig(RewardConfig):
     margin: float = help_text("margin of the ranking loss, reward units", 1.0)
     learning_rate: float = help_text("AdamW's peak learning rate", 5e-5)
     per_device_train_batch_size: int = help_text("pairs per device and forward pass", 8)
+    global_batch_size: int | None = help_text(
+        "pairs per optimizer step, over all processes; gradient_accumulation_steps follows from it and from the number "
+        "of processes, and per_device_train_batch_size is lowered to a process's share where that is smaller; not set: "
+        "per_device_train_batch_size x gradient_accumulation_steps x processes"
+    )
     num_train_epochs: float = help_text("passes over the pairs", 3.0)
     eval_strategy: str = help_text("when to compute the validation loss: epoch or steps", "epoch")
     gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
@@ -105,7 +111,8 @@ class RewardStageConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         check_training(self)
-        at_least(self, 1, "max_skipped_updates")
+        at_least(self, 1, "max_skipped_updates", "global_batch_size")
+        divide_global_batch(self)
         if self.loss_type == "margin" and not self.margin > 0:
             raise UserError(f"margin: expected a positive number, found {self.margin}")
         check(self, lambda x: x >= 2, "at least 2 tokens", "max_length")
@@ -119,6 +126,11 @@ class RewardStageConfig(RewardConfig):
         self.greater_is_better = False
         self.save_total_limit = self.save_total_limit or 1
         super().__post_init__()
+
+    @property
+    def n_gpu(self) -> int:
+        """Devices of this process: one at most, however many it sees. transformers' DataParallel is for more."""
+        return min(super().n_gpu, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the hub's token: transformers pickles the settings beside the model and each checkpoint."""
@@ -139,10 +151,12 @@ class EvaluationConfig:
     eval_temperature: float = help_text("sampling temperature; every model gets the same random numbers", 0.7)
     eval_seed: int = help_text("seed of sampling and of the bootstrap", 0)
     confidence: float = help_text("confidence level of the intervals", 0.95)
+    eval_tf32: bool = help_text("TF32 matrix products, on GPUs that have them; elsewhere without effect", True)
+    ddp_timeout: int = help_text("seconds that one process waits for another at most, as in training", 1800)
 
     def __post_init__(self) -> None:
         check(self, lambda x: 0 < x < 1, "a number between 0 and 1", "confidence")
-        at_least(self, 1, "eval_batch_size", "eval_response_length")
+        at_least(self, 1, "eval_batch_size", "eval_response_length", "ddp_timeout")
         check(self, lambda x: x > 0, "a positive number", "eval_temperature")
         check_seeds(self, "eval_seed")
 

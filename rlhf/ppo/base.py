@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
@@ -26,6 +25,7 @@ from rlhf.ppo.throughput import conditions, report
 from rlhf.ppo.work import Meter, Work, total
 from rlhf.runtime.checkpoint import PPO, set_later_aside
 from rlhf.runtime.distributed import from_main, whole_weights
+from rlhf.runtime.hardware import synchronise
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
@@ -189,6 +189,6 @@ class TrainerBase(Resumable):
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()  # nothing is left of the phase before: each ends with a wait
         yield
-        if name != "generate" and self.accelerator.device.type == "cuda":  # its responses are on the host already
-            torch.cuda.synchronize()
+        if name != "generate":  # its responses are on the host already
+            synchronise(self.accelerator.device)
         self.timings[name] = time.perf_counter() - start

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
+from rlhf.config.batch import batch_line
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.prepacked import Prepacked, available, layout_bytes
 from rlhf.models.response import texts_of
@@ -50,6 +51,7 @@ def dry_run(
     accelerator.print("\n".join(parameter_lines(describe_roles(whole))))
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
+    accelerator.print(batch_line(args, "prompts"))
     parts = _models(args, whole, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
     layouts = args.use_cpu and available() and sharding.stage < 3

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.chat import decode_response
+from rlhf.functional.precision import widest
 from rlhf.ppo.actor import Actor
 from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
@@ -31,9 +32,9 @@ def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, 
         broken = torch.stack(list(not_finite(rollout).values())).any(0)
         sums = rollout_sums(set_aside(rollout, broken), names, actor.args.kl_estimator)
         for name, value in (sums | {_BROKEN: broken.sum()}).items():
-            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu().double()
     device = actor.accelerator.device
-    whole = summed({k: v.to(device) for k, v in total.items()}, actor.accelerator)
+    whole = summed({k: v.to(device, widest(device)) for k, v in total.items()}, actor.accelerator)
     means = rollout_means(whole, names) | {_BROKEN: whole[_BROKEN]}
     return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
 

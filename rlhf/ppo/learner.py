@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf.config import PPOConfig
 from rlhf.functional.batching import passes_of
 from rlhf.functional.losses import policy_loss, value_loss
+from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.response import Texts, texts_of
 from rlhf.ppo.rollout import Rollout, Targets
@@ -95,7 +96,7 @@ class Learner:
         "minibatches" that were looked at, the "updates" done and those "skipped"; the counts are plain numbers.
         """
         self.model.train()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.ids.device)
+        sums = wide(torch.zeros(len(SUMS), device=rollout.ids.device))
         largest, norms, n_tokens = sums[0], sums[:2], 0
         minibatches = updates = skipped = 0
         self.passes = []
@@ -129,7 +130,7 @@ class Learner:
         """
         self.passes = []
         self.skips.left_out(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
-        zeros = torch.zeros(len(SUMS), dtype=torch.float64, device=self.accelerator.device)
+        zeros = wide(torch.zeros(len(SUMS), device=self.accelerator.device))
         return _result(zeros, (0, 0, 1), 0, zeros[0], zeros[:2])
 
     def _left_out(self, step: int, rows: list[dict[str, Any]], norms: Tensor) -> None:
@@ -209,7 +210,7 @@ class Learner:
             for one in self._accumulate(batch.passes):
                 parts.append(self._backward(numbers, one, batch, float(policy_learns)))
                 self.event("on_substep_end")
-        return torch.stack(parts).double()
+        return wide(torch.stack(parts))
 
     def _backward(self, numbers: Tensor, one: Pass, batch: Minibatch, policy: float) -> Tensor:
         """numbers: float [4, B * T], what the rollout and its targets say of each token. Nothing in here waits."""
@@ -271,7 +272,8 @@ class Learner:
                 whole(torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit))
                 for part in (model.policy, model.critic)
             ]
-        ).double()
+        )
+        norms = wide(norms)
         done = bool(norms.isfinite().all())  # the ranks' gradients are averaged: all see the same
         if not policy_learns:  # without a gradient, an optimizer leaves a parameter and its moments as they are
             for parameter in model.policy.parameters():

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf.config import PPOConfig
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.padding import to_device
+from rlhf.functional.precision import wide, widest
 from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
 from rlhf.ppo.work import FIELDS, Work, rates
 from rlhf.runtime.distributed import all_sum
@@ -81,9 +82,9 @@ def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict
     """Each sum over all ranks: one collective, and the one wait of a step's metrics."""
     device = next(x.device for x in sums.values() if isinstance(x, Tensor))
     plain = [x for x in sums.values() if not isinstance(x, Tensor)]
-    numbers = iter(to_device(torch.tensor(plain, dtype=torch.float64), device).unbind())
+    numbers = iter(to_device(torch.tensor(plain, dtype=widest(device)), device).unbind())
     # In the order of the names, which is the same on all ranks: which of them are plain numbers is not.
-    values = torch.stack([x.double() if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
+    values = torch.stack([wide(x) if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
     return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
 
 
@@ -92,9 +93,9 @@ def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> di
     real, mask = rollout.real, rollout.mask
 
     def over_tokens(x: Tensor) -> Tensor:
-        return torch.where(mask, x, 0).double().sum()
+        return wide(torch.where(mask, x, 0)).sum()
 
-    score = torch.where(real, rollout.raw_score, 0).double()
+    score = wide(torch.where(real, rollout.raw_score, 0))
     sums = {
         "n": real.sum(),
         "response_tokens": mask.sum(),
@@ -109,7 +110,7 @@ def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> di
     }
     for name, column in zip(rewards, rollout.scores.unbind(1), strict=True):
         known = real & ~column.isnan()
-        column = torch.where(known, column, 0).double()
+        column = wide(torch.where(known, column, 0))
         sums |= {f"{name}/n": known.sum(), f"{name}/sum": column.sum(), f"{name}/sum_squared": (column**2).sum()}
     return sums
 
@@ -150,7 +151,7 @@ def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOCo
         "value_errors": targets.returns - rollout.values,
     }
     for name, x in per_token.items():
-        x = torch.where(mask, x, 0).double()
+        x = wide(torch.where(mask, x, 0))
         sums |= {name: x.sum(), f"{name}_squared": (x**2).sum()}
     return sums
 
@@ -164,7 +165,7 @@ def _fingerprint_sums(rollout: Rollout) -> dict[str, Tensor]:
     place = torch.arange(1, response.shape[1] + 1, device=response.device)
     # Products wrap alike everywhere. A token and its place are mixed, so that an order counts, too.
     mixed = (response + 1) * rollout.mask * (place * 2_654_435_761 + 40_503)
-    number = ((mixed ^ (mixed >> 15)).sum(1) % 2**20).double() * rollout.real
+    number = wide((mixed ^ (mixed >> 15)).sum(1) % 2**20) * rollout.real
     return {"fingerprint": number.sum(), "fingerprint_squared": (number**2).sum()}
 
 

@@ -12,6 +12,7 @@ from rlhf.functional.batching import passes_of
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
 from rlhf.functional.padding import left_pad, right_pad, to_device
+from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import base_of
 from rlhf.models.attention import packs
 from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, texts_of, trunk_states
@@ -136,8 +137,8 @@ def judge(rollout: Rollout, kl_coef: float, args: PPOConfig, all_sum: Callable[[
 
 def global_moments(x: Tensor, mask: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Moments:
     """Mean and standard deviation of float [B, T] over mask, all ranks: one collective."""
-    x = torch.where(mask, x, 0).double()
-    total, squares, count = all_sum(torch.stack([x.sum(), (x**2).sum(), mask.sum().double()]))
+    x = wide(torch.where(mask, x, 0))
+    total, squares, count = all_sum(torch.stack([x.sum(), (x**2).sum(), mask.sum().to(x)]))
     m = moments(total, squares, count)
     return Moments(m.mean.float(), m.std.float())
 

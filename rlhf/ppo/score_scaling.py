@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlhf.config import PPOConfig
 from rlhf.functional.advantages import Moments, moments
+from rlhf.functional.precision import wide
 
 
 class ScoreScaler:
@@ -23,7 +24,7 @@ class ScoreScaler:
 
     def fit(self, raw: Tensor, real: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Moments:
         """Take mean and standard deviation from scores of the reference's responses, float [B], over all ranks."""
-        count, total, squares = all_sum(_sums(raw, real)).cpu()
+        count, total, squares = all_sum(_sums(raw, real)).cpu().double()
         m = moments(total, squares, count)
         m = Moments(m.mean.float(), m.std.float().clamp(min=1e-6))
         self.mean, self.std = m.mean.item(), m.std.item()
@@ -50,5 +51,5 @@ class ScoreScaler:
 
 
 def _sums(x: Tensor, real: Tensor) -> Tensor:
-    x = torch.where(real, x, 0).double()
-    return torch.stack([real.sum().double(), x.sum(), (x**2).sum()])
+    x = wide(torch.where(real, x, 0))
+    return torch.stack([real.sum().to(x), x.sum(), (x**2).sum()])

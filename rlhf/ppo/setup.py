@@ -27,6 +27,7 @@ from rlhf.runtime.engine import (
     wants_deepspeed,
     wants_fsdp,
 )
+from rlhf.runtime.offload import prepare_offload
 
 
 def make_accelerator(args: PPOConfig) -> Accelerator:
@@ -53,6 +54,7 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
     configure_fsdp(accelerator)
     if is_deepspeed(accelerator):
         configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
+        prepare_offload(accelerator.state.deepspeed_plugin, args.optim)
     logging.set_verbosity(args.get_process_log_level())
     if args.full_determinism:
         enable_full_determinism(args.seed)

@@ -91,7 +91,10 @@ def _batch(work: dict[str, Work], whole: float, now: Conditions) -> tuple[float,
     generate = work.get("generate")
     if generate is None or not now.gpu or generate.limit > _LAUNCH_BOUND:
         return 0, ""
-    words = "twice the gradient_accumulation_steps, since sampling twice the responses takes little longer"
+    words = (
+        "twice the global_batch_size (or gradient_accumulation_steps), since sampling twice the responses takes "
+        "little longer"
+    )
     return generate.seconds / 2 / whole, words
 
 

@@ -40,8 +40,9 @@ from rlhf.ppo.work import Meter, Work
 from rlhf.reward.sources import RewardSource, TextReward, TokenReward
 from rlhf.reward.vocabulary import check_value_model
 from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import cast_weights, check_wrapped, is_fsdp
+from rlhf.runtime.engine import cast_weights, check_wrapped, is_deepspeed, is_fsdp
 from rlhf.runtime.lock import one_writer
+from rlhf.runtime.offload import check_given_optimizer
 from rlhf.runtime.plain_weights import save_plain_weights
 from rlhf.runtime.preemption import StopRequest
 from rlhf.runtime.saver import Saver
@@ -102,6 +103,8 @@ class PPOTrainer(TrainerBase):
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
+        if is_deepspeed(self.accelerator):
+            check_given_optimizer(self.accelerator.state.deepspeed_plugin, optimizer)
         cast_weights(self.accelerator, [self.roles.trained, *self._frozen(rewards)])
         self.empty_policy = without_weights(self.roles.trained.policy) if is_fsdp(self.accelerator) else None
         self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)

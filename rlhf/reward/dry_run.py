@@ -10,11 +10,13 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import RewardStageConfig
+from rlhf.config.batch import batch_facts, batch_line
 from rlhf.errors import UserError
 from rlhf.models.heads import column_values
 from rlhf.models.lora import trainable_share
 from rlhf.runtime.engine import check_engine, engine_name
 from rlhf.runtime.memory import Part, Sharding, base_bytes, by_depth, check_writable, kept_bytes, shallow, verdict
+from rlhf.runtime.offload import prepare_offload
 
 
 def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
@@ -32,6 +34,7 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     """
     accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer makes its own
     check_engine(accelerator)
+    prepare_offload(args.deepspeed_plugin, args.optim)
     unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
     check_writable(Path(args.output_dir or "."))
     longest = max(len(side) for row in rows for side in row.values())
@@ -48,10 +51,11 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     accelerator.print(
         f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})"
     )
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * sharding.processes
+    batch = batch_facts(args)["global_batch_size"]
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / batch))
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
     accelerator.print(f"{len(rows)} pairs, {steps} steps of {batch}")
+    accelerator.print(batch_line(args, "pairs"))
 
     def activations(layers: int) -> int:
         model = build(layers).train()

@@ -11,6 +11,7 @@ from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.reward.order import GlobalOrder
 from rlhf.reward.updates import Losses, Part, UpdateGuard, pair_skips
 
 
@@ -28,21 +29,47 @@ class PreferenceTrainer(RewardTrainer):
         self.guard = guard or UpdateGuard(pair_skips(self.args), rows)
         self.add_callback(self.guard)  # after all that ask for a checkpoint
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """With global_batch_size, an order that is the same on any number of processes; transformers' hook for one."""
+        args = self.args
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = str(args.train_sampling_strategy)
+        if args.global_batch_size is None or strategy == "batch_rebalance":  # that one goes by global batches itself
+            return super()._get_train_sampler(train_dataset)
+        lengths = [max(map(len, sides)) for sides in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return GlobalOrder(lengths, args.global_batch_size, seed, strategy)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one batch of pairs; TRL's own computation logs accuracy and margin."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         scores = outputs.logits.squeeze(-1).float()
+        chosen, rejected = scores.chunk(2)
+        real = len(chosen) if model.training else self._real_pairs(len(chosen))
         if self.args.loss_type == "margin":
-            chosen, rejected = scores.chunk(2)
-            loss = pairwise_margin_ranking_loss(chosen, rejected, self.args.margin)
+            loss = pairwise_margin_ranking_loss(chosen[:real], rejected[:real], self.args.margin)
+        elif real < len(chosen):
+            loss = -torch.nn.functional.logsigmoid(chosen[:real] - rejected[:real]).mean()
+            loss += (self.args.center_rewards_coefficient or 0.0) * ((chosen[:real] + rejected[:real]) ** 2).mean()
         if model.training:
             seen = loss.detach()
             self.guard.parts.append(Part(inputs["input_ids"], inputs["attention_mask"], scores.detach(), seen))
             # The gradient of a loss that is not finite may be: NaN times it is not, which every engine looks at.
             loss = loss * torch.where(seen.isfinite(), 1.0, math.nan)
         return (loss, outputs) if return_outputs else loss
+
+    def _real_pairs(self, rows: int) -> int:
+        """How many of this batch of an evaluation are its own; those after them only fill it up, in its last one.
+
+        The validation loss is then the mean over the pairs, each once, on any number of processes. At least 1, since
+        there is no mean of none: such a batch counts for nothing.
+        """
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.accelerator.process_index * rows, 1), rows)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward; after the last of an optimizer step, whether that is to be taken."""

@@ -29,6 +29,7 @@ from rlhf.reward.updates import UpdateGuard, pair_skips
 from rlhf.runtime.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
 from rlhf.runtime.distributed import from_main, on_all
 from rlhf.runtime.engine import check_engine, configure_fsdp
+from rlhf.runtime.offload import prepare_offload
 from rlhf.runtime.preemption import StopCallback, StopRequest
 from rlhf.runtime.run_folder import append_row
 from rlhf.runtime.safe_load import check_pickles
@@ -114,6 +115,7 @@ def train_reward_model(
     pair_ids; max_skipped_updates of them in a row end the run by a UserError.
     Goes on from the newest whole checkpoint in args.output_dir if there is one with its optimizer.
     """
+    prepare_offload(args.deepspeed_plugin, args.optim)
     folder = Path(args.output_dir or ".")
     checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
     # Where transformers' TensorBoard callback writes, which otherwise is the working folder.

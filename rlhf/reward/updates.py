@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.config import RewardStageConfig
+from rlhf.functional.precision import wide
 from rlhf.runtime.distributed import all_rows, all_sum, gradient_norm
 from rlhf.runtime.engine import is_deepspeed, step_taken
 from rlhf.runtime.skips import Skips, number
@@ -77,7 +78,7 @@ class UpdateGuard(TrainerCallback):
 
     def judge(self, accelerator: Accelerator, model: Any, step: int) -> bool:
         """Whether this step is to be taken, called after its last backward pass. model: as the engine wraps it."""
-        loss = torch.stack([part.loss for part in self.parts]).double().mean()
+        loss = wide(torch.stack([part.loss for part in self.parts])).mean()
         if is_deepspeed(accelerator):  # which has stepped in that pass, or has left it out
             norm, finite = step_taken(model, step)
         else:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,21 +14,26 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from rlhf.config.common import check_device_count, cpu_is_asked_for
+from rlhf.functional.precision import wide
+
 Answer = TypeVar("Answer")
 
 
-def join_processes() -> PartialState:
-    """Make the launched processes know of one another, by gloo where there is no accelerator.
+def join_processes(timeout: int) -> PartialState:
+    """Make the launched processes know of one another, by gloo on CPUs; one waits `timeout` seconds for another.
 
     For scripts without training arguments, which do it themselves: a bare PartialState() on CPUs would leave every
-    process alone.
+    process alone, and on GPUs would wait NCCL's 10 minutes only. A UserError where they would have to share a device.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    cpu = not torch.accelerator.is_available() or cpu_is_asked_for()
+    check_device_count(cpu)
+    return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
 
 
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """float [K] -> float [K], summed over ranks, in double precision: one collective."""
-    return accelerator.reduce(values.double(), reduction="sum")
+    """float [K] -> float [K], summed over ranks, in double precision where the device has it: one collective."""
+    return accelerator.reduce(wide(values), reduction="sum")
 
 
 def share_plan(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:

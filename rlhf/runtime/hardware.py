@@ -1,6 +1,8 @@
 """What this machine can do at most, measured and not looked up: matrix products and memory."""
 
 import math
+import os
+import resource
 import time
 from collections.abc import Callable
 from functools import cache
@@ -58,15 +60,51 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, the best of a few after one that warms up."""
     times, calls = list[float](), _AT_ONCE[_kind(device)]
     while len(times) <= _TRIES or sum(times[1:]) * calls < _SPENT:
-        _wait(device)
+        synchronise(device)
         start = time.perf_counter()
         for _ in range(calls):
             work()
-        _wait(device)
+        synchronise(device)
         times.append((time.perf_counter() - start) / calls)
     return min(times[1:])
 
 
-def _wait(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def unused_devices(device: torch.device) -> str | None:
+    """One line where this machine's processes see more devices than they use, one each; None where they do not."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    seen = 0 if device.type == "cpu" else torch.accelerator.device_count()
+    if seen <= processes:
+        return None
+    return (
+        f"devices: {processes} of the {seen} that this machine has, one a process; to use all: "
+        f"accelerate launch --num_processes {seen} --config_file accelerate_configs/multi_gpu.yaml"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself; a CPU by its threads."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "get_device_name"):  # CUDA, ROCm, XPU, ...
+        return str(module.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on the device, or on a CPU that the process held resident."""
+    if device.type not in ("cpu", "mps"):  # PyTorch keeps no record of the most on Apple's
+        return torch.accelerator.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def total_memory(device: torch.device) -> float | None:
+    """Bytes of an accelerator; None where nothing says."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "get_device_properties"):
+        return float(module.get_device_properties(device).total_memory)
+    return float(module.recommended_max_memory()) if hasattr(module, "recommended_max_memory") else None

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, TrainingArguments
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
 from rlhf.runtime.engine import numel
+from rlhf.runtime.hardware import total_memory
 
 GB = 1e9
 # Bytes of optimizer state for each byte of a trained fp32 parameter, by the optimizer's name; AdamW has 2.
@@ -169,9 +170,10 @@ def base_bytes(use_cpu: bool) -> float:
 
 
 def device_bytes(use_cpu: bool) -> float:
-    """What this process can have: its GPU's memory, or its share of the machine's."""
-    if not use_cpu and torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    """What this process can have: its accelerator's memory, or its share of the machine's."""
+    device = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and (found := total_memory(device)) is not None:
+        return found
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / processes
 

@@ -32,8 +32,9 @@ _LICENCES = {
 _TAGS = {"reward": ["reward-model", "rlhf"], "policy": ["ppo", "rlhf"], "adapter": ["lora", "ppo", "rlhf"]}
 _RECIPE = [
     *["loss_type", "margin", "learning_rate", "critic_learning_rate", "lr_scheduler_type", "warmup_steps"],
-    *["weight_decay", "max_grad_norm", "num_train_epochs", "total_episodes", "per_device_train_batch_size"],
-    *["gradient_accumulation_steps", "max_length", "num_ppo_epochs", "num_mini_batches", "response_length"],
+    *["weight_decay", "max_grad_norm", "num_train_epochs", "total_episodes", "global_batch_size"],
+    *["per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_ppo_epochs"],
+    *["num_mini_batches", "response_length"],
     *["temperature", "kl_coef", "kl_estimator", "kl_target", "kl_horizon", "missing_eos_penalty", "cliprange"],
     *["cliprange_value", "vf_coef", "gamma", "lam", "critic", "critic_warmup_steps", "bf16", "fp16", "dtype"],
 ]

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from accelerate import PartialState
 from rlhf.errors import UserError
 from rlhf.runtime.disk import flush, writing
 from rlhf.runtime.distributed import from_main
+from rlhf.runtime.hardware import device_name, peak_memory, unused_devices
 from rlhf.runtime.lock import FolderLock
 
 PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torch", "transformers", "trl")
@@ -118,7 +118,7 @@ class Stage:
             "seconds": None,
             "seed": seed,
             "world_size": state.num_processes,
-            "device": _device_name(state),
+            "device": device_name(state.device),
             "command": _TOKEN.sub(r"\1...", " ".join(sys.argv)),
             "versions": package_versions(),
             "git_commit": git_commit(),
@@ -136,6 +136,8 @@ class Stage:
             if self.is_main:
                 print(f"{self.facts['stage']}: done already in {self.folder}")
             raise StageDone
+        if self.is_main and (line := unused_devices(PartialState().device)):
+            print(line)
         self._clock = time.monotonic()
         self.record()
         return self
@@ -163,7 +165,7 @@ class Stage:
         status = "failed" if error is not None else "stopped" if self.stopped else "done"
         seconds = round(time.monotonic() - self._clock, 1)
         try:
-            self.record(status=status, ended=_now(), seconds=seconds, peak_memory=_peak_memory())
+            self.record(status=status, ended=_now(), seconds=seconds, peak_memory=peak_memory(PartialState().device))
         except UserError:  # a full disk: what failed before says so already
             if error is None:
                 raise
@@ -174,23 +176,6 @@ class Stage:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _device_name(state: PartialState) -> str:
-    import torch  # heavy, and of use to no other function here
-
-    if state.device.type == "cuda":
-        return torch.cuda.get_device_name(state.device)
-    return f"{state.device.type}, {torch.get_num_threads()} threads"
-
-
-def _peak_memory() -> int:
-    """Bytes: the most that was allocated on the GPU, or that the process held resident."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def package_versions() -> dict[str, str]:

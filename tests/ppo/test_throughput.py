@@ -56,7 +56,8 @@ SAME, OTHER = "faster, same result: ", "faster, other result: "
         (
             phases(6.0, 1.0, 3.0) | {"generate": phase(6.0, limit=0.1)},
             now(gpu=True),
-            f"{OTHER}twice the gradient_accumulation_steps, since sampling twice the responses takes little longer, 30",
+            f"{OTHER}twice the global_batch_size (or gradient_accumulation_steps), since sampling twice the responses "
+            "takes little longer, 30",
         ),
         # Half of 7 and a quarter of 1.
         (phases(), now(critic="separate"), f"{OTHER}critic: shared, a head on the policy's trunk, 38"),

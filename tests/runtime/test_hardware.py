@@ -2,13 +2,17 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
+from rlhf.benchmark.clock import most_memory
+from rlhf.ppo.base import TrainerBase
 from rlhf.runtime import hardware
 from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
+from rlhf.runtime.memory import device_bytes
 
 CPU = torch.device("cpu")
 
@@ -90,3 +94,57 @@ def test_without_any_memory_no_limit_is_known_and_the_run_goes_on(monkeypatch, f
     monkeypatch.setattr(*(torch, "ones", none) if full == "from the start" else (hardware, "_fastest", none))
     assert memory_bandwidth.__wrapped__(CPU) == math.inf
     assert matmul_peak.__wrapped__(CPU, torch.float32) == math.inf
+
+
+class Xpu:
+    """torch.xpu, as far as it is asked."""
+
+    @staticmethod
+    def get_device_name(device):
+        return f"Arc {device.index}"
+
+    @staticmethod
+    def get_device_properties(device):
+        return type("Properties", (), {"total_memory": 16e9})
+
+
+@pytest.fixture
+def xpu(monkeypatch):
+    """A machine with four of Intel's, as PyTorch's device-independent interface shows them."""
+    device = torch.device("xpu", 0)
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: Xpu)
+    answers = {"is_available": True, "device_count": 4, "current_accelerator": device}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 5_000)
+    return device
+
+
+def test_a_device_that_is_not_nvidias_is_named_and_measured(xpu):
+    assert hardware.device_name(xpu) == "Arc 0"
+    assert hardware.peak_memory(xpu) == 5_000
+    assert device_bytes(use_cpu=False) == 16e9
+    assert most_memory() == 5_000
+
+
+def test_a_cpu_is_named_by_its_threads_and_measured_as_a_process():
+    assert hardware.device_name(CPU) == f"cpu, {torch.get_num_threads()} threads"
+    assert 10e6 < hardware.peak_memory(CPU) < 100e9
+
+
+def test_phases_are_timed_to_the_end_of_what_was_queued(xpu, monkeypatch, tmp_path):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    run = SimpleNamespace(accelerator=SimpleNamespace(device=xpu), timings={})
+    with TrainerBase._timed(run, "learn"):
+        assert waits == []  # nothing is left of the phase before
+    assert waits == [xpu]
+    assert run.timings["learn"] >= 0
+
+
+def test_devices_that_are_not_used_are_pointed_out(xpu, monkeypatch):
+    line = "devices: 1 of the 4 that this machine has, one a process; to use all: accelerate launch --num_processes 4 "
+    assert hardware.unused_devices(xpu).startswith(line)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert hardware.unused_devices(xpu) is None
+    assert hardware.unused_devices(CPU) is None

@@ -193,6 +193,44 @@ def test_deepspeed_over_two_nodes(cluster, top, chain):
     assert len(rank_logs(top, "sharded", "ppo_full")) == 2
 
 
+def test_an_engine_stays_on_one_process(cluster, top):
+    recipe(top / "single")
+    changes = {"RLHF_ENGINE": "zero2", "ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu", "RUN": "single"}
+    (top / "runs" / "single" / "logs").mkdir(parents=True)
+    environment = settings(top) | changes | {"RECIPE": str(top / "single")}
+    output = f"--output={top}/runs/single/logs/reward-%j.log"
+    command = ["sbatch", "--parsable", output, "--nodes=1", "--time=10", "slurm/reward.sbatch"]
+    job = cluster.run(*command, cwd=ROOT, env=environment).split()[-1]
+    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "single")
+    assert facts(top, "single", "reward")["engine"] == "DEEPSPEED ZeRO-2"
+    assert facts(top, "single", "reward")["world_size"] == 1
+
+
+TELL = """#!/bin/bash
+#SBATCH --ntasks-per-node=1
+source "$RLHF_HOME/slurm/stage.sh"
+run_stage reward "$TELLER"
+"""
+
+
+def test_every_node_gets_the_cpus_and_the_variables_of_the_job(cluster, top):
+    """Although the job exports few, and srun takes no CPUs from sbatch by itself."""
+    (top / "runs" / "told" / "logs").mkdir(parents=True)
+    (top / "tell.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    (top / "tell.sbatch").write_text(TELL)
+    own = {"RECIPE": "demo", "RUN": "told", "TELLER": str(top / "tell.py"), "NCCL_SOCKET_IFNAME": "eth0"}
+    environment = settings(top) | own
+    names = [*own, "RLHF_HOME", "RLHF_VENV", "RUNS_DIR", "RLHF_PROCESSES", "PATH"]
+    options = ["--nodes=1", "--time=5", "--cpus-per-task=4", f"--export={','.join(names)}"]
+    command = ["sbatch", "--parsable", f"--output={top}/runs/told/logs/job-%j.log", *options, str(top / "tell.sbatch")]
+    job = cluster.run(*command, cwd=ROOT, env=environment).split()[-1]
+    assert cluster.finish(job, 120) == "COMPLETED", logs(top, "told")
+    (log,) = (top / "runs" / "told" / "logs").glob("reward-*-node0.log")
+    said = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+    assert said["SLURM_CPUS_PER_TASK"] == "4"
+    assert said["NCCL_SOCKET_IFNAME"] == "eth0"
+
+
 def test_each_seed_is_a_run_of_its_own(cluster, top):
     """By `pipeline.py --executor slurm`, as job arrays."""
     recipe(top / "short")

@@ -1,0 +1,78 @@
+"""The batch of the whole run, over all processes, and what of it each process takes at a time."""
+
+import os
+from typing import Any
+
+from rlhf.errors import UserError
+
+_FIELD = "global_batch_size"
+
+
+def process_count() -> int:
+    """How many processes the launcher has started, on all machines together."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def divide_global_batch(args: Any) -> None:
+    """Set per_device_train_batch_size and gradient_accumulation_steps so that their product over all processes is
+    global_batch_size; nothing where that is not set.
+
+    per_device_train_batch_size is lowered to a process's share where that is smaller. A UserError where the numbers
+    do not divide, with the nearest that do, or where gradient_accumulation_steps says another batch.
+    """
+    size, processes, rows = args.global_batch_size, process_count(), args.per_device_train_batch_size
+    if size is None:
+        return
+    share, rest = divmod(size, processes)
+    if rest or not share:
+        raise UserError(
+            f"{_FIELD}: expected a multiple of the number of processes, {processes}, found {size}: "
+            f"start {_near(size, processes, size)} processes, or take {_near_multiples(size, processes)}"
+        )
+    rows = min(rows, share)
+    if share % rows:
+        raise UserError(
+            f"per_device_train_batch_size: expected a divisor of a process's share of {_FIELD}, "
+            f"{size} / {processes} = {share}, such as {_near(share, rows, share)}, found {rows}"
+        )
+    given, derived = args.gradient_accumulation_steps, share // rows
+    if given not in (1, derived):  # 1 is the default
+        raise UserError(
+            f"gradient_accumulation_steps: expected none beside {_FIELD}, or {derived}, which follows from "
+            f"{_FIELD} {size}, found {given}: set {_FIELD} alone"
+        )
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = rows, derived
+
+
+def _near(number: int, found: int, most: int) -> str:
+    """The divisors of `number` next to `found`, below and above, in words."""
+    near = [n for n in range(1, min(most, 100_000) + 1) if number % n == 0]
+    below = max((n for n in near if n < found), default=None)
+    above = min((n for n in near if n > found), default=None)
+    return " or ".join(str(n) for n in (below, above) if n is not None)
+
+
+def _near_multiples(size: int, processes: int) -> str:
+    below = size // processes * processes
+    return " or ".join(str(n) for n in (below, below + processes) if n)
+
+
+def batch_facts(args: Any) -> dict[str, int]:
+    """How the batch of an optimizer's (PPO: a rollout's) rows comes about, for run.json."""
+    rows, parts, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, process_count()
+    return {
+        _FIELD: rows * parts * processes,
+        "processes": processes,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": parts,
+    }
+
+
+def batch_line(args: Any, rows: str) -> str:
+    """The same in one line. rows: what a row is, as in "pairs"."""
+    facts = batch_facts(args)
+    return (
+        f"batch: {facts[_FIELD]} {rows} a step = {facts['processes']} processes x "
+        f"{facts['per_device_train_batch_size']} {rows} at a time x {facts['gradient_accumulation_steps']} "
+        "(gradient_accumulation_steps)"
+    )

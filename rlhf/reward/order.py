@@ -1,0 +1,40 @@
+"""The order in which reward training sees its pairs: one for any number of processes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+class GlobalOrder(Sampler[int]):
+    """Row numbers of an epoch, by (seed, epoch), whose every `batch` in a row are an optimizer step.
+
+    Accelerate deals them to the processes micro-batch by micro-batch, so that the rows of a step are the same on any
+    number of processes. The last step is filled up with the epoch's first rows: processes need rows for equally many
+    passes, and Accelerate would otherwise fill up to a multiple of what that number of processes takes at a time.
+
+    lengths: of each row, any unit. strategy: random, group_by_length or sequential, as train_sampling_strategy has it.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, strategy: str) -> None:
+        self.lengths, self.batch, self.seed, self.strategy, self.epoch = list(lengths), batch, seed, strategy, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate's data loader before each pass over the rows."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch) * self.batch
+
+    def __iter__(self) -> Iterator[int]:
+        draws = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.strategy == "group_by_length":
+            order = get_length_grouped_indices(self.lengths, self.batch, generator=draws)
+        elif self.strategy == "sequential":
+            order = list(range(len(self.lengths)))
+        else:
+            order = torch.randperm(len(self.lengths), generator=draws).tolist()
+        while len(order) < len(self):
+            order += order[: len(self) - len(order)]
+        return iter(order)

@@ -1,0 +1,169 @@
+"""The global batch and what follows from it; the device that a run is for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from rlhf.config import PPOConfig, PPOStageConfig, RewardStageConfig
+from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.common import bf16_is_fast, check_device_count, choose_hardware
+from rlhf.errors import UserError
+from rlhf.parsing import RECIPES, read_recipe
+
+KINDS = [PPOStageConfig, RewardStageConfig]
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Pretend that the launcher has started so many, for what is read before they meet."""
+
+    def start(number):
+        monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: number))
+        monkeypatch.setattr("rlhf.config.batch.process_count", lambda: number)
+
+    return start
+
+
+def config(kind, **options):
+    return kind(output_dir="unused", use_cpu=True, bf16=False, report_to="none", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("number", "rows", "parts"), [(1, 16, 4), (2, 16, 2), (4, 16, 1), (8, 8, 1), (16, 4, 1), (64, 1, 1)]
+)
+def test_the_share_of_a_process_follows_from_the_global_batch(processes, kind, number, rows, parts):
+    """64 rows, 16 at a time, by hand."""
+    processes(number)
+    args = config(kind, global_batch_size=64, per_device_train_batch_size=16)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (rows, parts)
+    assert batch_facts(args)["global_batch_size"] == 64
+    assert batch_line(args, "pairs") == (
+        f"batch: 64 pairs a step = {number} processes x {rows} pairs at a time x {parts} (gradient_accumulation_steps)"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("number", "options", "words"),
+    [
+        (
+            3,
+            {"global_batch_size": 64},
+            "^global_batch_size: expected a multiple of the number of processes, 3, found 64: "
+            "start 2 or 4 processes, or take 63 or 66$",
+        ),
+        (9, {"global_batch_size": 8}, "found 8: start 8 processes, or take 9$"),
+        (
+            2,
+            {"global_batch_size": 64, "per_device_train_batch_size": 12},
+            "^per_device_train_batch_size: expected a divisor of a process's share of global_batch_size, "
+            "64 / 2 = 32, such as 8 or 16, found 12$",
+        ),
+        (
+            2,
+            {"global_batch_size": 64, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 4},
+            "^gradient_accumulation_steps: expected none beside global_batch_size, or 2, which follows from "
+            "global_batch_size 64, found 4: set global_batch_size alone$",
+        ),
+        (1, {"global_batch_size": 0}, "^global_batch_size: expected "),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_the_nearest_that_do(processes, kind, number, options, words):
+    processes(number)
+    with pytest.raises(UserError, match=words):
+        config(kind, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_global_batch_the_settings_are_each_process_own(processes, kind):
+    processes(2)
+    args = config(kind, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 3)
+    assert batch_facts(args)["global_batch_size"] == 24
+
+
+def test_what_was_derived_can_be_read_again(processes):
+    processes(4)
+    args = config(PPOConfig, global_batch_size=64, per_device_train_batch_size=4)
+    again = config(
+        PPOConfig,
+        global_batch_size=args.global_batch_size,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+    )
+    assert batch_facts(again) == batch_facts(args)
+    assert (args.local_batch_size, args.batch_size) == (16, 64)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_states_the_global_batch_and_no_accumulation(path: Path):
+    recipe = read_recipe(path)
+    if path.stem == "evaluation":
+        return
+    assert recipe["global_batch_size"] % recipe["per_device_train_batch_size"] == 0
+    assert "gradient_accumulation_steps" not in recipe
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_that_sees_eight_devices_uses_one(kind):
+    args = config(kind, per_device_train_batch_size=4, per_device_eval_batch_size=2)
+    args._n_gpu = 8  # what transformers finds where eight are visible
+    assert (args.n_gpu, args.train_batch_size, args.eval_batch_size) == (1, 4, 2)
+
+
+class Gpu:
+    """torch.cuda, as a V100 would answer."""
+
+    @staticmethod
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def there(number, module=Gpu):
+        device = torch.device("cuda")
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: number)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: device)
+        monkeypatch.setattr(torch, "get_device_module", lambda device=None: module)
+
+    return there
+
+
+def test_bf16_that_is_emulated_is_not_fast(gpus):
+    gpus(1)
+    assert bf16_is_fast() is False
+
+
+def test_bf16_is_asked_of_the_device_that_is_used(gpus, monkeypatch):
+    class Newer(Gpu):
+        @staticmethod
+        def is_bf16_supported(including_emulation=True):
+            return True
+
+    gpus(1, Newer)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self: "flags: sse2")  # a CPU without bf16
+    assert bf16_is_fast() is True
+    assert bf16_is_fast(use_cpu=True) is False
+    args = TrainingArguments(output_dir="unused", use_cpu=True)
+    for asked in ("argument", "launcher"):
+        args.use_cpu, args.bf16 = asked == "argument", None
+        monkeypatch.setenv("ACCELERATE_USE_CPU", str(asked == "launcher"))
+        choose_hardware(args)
+        assert (args.use_cpu, args.bf16) == (True, False)
+
+
+def test_two_processes_on_one_device_are_refused(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    words = "^processes: expected at most 1 on this machine, one for each device that it sees, found 2: "
+    with pytest.raises(UserError, match=words):
+        check_device_count(use_cpu=False)
+    check_device_count(use_cpu=True)
+    gpus(2)
+    check_device_count(use_cpu=False)

@@ -1,0 +1,119 @@
+"""What the job files ask Slurm for, with stand-ins for its commands that say what they were given."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A folder of stand-ins that comes first in PATH, and an environment to activate that changes nothing else."""
+    there = tmp_path / "bin"
+    there.mkdir()
+    says = '#!/bin/bash\necho "NAME $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
+    for name in ("srun", "sbatch", "python"):
+        (there / name).write_text(says.replace("NAME", name))
+    (there / "scontrol").write_text("#!/bin/bash\necho n1\n")
+    for path in there.iterdir():
+        path.chmod(0o755)
+    (tmp_path / "activate").write_text("")
+
+    def run(script, *argv, **settings):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "RLHF_", "OMP_", "ACC"))}
+        job = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "RLHF_HOME": str(ROOT)}
+        names = {"RECIPE": "demo", "RUN": "x", "RUNS_DIR": str(tmp_path / "runs"), "RLHF_VENV": str(tmp_path / "venv")}
+        (tmp_path / "venv" / "bin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "venv" / "bin" / "activate").write_text("")
+        done = subprocess.run(
+            ["bash", str(ROOT / "slurm" / script), *argv],
+            env=clean | job | names | {"PATH": f"{there}:{os.environ['PATH']}"} | settings,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_a_step_gets_the_cpus_of_its_job_and_every_variable(commands):
+    said = commands("reward.sbatch", SLURM_CPUS_PER_TASK="32", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_ON_NODE="32")
+    step = next(line for line in said.splitlines() if line.startswith("srun "))
+    for option in ("--cpus-per-task=32", "--cpu-bind=none", "--export=ALL"):
+        assert f" {option} " in step
+    assert "slow" not in said
+
+
+def test_few_cpus_are_pointed_out(commands):
+    said = commands("reward.sbatch", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_ON_NODE="1")
+    assert "reward: 1 CPUs for 4 processes: slow; sbatch --cpus-per-task=32" in said
+    assert "--cpus-per-task" not in next(line for line in said.splitlines() if line.startswith("srun "))
+
+
+NODE = {"CONFIG": "c.yaml", "SEED": "", "SCRIPT": "s.py", "MASTER": "n1", "PORT": "1", "LOGS": "l", "SLURM_NODEID": "0"}
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3_offload", "fsdp2"])
+def test_an_engine_stays_on_one_process(commands, engine):
+    said = commands("node.sh", WORLD="1", PROCESSES="1", ENGINE=engine, **NODE)
+    assert "-m accelerate.commands.launch" in said
+    assert f"--config_file accelerate_configs/{engine}.yaml" in said
+    assert "--num_processes 1 " in said
+
+
+@pytest.mark.parametrize("engine", ["", "cpu", "multi_cpu", "single_gpu", "multi_gpu"])
+def test_one_process_without_an_engine_needs_no_launcher(commands, engine):
+    said = commands("node.sh", WORLD="1", PROCESSES="1", ENGINE=engine, **NODE)
+    assert "python s.py --config c.yaml" in said
+    assert "accelerate.commands" not in said
+    assert ("ACCELERATE_USE_CPU=true" in said) == engine.endswith("cpu")
+
+
+def test_the_cpus_of_a_node_are_shared_between_its_processes(commands):
+    more = NODE | {"WORLD": "4", "PROCESSES": "4", "ENGINE": "zero3_offload", "SLURM_CPUS_PER_TASK": "32"}
+    assert "OMP_NUM_THREADS=8" in commands("node.sh", **more)
+    assert "OMP_NUM_THREADS=3" in commands("node.sh", **more, OMP_NUM_THREADS="3")
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "cpus"),
+    [
+        (["--gres=gpu:4"], {}, 32),
+        (["--gres", "gpu:h100:8"], {}, 64),
+        (["--gres=tmp:3,gpu:2", "--nodes=2"], {}, 16),
+        (["--gpus-per-node=3090:2"], {}, 16),
+        (["--gres=gpu"], {}, 8),
+        (["--gres=gpu:4"], {"RLHF_CPUS_PER_GPU": "6"}, 24),
+        ([], {"SBATCH_GRES": "gpu:2"}, 16),
+        (["--gres=gpu:4", "-c", "3"], {}, None),
+        (["--gres=gpu:4", "--cpus-per-gpu=2"], {}, None),
+        (["--nodes=2"], {}, None),
+    ],
+)
+def test_jobs_ask_for_eight_cpus_a_gpu(commands, options, settings, cpus):
+    said = commands("pipeline.sh", "--recipe", "gpt2-medium", "--run", "x", *options, **settings)
+    jobs = [line for line in said.splitlines() if line.startswith("sbatch ")]
+    assert len(jobs) == 6
+    for job in jobs[:-1]:
+        assert (f" --cpus-per-task={cpus} " in job) == (cpus is not None)
+    assert "--cpus-per-task" not in jobs[-1]  # the report's
+
+
+def test_the_warning_before_the_limit_is_a_setting(commands):
+    def signals(*options, **settings):
+        said = commands("pipeline.sh", "--recipe", "gpt2-medium", "--run", "x", *options, **settings)
+        return [line for line in said.splitlines() if line.startswith("sbatch ")], said
+
+    jobs, _ = signals(RLHF_SIGNAL_SECONDS="900")
+    assert ["--signal=B:USR1@900" in job for job in jobs] == [True] * 5 + [False]
+    jobs, _ = signals("--signal=B:USR1@60", RLHF_SIGNAL_SECONDS="900")
+    assert all(job.index("@900") < job.index("@60") for job in jobs[:-1])  # the last one counts
+    assert (
+        "error: RLHF_SIGNAL_SECONDS: expected a number of at least 1, found soon"
+        in signals(RLHF_SIGNAL_SECONDS="soon")[1]
+    )
