@@ -25,6 +25,7 @@ from typing import Any
 import counts
 import queries
 import torch
+import torch._dynamo  # here, and not from within a patched torch.cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -425,9 +426,7 @@ def pretend(strict: bool = True) -> Iterator[counts.Counts]:
         torch._C._set_only_lift_cpu_tensors(True)
         # Module.to() keeps the parameters' identity, as on a GPU: an optimizer may hold them already.
         future = torch.__future__
-        stack.callback(
-            future.set_swap_module_params_on_conversion, future.get_swap_module_params_on_conversion()
-        )
+        stack.callback(future.set_swap_module_params_on_conversion, future.get_swap_module_params_on_conversion())
         future.set_swap_module_params_on_conversion(True)
         with _Mode():
             yield counts.fresh()

@@ -227,14 +227,14 @@ def callbacks(folder: Path, **options: Any) -> dict[str, Any]:
     """One that looks at models and optimizer, as users' own do."""
     from transformers import TrainerCallback
 
-    class Norms(TrainerCallback):
-        seen: list[float] = []
+    seen = []
 
+    class Norms(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
             grads = [p.grad for p in model.parameters() if p.grad is not None]
-            self.seen.append(float(torch.nn.utils.get_total_norm(grads)))
+            seen.append(float(torch.nn.utils.get_total_norm(grads)))
 
-    return ppo(folder, given={"callbacks": [Norms]}, **options) | {"norms": Norms.seen}
+    return ppo(folder, given={"callbacks": [Norms]}, **options) | {"norms": seen}
 
 
 def _reward_rows() -> list[dict[str, list[int]]]:
@@ -345,7 +345,7 @@ def stages(folder: Path) -> dict[str, Any]:
     from accelerate.state import AcceleratorState
 
     device = {"use_cpu": False, "bf16": True}
-    changes = {name: device for name in ("reward", "ppo_full", "ppo_lora")}
+    changes = dict.fromkeys(("reward", "ppo_full", "ppo_lora"), device)
     recipe = tiny_recipe.recipe(folder / "recipe", **changes)
     mains = {
         "reward": train_reward.main,

@@ -13,7 +13,10 @@ REFUSED = {
     "a CPU value put in": ("x.index_put_((torch.tensor([0, 1], device='cuda'),), torch.ones(2))", "put into"),
     "lists that mix devices": ("torch._foreach_add([x, x], [x, cpu])", "expected all tensors on one device"),
     "numpy of it": ("x.numpy()", "can't convert cuda:0 device type tensor to numpy"),
-    "a CPU generator": ("torch.rand(3, device='cuda', generator=torch.Generator())", "'cuda' device type for generator"),
+    "a CPU generator": (
+        "torch.rand(3, device='cuda', generator=torch.Generator())",
+        "'cuda' device type for generator",
+    ),
     "a float cumsum under determinism": (
         "torch.use_deterministic_algorithms(True)\nx.cumsum(0)",
         "no deterministic kernel",
@@ -93,7 +96,8 @@ TAKEN = {
         None,
     ),
     "autocast": (
-        "w = torch.ones(6, 6, device='cuda')\nwith torch.autocast('cuda', torch.bfloat16): y = x.unsqueeze(0) @ w\ny.dtype",
+        "w = torch.ones(6, 6, device='cuda')\n"
+        "with torch.autocast('cuda', torch.bfloat16): y = x.unsqueeze(0) @ w\ny.dtype",
         "torch.bfloat16",
         0,
         4,
