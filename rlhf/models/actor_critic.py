@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.errors import UserError
 from rlhf.models.attention import packs
 from rlhf.models.heads import column_values
 from rlhf.models.response import Texts, head_logits, in_chunks, logp_of, trunk_states
@@ -83,9 +84,20 @@ class FrozenRole:
             model.eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move a model of its own; a trained one is Accelerate's to move, a quantised one stays where it was loaded."""
-        if not self.shared and not is_quantised(self.model):
+        """Move a model of its own; a trained one is Accelerate's to move.
+
+        A quantised one stays where it was loaded: a UserError where that is another kind of device.
+        """
+        if self.shared:
+            return
+        if not is_quantised(self.model):
             nn.Module.to(self.model, device)
+        elif self.model.device.type != device.type:
+            name = base_of(self.model).config.name_or_path or type(base_of(self.model)).__name__
+            raise UserError(
+                f"{name}: expected a quantised model on {device.type}, where PPO runs, found it on "
+                f"{self.model.device.type}; load it with device_map={{'': {(device.index or 0)!r}}}"
+            )
 
     @contextmanager
     def active(self) -> Iterator[Model]:

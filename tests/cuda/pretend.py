@@ -25,6 +25,7 @@ from typing import Any
 import counts
 import queries
 import torch
+import torch._dynamo  # here, and not from within a patched torch.cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 

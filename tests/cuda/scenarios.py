@@ -227,14 +227,14 @@ def callbacks(folder: Path, **options: Any) -> dict[str, Any]:
     """One that looks at models and optimizer, as users' own do."""
     from transformers import TrainerCallback
 
-    class Norms(TrainerCallback):
-        seen: list[float] = []
+    seen = []
 
+    class Norms(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
             grads = [p.grad for p in model.parameters() if p.grad is not None]
-            self.seen.append(float(torch.nn.utils.get_total_norm(grads)))
+            seen.append(float(torch.nn.utils.get_total_norm(grads)))
 
-    return ppo(folder, given={"callbacks": [Norms]}, **options) | {"norms": Norms.seen}
+    return ppo(folder, given={"callbacks": [Norms]}, **options) | {"norms": seen}
 
 
 def decoding(folder: Path, family: str = "gpt2", lora: bool = False, steps: int = 5) -> dict[str, Any]:

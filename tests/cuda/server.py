@@ -8,6 +8,7 @@
 As a script it is that process.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import counts
 import shim
 from counts import Report
 
@@ -47,12 +49,14 @@ class PretendCuda:
             command, env=clean | changes, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, scenario: str, /, limit: float = LIMIT, **options: Any) -> Report:
-        """What came of a scenario, in a process of its own; past the limit it is killed."""
-        [report] = self.run_ranks(scenario, 1, limit=limit, **options)
+    def run(self, scenario: str, /, limit: float = LIMIT, cpu: bool = False, **options: Any) -> Report:
+        """What came of a scenario, in a process of its own; past the limit it is killed. cpu: without the device."""
+        [report] = self.run_ranks(scenario, 1, limit=limit, cpu=cpu, **options)
         return report
 
-    def run_ranks(self, scenario: str, processes: int, /, limit: float = LIMIT, **options: Any) -> list[Report]:
+    def run_ranks(
+        self, scenario: str, processes: int, /, limit: float = LIMIT, cpu: bool = False, **options: Any
+    ) -> list[Report]:
         """The same on several ranks; one report each, in order."""
         self._n += 1
         folder = Path(self._folder.name) / str(self._n)
@@ -62,6 +66,7 @@ class PretendCuda:
             "processes": processes,
             "folder": str(folder),
             "limit": limit,
+            "cpu": cpu,
         }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -147,18 +152,19 @@ def _run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     import scenarios
     from pretend import pretend
 
+    device = contextlib.nullcontext(counts.now()) if request["cpu"] else pretend()
     if request["processes"] > 1:
         import nccl
 
         nccl.join(request["limit"])
     end, facts = "ok", None
-    with pretend() as counts:
+    with device as found:
         try:
             facts = scenarios.SCENARIOS[request["scenario"]](folder, **request["options"])
         except BaseException as error:
             traceback.print_exc()
             end = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    return {"end": end, "facts": facts or {}} | counts.as_json()
+    return {"end": end, "facts": facts or {}} | found.as_json()
 
 
 if __name__ == "__main__":

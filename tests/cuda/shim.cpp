@@ -71,7 +71,7 @@ struct Pinned final : c10::Allocator {
 
 // Draws as a CPU's and says that it is the device's.
 struct DeviceGenerator final : at::CPUGeneratorImpl {
-  DeviceGenerator() { device_ = device(); }
+  DeviceGenerator() { device_ = ::device(); }
 };
 
 }  // namespace

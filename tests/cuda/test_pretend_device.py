@@ -96,7 +96,8 @@ TAKEN = {
         None,
     ),
     "autocast": (
-        "w = torch.ones(6, 6, device='cuda')\nwith torch.autocast('cuda', torch.bfloat16): y = x.unsqueeze(0) @ w\ny.dtype",
+        "w = torch.ones(6, 6, device='cuda')\n"
+        "with torch.autocast('cuda', torch.bfloat16): y = x.unsqueeze(0) @ w\ny.dtype",
         "torch.bfloat16",
         0,
         4,

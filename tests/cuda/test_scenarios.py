@@ -19,13 +19,13 @@ SHORT = {
     "full": ("ppo", {}),
     "LoRA, Llama": ("ppo", LORA | {"family": "llama"}),
     "fp16": ("ppo", FP16),
-    "critic shared": ("ppo", {"critic": "shared"}),
     "LoRA with a ref_model": ("own_reference", LORA),
     "reward model of another family": ("other_family", {}),
     "evaluation during training": ("evaluating", {}),
 }
 LONG = {
     "LoRA": ("ppo", LORA),
+    "critic shared": ("ppo", {"critic": "shared"}),
     "Llama": ("ppo", {"family": "llama"}),
     "fp32": ("ppo", FP32),
     "LoRA, fp32": ("ppo", LORA | FP32),
@@ -89,9 +89,6 @@ def test_ppo(cuda, scenario, options):
         assert report.n_kernels(phase) > 0, phase
     assert report.n_calls("decoded token") > 0
     assert report.facts["metrics"]["val/updates"] > 0
-    assert report.n_copies("micro-batch", "d2h") + report.n_copies("micro-batch", "h2d") <= 8 * report.n_calls(
-        "micro-batch"
-    )
 
 
 @pytest.mark.parametrize(("scenario", "options", "phase"), marked(OTHERS, lambda name: name not in OTHERS_SHORT))
@@ -107,13 +104,16 @@ def test_the_scripts_of_a_run(cuda):
         assert report.n_kernels(phase) > 0, phase
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(False, id="full"), pytest.param(True, id="LoRA", marks=pytest.mark.slow)]
+)
 def test_the_numbers_are_those_of_a_cpu(cuda, lora):
     """What the device does otherwise (no packing, fewer looks at who has ended) changes nothing."""
     options = {"family": "llama", "lora": lora, "bf16": False, "save": False, "max_steps": 2}
-    device, cpu = (ran(cuda.run("ppo", **options, use_cpu=use_cpu)).facts["metrics"] for use_cpu in (False, True))
+    device = ran(cuda.run("ppo", **options)).facts["metrics"]
+    cpu = ran(cuda.run("ppo", cpu=True, **options, use_cpu=True)).facts["metrics"]
     assert device.keys() == cpu.keys()
-    assert device == pytest.approx(cpu, rel=2e-3, abs=1e-5)
+    assert device == pytest.approx(cpu, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import (
     ActorCritic,
     FrozenRole,
@@ -122,3 +123,20 @@ def test_disabled_dropout_stays_off_in_train_mode(make):
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     disable_dropout(model)
     assert torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_frozen_model_is_moved_or_refused(quantised):
+    """Quantised weights stay where they were loaded; on another device every rollout would fail."""
+    model = tiny.llama()
+    model.is_quantized = quantised
+    role = FrozenRole(model)
+    if quantised:
+        role.to(torch.device("cpu"))  # where it is
+        with pytest.raises(
+            UserError, match=r"^LlamaForCausalLM: expected a quantised model on meta, .* found it on cpu"
+        ):
+            role.to(torch.device("meta"))
+    else:
+        role.to(torch.device("meta"))
+    assert model.device.type == ("cpu" if quantised else "meta")
