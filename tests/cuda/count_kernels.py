@@ -8,22 +8,25 @@ optimizer step) and the same for each layer, whatever the widths. So a few tiny 
 give all coefficients, and a step of other sizes shows whether they hold.
 """
 
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), os.environ.get("PRETEND_CUDA", str(Path(__file__).parent))]
-import fake_cuda as device  # noqa: E402, I001  the shim has to be loaded before torch
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+import shim  # noqa: E402
+
+shim.load()  # before torch is imported
 
 import json  # noqa: E402
 import tempfile  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
+import counts  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from pretend import pretend  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 import rlhf.models.response  # noqa: E402
@@ -42,7 +45,7 @@ _STEPS = (
     {"tokens": 16, "passes": 2, "micro_batches": 2, "optimizer_steps": 2},
 )
 _LAYERS = (1, 2)
-_OTHER = {"tokens": 24, "passes": 3, "micro_batches": 3, "optimizer_steps": 2, "layers": 3}
+_OTHER = {"tokens": 48, "passes": 3, "micro_batches": 3, "optimizer_steps": 2, "layers": 3}
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,13 @@ class Count:
     waits: int
 
 
-# The pretend device, as this script needs it: `device.pretend()`, a phase to count under, and the counts so far.
-def _set_phase(name: str) -> str:
-    before, device.SEEN.phase = device.SEEN.phase, name
-    return before
-
-
 def _so_far() -> dict[str, tuple[int, int]]:
     """Kernels and waits of each phase."""
-    waits = dict.fromkeys(UNITS, 0)
-    for (phase, *_), n in device.SEEN.syncs.items():
-        waits[phase] = waits.get(phase, 0) + n
-    return {phase: (device.SEEN.ops[phase], waits[phase]) for phase in UNITS}
+    now = counts.now()
+    tables = (now.kernels, now.syncs)
+    return {
+        name: tuple(sum(n for (phase, *_), n in table.items() if phase == name) for table in tables) for name in UNITS
+    }
 
 
 class _Second(TrainerCallback):
@@ -89,17 +87,13 @@ def _phases():
 
     @contextmanager
     def with_phase(self, name):
-        with timed(self, name):
-            before = _set_phase(name)
-            try:
-                yield
-            finally:
-                _set_phase(before)
+        with timed(self, name), counts.phase(name):
+            yield
 
     PPOTrainer._timed = with_phase
-    _set_phase("rest")
     try:
-        yield
+        with counts.phase("rest"):
+            yield
     finally:
         PPOTrainer._timed = timed
 
@@ -116,10 +110,12 @@ def count(kind: str, sizes: Sizes) -> dict[str, Count]:
     # Each pass has prompts of several lengths, as those of real ones.
     rows = [{"input_ids": [1 + j % 50 for j in range(8 + i)]} for i in range(batch)]
     second = _Second()
+    # Kernel by kernel, as a graph replays them.
+    options = {"local_rollout_forward_batch_size": batch // sizes.passes, "cuda_graphs": False}
     rlhf.models.response._MOST_LOGITS = _VOCABULARY * -(-micro * sizes.tokens // _CHUNKS)
     with tempfile.TemporaryDirectory() as folder, _phases():
         trainer = PPOTrainer(
-            args=PPOConfig(**work.settings(run, folder) | {"local_rollout_forward_batch_size": batch // sizes.passes}),
+            args=PPOConfig(**work.settings(run, folder) | options),
             processing_class=tokenizer,
             model=policy,
             reward_model=reward,
@@ -167,12 +163,12 @@ def main() -> None:
     # Measuring the machine is no part of a step.
     rlhf.ppo.work.matmul_peak = rlhf.ppo.work.memory_bandwidth = lambda *_: 1e12
     kinds = sys.argv[2:] or ["full", "lora"]
-    with device.pretend():
+    with pretend():
         if sys.argv[1:2] == ["--write"]:
             found = {
                 "made by": "python tests/cuda/count_kernels.py --write",
                 "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
-                "decoding is captured": False,
+                "decoding is captured": True,
                 "works": {kind: coefficients(kind) for kind in kinds},
             }
             KERNELS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
