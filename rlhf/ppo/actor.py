@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.generation.static import StaticDecoder, cuda_graph
 from rlhf.models.actor_critic import Model
+from rlhf.models.frozen import frozen_cast
 from rlhf.models.prepacked import Prepacked
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.ppo.prompts import Prompt
@@ -30,6 +31,8 @@ from rlhf.ppo.skipped import broken_rows, not_finite, set_aside
 from rlhf.reward.sources import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
 from rlhf.runtime.distributed import all_rows, all_sum, equal_share
 from rlhf.runtime.engine import gathered, is_fsdp, is_sharded
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,23 @@ class Actor:
         return [role.model for role in roles]
 
     @contextmanager
-    def prepacked(self) -> Iterator[None]:
-        """With adapters on a CPU, all frozen layers compute by layouts that are kept from step to step.
+    def prepacked(self, *frozen: Model) -> Iterator[None]:
+        """Frozen layers as they compute fastest: see `Prepacked` for a CPU; elsewhere cast once, not in each pass.
 
-        Not so in full fine-tuning: the reference would then round otherwise than a policy of the same weights.
+        Those of what is trained, and of these models, which are never. On a CPU with adapters only: in full fine-tuning
+        the reference would then round otherwise than a policy of the same weights.
         """
-        models = [self.roles.trained, *self._frozen()] if isinstance(self.roles.trained.policy, PeftModel) else []
-        with self._prepacked.active(*models):
+        models, device = [self.roles.trained, *frozen], self.accelerator.device
+        if device.type != "cpu" and not self._gathers:
+            with frozen_cast(*models, dtype=_AUTOCAST.get(self.accelerator.mixed_precision)):
+                yield
+            return
+        with self._prepacked.active(*(models if isinstance(self.roles.trained.policy, PeftModel) else [])):
             yield
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with self.whole(), self.prepacked(), self.accelerator.autocast():
+        with self.whole(), self.prepacked(*self._frozen()), self.accelerator.autocast():
             yield
 
     def sample(
@@ -143,27 +151,30 @@ class Actor:
         args = self.args
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
-        with self._computing():
-            self.decoded = []
-            return generate(
-                self._to_sample_from() if model is None else model,
-                [prompt.input_ids for prompt in prompts],
-                u,
-                self.eos_ids,
-                temperature or args.temperature,
-                lambda *shape: self.decoded.append(shape),
-                # Its graphs read weights that stay where they are, which those of a model given here may not.
-                self._decoder if model is None else None,
-            )
+        self.decoded = []
+        with self.whole():
+            # Refreshed before frozen weights are cast: adapters are added to them as they are.
+            twin = self._sampling_copy() if model is None else None
+            as_is = nullcontext() if twin is not None else self.prepacked(*self._frozen())
+            with as_is, self.accelerator.autocast():
+                return generate(
+                    twin or model or self.roles.trained.policy,
+                    [prompt.input_ids for prompt in prompts],
+                    u,
+                    self.eos_ids,
+                    temperature or args.temperature,
+                    lambda *shape: self.decoded.append(shape),
+                    # Its graphs read weights that stay where they are, as the copy's do.
+                    None if twin is None else self._decoder,
+                )
 
-    def _to_sample_from(self) -> Any:
-        """The policy; on a GPU, where it can be copied, the copy that one samples from."""
-        policy, device = self.roles.trained.policy, self.accelerator.device
-        if device.type == "cpu" or self._gathers or not can_copy(policy):
-            return policy
+    def _sampling_copy(self) -> Any:
+        """The copy of the policy that a GPU samples from; None where there is none."""
+        policy = self.roles.trained.policy
+        if self.accelerator.device.type == "cpu" or self._gathers or not can_copy(policy):
+            return None
         if self._copy is None:
-            on = torch.is_autocast_enabled(device.type)
-            self._copy = SamplingCopy(policy, torch.get_autocast_dtype(device.type) if on else None)
+            self._copy = SamplingCopy(policy, _AUTOCAST.get(self.accelerator.mixed_precision))
         self._copy.refresh()
         return self._copy.model
 
