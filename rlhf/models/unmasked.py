@@ -27,8 +27,11 @@ def is_plain(model: Any) -> bool:
 
 def unmasked(base: Any, ids: Tensor) -> dict[str, Any]:
     """Arguments of the trunk of a transformers model for texts padded on the right: ids int [B, L]."""
-    if ids.device.type == "cpu" or not is_plain(base):
-        return {"input_ids": ids}
+    return without_looks(base, ids) if ids.device.type != "cpu" and is_plain(base) else {"input_ids": ids}
+
+
+def without_looks(base: Any, ids: Tensor) -> dict[str, Any]:
+    """The same for a plain model, so that transformers looks at no number in ids."""
     given: dict[str, Any] = {"past_key_values": _keeps_nothing(base.config.num_hidden_layers)}
     # GPT-2 looks for padding in ids, not in their embeddings.
     if base.config.model_type == "gpt2":
