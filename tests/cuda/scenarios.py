@@ -26,7 +26,6 @@ import rlhf.runtime.hardware
 from rlhf.config import EvaluationConfig, RewardStageConfig
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.data.oasst import Prompt
-from rlhf.models.actor_critic import base_of
 from rlhf.ppo.actor import Actor
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.trainer import PPOTrainer
@@ -52,7 +51,7 @@ def prepare() -> None:
     for owner, name, label in PHASES:
         labelled(owner, name, label)
     hardware = rlhf.runtime.hardware  # its figures mean nothing here, and take seconds
-    hardware._SIZES["gpu"], hardware._COPIED["gpu"], hardware._SPENT = (64,), 2**10, 0
+    hardware._SIZES["gpu"], hardware._COPIED["gpu"], hardware._SPENT = (64,), (2**10,), 0
 
 
 def deepen(layers: int) -> None:
@@ -73,13 +72,15 @@ def trainer(folder: Path, layers: int | None = None, **options: Any) -> PPOTrain
     if layers is not None:
         deepen(layers)
     run = tiny_ppo.trainer(folder, **PPO | options)
-    base_of(run.roles.trained.policy).register_forward_hook(_count_decoded)
+    sample = run.actor.sample
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found = sample(*args, **options)
+        counts.now().call("decoded token", len(run.actor.decoded))  # prompts are one
+        return found
+
+    run.actor.sample = counted
     return run
-
-
-def _count_decoded(*_: Any) -> None:
-    if counts.now().phase == "sample":
-        counts.now().call("decoded token")
 
 
 def ppo(folder: Path, save: bool = True, **options: Any) -> dict[str, Any]:
