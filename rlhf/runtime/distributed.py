@@ -20,7 +20,7 @@ from rlhf.functional.precision import wide
 Answer = TypeVar("Answer")
 
 
-def join_processes(timeout: int) -> PartialState:
+def join_processes(timeout: int = 1800) -> PartialState:
     """Make the launched processes know of one another, by gloo on CPUs; one waits `timeout` seconds for another.
 
     For scripts without training arguments, which do it themselves: a bare PartialState() on CPUs would leave every

@@ -20,6 +20,7 @@ from counts import labelled, phase
 
 import rlhf.evaluation.responses
 import rlhf.ppo.learner
+import rlhf.ppo.metrics
 import rlhf.ppo.trainer
 import rlhf.reward.trainer
 import rlhf.runtime.hardware
@@ -427,8 +428,8 @@ def _mask_on_cpu() -> None:
 
 def _sum_on_cpu() -> None:
     """What is summed over ranks is sent from the CPU."""
-    total = rlhf.ppo.learner.all_sum
-    rlhf.ppo.learner.all_sum = lambda accelerator, values: total(accelerator, values.cpu()).to(values.device)
+    total = rlhf.ppo.metrics.all_sum
+    rlhf.ppo.metrics.all_sum = lambda accelerator, values: total(accelerator, values.cpu()).to(values.device)
 
 
 INJECTIONS: dict[str, Callable[[], None]] = {
