@@ -25,6 +25,11 @@ Step = Callable[[], None]
 Capture = Callable[[Step], Step]
 
 
+def cache_size(rows: int, longest: int) -> tuple[int, int]:
+    """Rows and columns of the cache for a batch of texts of at most so many tokens: sizes of which few occur."""
+    return 1 << (rows - 1).bit_length(), -(-longest // _ROOM) * _ROOM
+
+
 def is_static(model: Any, longest: int) -> bool:
     """Whether a model, on its device, decodes texts of at most so many tokens this way."""
     window = getattr(model.config, "sliding_window", None) or longest
@@ -176,8 +181,8 @@ class StaticDecoder:
         """B prompts, u float [B, T] -> B rows of T tokens; what comes after a row's first EOS is any."""
         device, (batch, length) = model.device, u.shape
         ids, mask = left_pad(prompts, eos_ids[0], device)
-        rows = 1 << (batch - 1).bit_length()
-        state = self._made(model, rows, ids.shape[1], u, eos_ids)
+        rows, columns = cache_size(batch, ids.shape[1] + length)
+        state = self._made(model, rows, columns, u, eos_ids)
         note(*ids.shape)
         self._prefill(model, state, ids, mask, to_device(u, device), temperature)
         responses = torch.zeros(batch, length, dtype=torch.long, device=device)
@@ -191,7 +196,7 @@ class StaticDecoder:
             left = [i for i, ended in enumerate(part.ended[: len(where)].tolist()) if not ended]
             if not left:
                 break
-            smaller = 1 << (len(left) - 1).bit_length()
+            smaller = cache_size(len(left), 1)[0]
             if smaller < rows:
                 responses.index_copy_(0, where, part.responses[: len(where)])
                 # With the rows that go on come some that have ended, to make up the number.
@@ -207,10 +212,9 @@ class StaticDecoder:
         found: list[list[int]] = responses.tolist()
         return found
 
-    def _made(self, model: Any, rows: int, longest: int, u: Tensor, eos_ids: Sequence[int]) -> State:
+    def _made(self, model: Any, rows: int, length: int, u: Tensor, eos_ids: Sequence[int]) -> State:
         """Memory for so many rows: that of the last batch where it has the same shape."""
         device, steps = model.device, u.shape[1]
-        length = -(-(longest + steps) // _ROOM) * _ROOM
         kind = device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = id(model), rows, length, steps, tuple(eos_ids), dtype

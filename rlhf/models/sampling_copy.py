@@ -111,7 +111,17 @@ def _weight(layer: Any) -> Tensor:
     return base + own.get_delta_weight(name).to(base.dtype) if name in own.lora_A else base
 
 
-def copied_bytes(policy: nn.Module, size: int) -> int:
-    """Of the matrices that a copy in numbers of `size` bytes holds."""
-    layers: Any = [layer for layer in policy.modules() if type(layer) in (nn.Linear, Conv1D)]
-    return size * sum(layer.weight.numel() for layer in layers)
+def copied_bytes(policy: Any, dtype: torch.dtype | None) -> int:
+    """What the matrices take that a SamplingCopy of the policy holds of its own; also of a policy without weights."""
+    base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    total, inside = 0, set[int]()
+    for module in base.modules():  # each before what is inside it
+        if id(module) in inside or not isinstance(module, SplitProjection | LoraLinear | nn.Linear | Conv1D):
+            continue
+        inside |= {id(part) for part in module.modules()}
+        parts = [getattr(module, part) for part in PARTS] if isinstance(module, SplitProjection) else [module]
+        adapted = any(isinstance(part, LoraLinear) for part in parts)
+        plain: Any = [part.get_base_layer() if isinstance(part, LoraLinear) else part for part in parts]
+        if adapted or dtype not in (None, plain[0].weight.dtype):
+            total += sum(layer.weight.numel() for layer in plain) * (dtype or plain[0].weight.dtype).itemsize
+    return total

@@ -11,9 +11,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
 from rlhf.config.batch import batch_line
+from rlhf.generation.static import cache_size
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.flops import key_values
 from rlhf.models.prepacked import Prepacked, available, layout_bytes
 from rlhf.models.response import texts_of
+from rlhf.models.sampling_copy import can_copy, copied_bytes
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
 from rlhf.ppo.setup import check_positions, count_steps, make_accelerator
 from rlhf.runtime.engine import engine_name, numel
@@ -61,7 +64,11 @@ def dry_run(
 
     learning = rows * by_depth(activations, policy.num_hidden_layers)
     learning += 2 * rows * _logits(args, policy)  # their gradients
-    parts.append(Part("activations, logits", learning=learning, rollout=_rollout(args, policy, width)))
+    kept = 0.0 if args.use_cpu or sharding.stage == 3 else _keys_and_values(args, policy, width)
+    rollout = _rollout(args, policy, width, kept=bool(kept))
+    parts.append(Part("activations, logits", learning=learning, rollout=rollout))
+    if kept:
+        parts += _for_a_gpu(args, whole, kept, sharding)
     if layouts:
         parts.append(_layouts(args, whole, peft_config is not None))
     if peft_config is not None and args.use_cpu:  # a GPU's is merged in main memory
@@ -98,13 +105,38 @@ def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
     return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True))
 
 
+def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
+    """What decoding keeps from rollout to rollout, where its graphs read it; frozen weights as autocast wants them."""
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    dtype = None if sharding.half else half  # DeepSpeed's weights are in it
+    policy = roles.trained.policy
+    copied = copied_bytes(policy, dtype) if can_copy(policy) else 0
+    parts = [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
+    if dtype is not None:
+        trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
+        own = [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
+        others = sum(2 * layout_bytes(model, 1) for model in own)
+        parts.append(Part("frozen weights, cast", rollout=trained + others, learning=trained))
+    return parts
+
+
+def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
+    """Bytes of the cache of a batch, whose rows and columns come in few sizes."""
+    size = 2 if args.bf16 or args.fp16 else 4
+    rows, columns = cache_size(args.local_batch_size, width + args.response_length)
+    return float(rows * columns * key_values(config.get_text_config(decoder=True)) * size)
+
+
 def _logits(args: PPOConfig, config: PretrainedConfig) -> float:
     """Bytes of one response's logits, float32."""
     return 4.0 * (args.response_length + 1) * config.vocab_size
 
 
-def _rollout(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
-    """The larger of generation, which keeps keys and values, and one look at the responses, which holds logits."""
+def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) -> float:
+    """The larger of generation and one look at the responses, which holds logits.
+
+    kept: keys and values stay from rollout to rollout, and are counted apart.
+    """
     size = 2 if args.bf16 else 4
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -112,7 +144,7 @@ def _rollout(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
     per_token = 2 * config.num_hidden_layers * heads * head * size
     rows, tokens = args.local_batch_size, width + args.response_length
     states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
-    generation = rows * (tokens * per_token + width * states)
+    generation = rows * (0 if kept else tokens * per_token) + rows * width * states
     # Two models' logits, and three temporaries: scaled, probabilities, their product.
     looks = min(rows, args.local_rollout_forward_batch_size) * (5 * _logits(args, config) + tokens * states)
     return max(generation, looks)

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from rlhf.generation import static
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
-from rlhf.generation.static import StaticDecoder
+from rlhf.generation.static import StaticDecoder, cache_size
 from rlhf.models.lora import add_lora
-from rlhf.models.sampling_copy import SamplingCopy, can_copy
+from rlhf.models.sampling_copy import SamplingCopy, can_copy, copied_bytes
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [3, 4, 5, 6]]
 EOS = list(range(0, 400, 40))  # so many that rows end at different times
@@ -118,6 +118,21 @@ def test_a_copy_in_bf16_is_as_near_to_float32_as_autocast(lora):
     assert (copied - exact).abs().mean() < 1.1 * (plain - exact).abs().mean()
     if not lora:
         assert torch.equal(copied, plain)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", MAKE)
+def test_what_a_copy_takes_is_known_beforehand(family, lora, dtype):
+    model = adapted(MAKE[family]) if lora else MAKE[family]().eval()
+    own = SamplingCopy(model, dtype)._own
+    assert copied_bytes(model, dtype) == sum(p.numel() * p.element_size() for p, _ in own if p.ndim > 1)
+
+
+def test_cache_sizes_by_hand():
+    assert cache_size(64, 384) == (64, 384)
+    assert cache_size(5, 65) == (8, 128)
+    assert cache_size(1, 64) == (1, 64)
 
 
 def test_what_cannot_be_copied_is_sampled_as_it_is():
