@@ -160,20 +160,9 @@ class Learner:
         """
         prompts, responses = tokens
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-        packed = self.accelerator.unwrap_model(self.model).packs(max(lengths))
         row_at = {position: row for row, position in enumerate(positions) if position >= 0}
-        device = self.accelerator.device
-        dealt: list[list[int]] = []  # the global rows of each minibatch
-        groups: list[list[list[int]]] = []  # this rank's rows of each of its passes
-        for epoch in range(self.args.num_ppo_epochs):
-            generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
-            order = torch.randperm(n_global, generator=generator)
-            for members in order.tensor_split(min(self.args.num_mini_batches, n_global)):
-                dealt.append(members.tolist())
-                mine = sorted(row_at[place] for place in dealt[-1] if place in row_at)
-                most, budget = self.args.per_device_train_batch_size, self.args.micro_batch_tokens
-                near = passes_of([lengths[row] for row in mine], most, device.type, budget, packed)
-                groups.append([[mine[i] for i in group] for group in near])
+        device, dealt = self.accelerator.device, self._deal(n_global, step)
+        groups = [self._group([row_at[place] for place in members if place in row_at], lengths) for members in dealt]
         counts = [0] * n_global  # response tokens
         for place, row in row_at.items():
             counts[place] = len(responses[row])
@@ -191,6 +180,24 @@ class Learner:
             )
             for group, members in zip(filled, dealt, strict=True)
         ]
+
+    def _deal(self, n_global: int, step: int) -> list[list[int]]:
+        """The rows of the global batch in each minibatch, the same on all ranks."""
+        dealt: list[list[int]] = []
+        for epoch in range(self.args.num_ppo_epochs):
+            generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + epoch)
+            order = torch.randperm(n_global, generator=generator)
+            parts = order.tensor_split(min(self.args.num_mini_batches, n_global))
+            dealt += [members.tolist() for members in parts]
+        return dealt
+
+    def _group(self, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+        """This rank's rows of a minibatch as passes. lengths: of all its texts."""
+        most, budget = self.args.per_device_train_batch_size, self.args.micro_batch_tokens
+        rows, kind = sorted(rows), self.accelerator.device.type
+        packed = self.accelerator.unwrap_model(self.model).packs(max(lengths))
+        near = passes_of([lengths[row] for row in rows], most, kind, budget, packed)
+        return [[rows[i] for i in group] for group in near]
 
     def _accumulate(self, passes: list[Pass]) -> Iterator[Pass]:
         # Counted from 0 at each optimizer step, so that gradients are synchronised at its last micro-batch.
