@@ -132,10 +132,11 @@ def main() -> None:
     where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
         fetch_pairs(*source)
+    pairs, counts = on_all(lambda: load_pairs(*source))
+    with main_process_first():
         tokenizer = load_tokenizer(base, **where)
         if not args.dry_run:
             fetch_model(base, model_args.model_revision)
-    pairs, counts = on_all(lambda: load_pairs(*source))
     splits = split_fitting(pairs, counts, tokenizer, data, args)
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
 

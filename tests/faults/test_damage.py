@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import trial
+from trials import trial
 
 from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, numbered
 

@@ -4,8 +4,8 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import trial
 from points import fill, read_only, writable
+from trials import trial
 
 from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, numbered, problem_of
 

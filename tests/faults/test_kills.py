@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import forge
 import psutil
 import pytest
-from conftest import TALLY, trial
+from trials import TALLY, trial
 
 IN_A_ROW = 3  # kills of one run, each as it goes on from the one before
 RUNS = 25  # over 50 kills of PPO, also where some come too late

@@ -8,8 +8,8 @@ import time
 import pytest
 import short_runs
 from bombs import torch_bomb
-from conftest import trial
 from forge import ranks
+from trials import trial
 
 from rlhf.runtime.disk import write_manifest
 

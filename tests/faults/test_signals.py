@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from conftest import trial
+from trials import trial
 
 from rlhf.runtime.checkpoint import PPO, REWARD, numbered
 
