@@ -1,5 +1,7 @@
 """Decoding with fixed shapes says what decoding with growing ones says, run as it is, replayed or compiled."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -7,12 +9,14 @@ from peft import LoraConfig
 from replay import capture
 from torch.testing import assert_close
 
+from rlhf.errors import UserError
 from rlhf.generation import static
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.generation.static import StaticDecoder, cache_size
 from rlhf.models.lora import add_lora
 from rlhf.models.sampling_copy import SamplingCopy, can_copy, copied_bytes
+from rlhf.ppo.actor import captures
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [3, 4, 5, 6]]
 EOS = list(range(0, 400, 40))  # so many that rows end at different times
@@ -127,6 +131,27 @@ def test_what_a_copy_takes_is_known_beforehand(family, lora, dtype):
     model = adapted(MAKE[family]) if lora else MAKE[family]().eval()
     own = SamplingCopy(model, dtype)._own
     assert copied_bytes(model, dtype) == sum(p.numel() * p.element_size() for p, _ in own if p.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "gathers", "expected"),
+    [
+        (None, "cuda", False, True),
+        (None, "cuda", True, False),
+        (None, "cpu", False, False),
+        (False, "cuda", False, False),
+        (True, "cuda", False, True),
+        (True, "cuda", True, "the engine gathers weights"),
+        (True, "cpu", False, "the device is not CUDA"),
+    ],
+)
+def test_when_decoding_is_captured(asked, device, gathers, expected):
+    args = SimpleNamespace(cuda_graphs=asked)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"cuda_graphs: .*{expected}"):
+            captures(args, torch.device(device), gathers)
+    else:
+        assert captures(args, torch.device(device), gathers) == expected
 
 
 def test_cache_sizes_by_hand():

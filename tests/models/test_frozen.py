@@ -49,6 +49,17 @@ def test_logits_are_the_same_to_the_last_bit(make):
             assert torch.equal(model(ids).logits, expected)
 
 
+def test_several_models_are_cast_once_for_all_passes_inside():
+    one, other = adapted(), tiny.gpt2_reward().requires_grad_(False)
+    before = [*one.parameters(), *other.parameters()]
+    with frozen_cast(one, other, one, dtype=torch.bfloat16):  # no autocast is on yet
+        kinds = {p.dtype for p in other.transformer.h.parameters() if p.ndim > 1}
+        assert kinds == {torch.bfloat16}
+        assert {p.dtype for p in one.parameters() if p.requires_grad} == {torch.float32}
+        assert any(p.dtype == torch.bfloat16 for p in one.parameters())
+    assert all(a is b for a, b in zip([*one.parameters(), *other.parameters()], before, strict=True))
+
+
 def test_weights_are_themselves_afterwards_also_the_tied_ones_and_after_an_error():
     model = gpt2()
     before = dict(model.named_parameters())
