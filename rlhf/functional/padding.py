@@ -31,7 +31,11 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """Copy a CPU tensor to the device without a wait: from pinned memory, behind what is queued there."""
     if torch.device(device).type != "cuda":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    try:
+        x = x.pin_memory()
+    except RuntimeError:  # some machines allow a process little of it: then the copy is waited for
+        return x.to(device)
+    return x.to(device, non_blocking=True)
 
 
 def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

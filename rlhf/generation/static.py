@@ -4,6 +4,7 @@ Every tensor of a step stays where it is and is written in place: a step reads n
 are the same each time. Rows that have ended leave between steps, at batch sizes that are powers of two.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf.models.unmasked import is_plain
 
 LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
 _ROOM = 64  # the cache's length is a multiple of it, so that few lengths occur
+_LOG = logging.getLogger(__name__)
 _GRAPHS = 8  # kept at most: each has its own shapes
 
 Step = Callable[[], None]
@@ -143,9 +145,11 @@ def sample(logits: Tensor, state: State, temperature: float) -> None:
 
 def cuda_graph() -> Capture:
     """How steps are captured on a CUDA device; all graphs share one pool of memory, since one runs at a time."""
-    pool = torch.cuda.graph_pool_handle()
+    pools: list[Any] = []
 
     def capture(step: Step) -> Step:
+        pool = pools[0] if pools else torch.cuda.graph_pool_handle()
+        pools[:] = [pool]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -288,7 +292,12 @@ class StaticDecoder:
                     step()
 
             kept = [x.clone() for x in state.tensors()]
-            self._steps[key] = self.capture(uncached)
+            try:
+                self._steps[key] = self.capture(uncached)
+            except RuntimeError as error:  # what CUDA does not let through, or has no memory for
+                self.capture, self._steps = None, {}
+                reason = " ".join(str(error).split())[:200]
+                _LOG.warning("cuda_graphs: a decoding step could not be captured, so each is launched: %s", reason)
             for x, before in zip(state.tensors(), kept, strict=True):
                 x.copy_(before)
-        return self._steps[key]
+        return self._steps.get(key, step)

@@ -69,6 +69,24 @@ def test_a_replayed_step_says_the_same_in_every_batch(family):
     assert len(decoder._steps) >= captured
 
 
+def test_where_a_step_cannot_be_captured_it_is_launched(caplog):
+    tries = []
+
+    def broken(step):
+        tries.append(1)
+        step()  # as a first call that sets things up
+        raise RuntimeError("CUDA error: operation not\npermitted when stream is capturing")
+
+    model, decoder = tiny.gpt2().eval(), StaticDecoder(broken)
+    for step in (1, 2):
+        assert decode(decoder, model, step=step) == growing(model, step=step)
+    assert len(tries) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "cuda_graphs: a decoding step could not be captured, so each is launched: "
+        "CUDA error: operation not permitted when stream is capturing"
+    ]
+
+
 def test_other_shapes_are_captured_anew_and_memory_of_one_shape_is_kept(monkeypatch):
     model, decoder = tiny.gpt2().eval(), StaticDecoder(capture)
     for prompts, steps in ((PROMPTS, 20), (PROMPTS[:2], 20), (PROMPTS, 70)):
