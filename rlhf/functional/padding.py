@@ -38,6 +38,15 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
+def to_device_together(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """CPU tensors of whole numbers or of True and False, by one copy; each has its shape and type again."""
+    if torch.device(device).type == "cpu":
+        return list(tensors)
+    together = to_device(torch.cat([x.reshape(-1).long() for x in tensors]), device)
+    parts = together.split([x.numel() for x in tensors])
+    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]
+
+
 def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Move each row's real tokens to its start, in order: int [B, L], bool [B, L] -> the same shapes."""
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)

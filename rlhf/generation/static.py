@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf.functional.masks import position_ids
-from rlhf.functional.padding import left_pad, to_device
+from rlhf.functional.padding import left_pad, to_device, to_device_together
 from rlhf.generation.sampling import inverse_cdf
 from rlhf.models.unmasked import is_plain
 
@@ -184,7 +184,7 @@ class StaticDecoder:
     ) -> list[list[int]]:
         """B prompts, u float [B, T] -> B rows of T tokens; what comes after a row's first EOS is any."""
         device, (batch, length) = model.device, u.shape
-        ids, mask = left_pad(prompts, eos_ids[0], device)
+        ids, mask = to_device_together(left_pad(prompts, eos_ids[0]), device)
         rows, columns = cache_size(batch, ids.shape[1] + length)
         state = self._made(model, rows, columns, u, eos_ids)
         note(*ids.shape)

@@ -33,6 +33,7 @@ class Texts:
     tokens: Tensor  # int [N]: the token itself
     last: Tensor  # int [B] in [B * L]: the last token of the text
     places: Tensor  # int [N]: the token in the grid [rows, T] that the rows were taken from
+    rows: Tensor  # int [B]: the rows of that grid
 
     def at_tokens(self, per_position: Tensor) -> Tensor:
         """[B, L, ...] -> [N, ...]: what predicts each response token."""
@@ -78,11 +79,11 @@ def texts_of(
         step = np.concatenate([np.arange(n) for n in answers])
         at = np.repeat(start + before, answers) + step
         places = np.repeat(np.array(group) * width, answers) + step
-        parts += [ids, lengths, at - 1, ids.reshape(-1)[at], start + lengths - 1, places]
+        parts += [ids, lengths, at - 1, ids.reshape(-1)[at], start + lengths - 1, places, np.array(group)]
     together = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts]))
     pieces = to_device(together, device).split([part.size for part in parts])
     shaped = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    return [Texts(*shaped[i : i + 6]) for i in range(0, len(shaped), 6)]
+    return [Texts(*shaped[i : i + 7]) for i in range(0, len(shaped), 7)]
 
 
 def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.functional.padding import to_device
+from rlhf.functional.padding import to_device, to_device_together
 from rlhf.generation.engine import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.generation.static import StaticDecoder, cuda_graph
@@ -210,7 +210,9 @@ class Actor:
         self.roles.trained.eval()
         device = self.accelerator.device
         prompt_ids = [prompt.input_ids for prompt in prompts]
-        ids, attention, mask = pack(prompt_ids, responses, self.eos_ids[0], device)
+        padded = pack(prompt_ids, responses, self.eos_ids[0], torch.device("cpu"))
+        ended = torch.tensor(self.ended(responses))
+        ids, attention, mask, ended, real_there = to_device_together([*padded, ended, real], device)
         with self._computing():
             self.observed, self.asked = [], self.rewards if scores is None else []
             seen = observe(self.roles, prompt_ids, responses, self.args, device, self.observed.append)
@@ -221,10 +223,8 @@ class Actor:
                 weights = torch.ones(scores.shape[1], device=device)
                 abstains = weights.bool()
         raw = weighted(scores, weights, abstains)
-        ended = to_device(torch.tensor(self.ended(responses)), device)
-        real = to_device(real, device)
-        mask = mask & real.unsqueeze(1)  # filler rows count for nothing from here on
-        return Rollout(ids, attention, mask, ended, real, scores=scores, raw_score=raw, score=raw, **seen)
+        mask = mask & real_there.unsqueeze(1)  # filler rows count for nothing from here on
+        return Rollout(ids, attention, mask, ended, real_there, scores=scores, raw_score=raw, score=raw, **seen)
 
     def experience(
         self, prompts: list[Prompt], responses: list[list[int]], rollout: Rollout, n_global: int, rewards: list[str]

@@ -11,7 +11,7 @@ from rlhf.functional.advantages import Moments, gae, moments, rescale, standardi
 from rlhf.functional.batching import passes_of
 from rlhf.functional.kl import kl_penalty
 from rlhf.functional.masks import last_index
-from rlhf.functional.padding import left_pad, right_pad, to_device
+from rlhf.functional.padding import left_pad, right_pad
 from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import base_of
 from rlhf.models.attention import packs
@@ -89,9 +89,6 @@ def observe(
     packed = roles.trained.packs(longest) and packs(roles.reference.model, longest)
     kind, budget = device.type, args.micro_batch_tokens
     groups = passes_of(lengths, args.local_rollout_forward_batch_size, kind, budget, packed)
-    start = 0
-    # The last token of each text, in the order of the passes, beside the texts themselves.
-    order = to_device(torch.tensor([row for group in groups for row in group]), device)
     for group, texts in zip(groups, texts_of(prompts, responses, groups, width, device), strict=True):
         note(group)
         states, values = roles.trained.states_and_values(texts)
@@ -100,9 +97,7 @@ def observe(
         inputs = texts.at_tokens(states), texts.at_tokens(ref_states), texts.tokens
         flat = in_chunks(per_token, policy.config.vocab_size, *inputs)
         seen.index_copy_(1, texts.places, torch.stack([*flat, texts.at_tokens(values)]))
-        rows = order[start : start + len(group)]
-        last_value.index_copy_(0, rows, values.flatten().index_select(0, texts.last))
-        start += len(group)
+        last_value.index_copy_(0, texts.rows, values.flatten().index_select(0, texts.last))
     return dict(zip(names, seen.view(len(names), count, width), strict=True)) | {"last_value": last_value}
 
 

@@ -1,6 +1,7 @@
 """Scores of finished texts."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from accelerate import PartialState
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rlhf.functional.batching import passes_of
-from rlhf.functional.padding import right_pad, to_device
+from rlhf.functional.padding import right_pad, to_device_together
 from rlhf.models.attention import packs
 from rlhf.models.heads import score_tokens
 
@@ -33,11 +34,11 @@ def score_rows(
     groups, device = score_passes(model, rows, batch_size), model.device
     if not groups:
         return torch.empty(0, device=device)
-    bar = tqdm(groups, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process)
+    padded = [right_pad([rows[i] for i in index], model.config.pad_token_id or 0) for index in groups]
+    order = torch.tensor([i for index in groups for i in index])
+    order, *there = to_device_together([order, *chain.from_iterable(padded)], device)
+    passes = list(zip(there[::2], there[1::2], strict=True))
+    bar = tqdm(passes, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process)
     # The scores stay on the device until all are there: a look at each pass would make it wait.
-    parts = [
-        score_tokens(model, *right_pad([rows[i] for i in index], model.config.pad_token_id or 0, device))
-        for index in bar
-    ]
-    order = to_device(torch.tensor([i for index in groups for i in index]), device)
+    parts = [score_tokens(model, ids, mask) for ids, mask in bar]
     return torch.empty(len(rows), device=device).index_copy_(0, order, torch.cat(parts))
