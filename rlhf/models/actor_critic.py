@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rlhf.errors import UserError
 from rlhf.models.attention import packs
 from rlhf.models.heads import column_values
-from rlhf.models.response import Texts, head_logits, in_chunks, logp_of, trunk_states
+from rlhf.models.response import Texts, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
 from rlhf.runtime.engine import is_sharded
 
 Model = PreTrainedModel | PeftModel
@@ -48,8 +48,18 @@ class ActorCritic(nn.Module):
         names = {name for part in (policy, critic) for name in getattr(base_of(part), "_no_split_modules", None) or ()}
         self._no_split_modules = sorted(names & {type(module).__name__ for module in self.modules()})
 
-    def forward(self, texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the response tokens log-probs, entropies (nats) and values of the states before them: float32 [N] each."""
+    def forward(
+        self, texts: Texts | Tensor, mask: Tensor | None = None, n_response: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the response tokens log-probs, entropies (nats) and values of the states before them: float32 [N] each.
+
+        As rectangles, for which a GPU has to wait: ids int [B, P+T] of prompts padded on the left and responses on
+        the right, mask bool [B, P+T], n_response T -> float32 [B, T] twice, zero off the response, and values
+        [B, T+1], of which the last one in use is that of the state after the last token.
+        """
+        if isinstance(texts, Tensor):
+            assert mask is not None
+            return self._rectangles(texts, mask, n_response)
         states, values = self.states_and_values(texts)
         base = base_of(self.policy)
 
@@ -60,6 +70,17 @@ class ActorCritic(nn.Module):
         # Under ZeRO-3 the head is gathered by all ranks together, as often on each: once.
         flat = logp(*inputs) if is_sharded(base) else in_chunks(logp, base.config.vocab_size, *inputs)
         return flat[0], flat[1], texts.at_tokens(values)
+
+    def _rectangles(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor, Tensor]:
+        prompts, responses = token_rows(ids, mask, n_response)
+        (texts,) = texts_of(prompts, responses, [range(len(ids))], n_response, ids.device)
+        logp, entropy, _ = self(texts)
+        values = self.states_and_values(texts)[1]
+        first = texts.lengths - mask[:, -n_response:].sum(1) - 1
+        columns = first.unsqueeze(1) + torch.arange(n_response + 1, device=ids.device)
+        grid = torch.zeros(len(ids) * n_response, device=ids.device)
+        logp, entropy = (grid.index_copy(0, texts.places, x).view(-1, n_response) for x in (logp, entropy))
+        return logp, entropy, values.gather(1, columns.clamp(max=values.shape[1] - 1))
 
     def packs(self, longest: int) -> bool:
         """Whether texts of at most so many tokens go through both trunks without padding."""

@@ -55,6 +55,13 @@ class _Select(torch.autograd.Function):
         return grads[0].new_zeros(ctx.shape).index_copy_(0, index, grads[0]), None
 
 
+def token_rows(ids: Tensor, mask: Tensor, n_response: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts padded on the left and responses on the right, int and bool [B, P+T], as token ids on the host."""
+    rows = list(zip(ids.cpu(), mask.cpu(), strict=True))
+    prompts = [row[:-n_response][real[:-n_response]].tolist() for row, real in rows]
+    return prompts, [row[-n_response:][real[-n_response:]].tolist() for row, real in rows]
+
+
 def texts_of(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],

@@ -215,7 +215,8 @@ class Actor:
         ids, attention, mask, ended, real_there = to_device_together([*padded, ended, real], device)
         with self._computing():
             self.observed, self.asked = [], self.rewards if scores is None else []
-            seen = observe(self.roles, prompt_ids, responses, self.args, device, self.observed.append)
+            packed, tokens = (ids, attention, mask), (prompt_ids, responses)
+            seen = observe(self.roles, packed, self.args, self.observed.append, tokens)
             weights, abstains = self.weights, self.abstains
             if scores is None:
                 scores = self.score(prompts, responses, real)

@@ -15,7 +15,7 @@ from rlhf.functional.batching import passes_of
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.response import Texts, texts_of
+from rlhf.models.response import Texts, texts_of, token_rows
 from rlhf.ppo.rollout import Rollout, Targets
 from rlhf.ppo.skipped import update_rows
 from rlhf.runtime.distributed import all_rows, all_sum, share_plan, whole
@@ -102,7 +102,9 @@ class Learner:
         self.passes = []
         policy_learns = step > self.args.critic_warmup_steps
         numbers = torch.stack([rollout.logp, rollout.values, targets.advantages, targets.returns]).flatten(1)
-        for batch in self._plan(tokens or texts_on_host(rollout), positions, n_global, step, rollout.mask.shape[1]):
+        width = rollout.mask.shape[1]
+        tokens = tokens or token_rows(rollout.ids, rollout.attention, width)
+        for batch in self._plan(tokens, positions, n_global, step, width):
             parts = self._passes(numbers, batch, policy_learns)
             self.passes += [one.rows for one in batch.passes]
             far = self._went_far(parts[:, SUMS.index("approxkl")].sum(), batch.n_tokens)
@@ -291,13 +293,6 @@ class Learner:
             self.event("on_optimizer_step")
         self.optimizer.zero_grad()
         return norms, done
-
-
-def texts_on_host(rollout: Rollout) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and responses of a rollout as token ids."""
-    width, ids, attention = rollout.mask.shape[1], rollout.ids.cpu(), rollout.attention.cpu()
-    rows = list(zip(ids, attention, strict=True))
-    return [x[:-width][m[:-width]].tolist() for x, m in rows], [x[-width:][m[-width:]].tolist() for x, m in rows]
 
 
 def _result(

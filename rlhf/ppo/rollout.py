@@ -15,7 +15,7 @@ from rlhf.functional.padding import left_pad, right_pad
 from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import base_of
 from rlhf.models.attention import packs
-from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, texts_of, trunk_states
+from rlhf.models.response import exact_kl, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
 from rlhf.ppo.roles import Roles
 
 
@@ -60,17 +60,20 @@ def pack(
 @torch.no_grad()
 def observe(
     roles: Roles,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
+    packed: tuple[Tensor, Tensor, Tensor],
     args: PPOConfig,
-    device: torch.device,
     note: Callable[[list[int]], None] = lambda rows: None,
+    tokens: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None,
 ) -> dict[str, Tensor]:
     """One pass of policy, critic and reference over finished texts, local_rollout_forward_batch_size at a time.
 
-    Returns the fields of a Rollout that come from them, float32, zero off-mask. note: told the rows of each pass.
+    packed: as `pack` makes them; tokens: the prompts and responses that it was given, read from the first two where
+    they are not given here, for which a GPU has to wait. note: told the rows of each pass.
+    Returns the fields of a Rollout that come from them, float32, zero off-mask.
     """
-    count, width = len(responses), max(map(len, responses))
+    ids, attention, mask = packed
+    (count, width), device = mask.shape, ids.device
+    prompts, responses = tokens or token_rows(ids, attention, width)
     names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
     seen = torch.zeros(len(names), count * width, device=device)
     last_value = torch.zeros(count, device=device)
@@ -86,9 +89,9 @@ def observe(
 
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     longest = max(lengths)
-    packed = roles.trained.packs(longest) and packs(roles.reference.model, longest)
+    without_padding = roles.trained.packs(longest) and packs(roles.reference.model, longest)
     kind, budget = device.type, args.micro_batch_tokens
-    groups = passes_of(lengths, args.local_rollout_forward_batch_size, kind, budget, packed)
+    groups = passes_of(lengths, args.local_rollout_forward_batch_size, kind, budget, without_padding)
     for group, texts in zip(groups, texts_of(prompts, responses, groups, width, device), strict=True):
         note(group)
         states, values = roles.trained.states_and_values(texts)

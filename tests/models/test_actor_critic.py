@@ -4,7 +4,6 @@ import obvious
 import pytest
 import tiny
 import torch
-from padded import run
 from peft import LoraConfig
 from torch.testing import assert_close
 
@@ -57,7 +56,7 @@ def test_adapter_off_is_reference_and_reward(make, make_reward):
         assert_close(logp(model), expected, atol=1e-6, rtol=0)
     with built.reward.active() as model:
         assert_close(score_tokens(model, IDS, MASK), expected_score, atol=1e-6, rtol=0)
-    moved, _, values = run(trained, IDS, MASK, 3)
+    moved, _, values = trained(IDS, MASK, 3)
     assert (moved - expected).abs().max() > 1e-3
     assert (values[:, -1] - expected_score).abs().max() > 1e-3
 
@@ -94,7 +93,7 @@ def test_a_head_on_the_trunk_reads_the_policys_last_states(make):
     policy, head = make(), ValueHead(32)
     assert torch.equal(head(torch.randn(2, 3, 32)), torch.zeros(2, 3))
     head.score.weight.normal_(generator=torch.Generator().manual_seed(0))
-    _, _, values = run(ActorCritic(policy, head, 0.7), IDS, MASK, 3)
+    _, _, values = ActorCritic(policy, head, 0.7)(IDS, MASK, 3)
     hidden = policy(IDS[1:], output_hidden_states=True).hidden_states[-1]  # the second row has no padding
     assert_close(values[1], head(hidden)[0, -4:], atol=1e-5, rtol=0)
 
@@ -102,7 +101,7 @@ def test_a_head_on_the_trunk_reads_the_policys_last_states(make):
 @torch.no_grad()
 def test_a_separate_critic_gives_one_value_more_than_tokens():
     policy, critic = tiny.llama(), tiny.llama_reward()
-    _, _, values = run(ActorCritic(policy, critic, 0.7), IDS, MASK, 3)
+    _, _, values = ActorCritic(policy, critic, 0.7)(IDS, MASK, 3)
     assert_close(values, obvious.token_values(critic, IDS, MASK)[:, -4:], atol=1e-6, rtol=0)
 
 
@@ -111,7 +110,7 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it():
     changed = IDS.clone()
     changed[:, -1] = 50
     with torch.no_grad():
-        assert torch.equal(run(trained, IDS, MASK, 3)[2][:, :-1], run(trained, changed, MASK, 3)[2][:, :-1])
+        assert torch.equal(trained(IDS, MASK, 3)[2][:, :-1], trained(changed, MASK, 3)[2][:, :-1])
 
 
 @pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])

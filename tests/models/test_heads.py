@@ -4,7 +4,6 @@ import pytest
 import tiny
 import torch
 from obvious import token_values
-from padded import run
 from torch.testing import assert_close
 
 from rlhf.models.actor_critic import ActorCritic
@@ -46,7 +45,7 @@ def test_log_probs_alone_and_in_a_batch(make, extra):
     prompt_ids, prompt_mask = padded(ROWS, True, extra, 2)
     response_ids, mask = padded(responses, False, extra, 2)
     ids, attention = torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, mask], 1)
-    logp, entropy, _ = run(ActorCritic(model, tiny.llama_reward(), 0.7), ids, attention, mask.shape[1])
+    logp, entropy, _ = ActorCritic(model, tiny.llama_reward(), 0.7)(ids, attention, mask.shape[1])
     for i, (prompt, response) in enumerate(zip(ROWS, responses, strict=True)):
         logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] / 0.7
         expected = logits.log_softmax(-1)

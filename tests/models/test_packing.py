@@ -5,7 +5,6 @@ import copy
 import pytest
 import tiny
 import torch
-from padded import run
 from peft import LoraConfig, get_peft_model
 from test_attention import model_of
 from torch.testing import assert_close
@@ -181,7 +180,7 @@ def test_log_probs_values_and_gradients_of_actor_and_critic(lora, critic):
         torch.nn.init.ones_(head.score.weight)
         both = ActorCritic(policy, head if critic == "shared" else value, 0.7)
         assert both.packs(14) is own
-        logp, entropy, values = run(both, ids, attention_mask, 8)
+        logp, entropy, values = both(ids, attention_mask, 8)
         real = attention_mask[:, 6:]
         (logp.sum() + (torch.where(real, values[:, :-1], 0) ** 2).sum()).backward()
         grads = [p.grad for p in both.parameters() if p.requires_grad and p.grad is not None]

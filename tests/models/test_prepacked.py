@@ -6,7 +6,6 @@ import pytest
 import tiny
 import tiny_ppo
 import torch
-from padded import run
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
@@ -113,7 +112,7 @@ def test_log_probs_values_and_gradients_of_adapters(make, precision, made):
 
     def results():
         with torch.autocast(**BF16, enabled=precision == "bf16"):
-            logp, entropy, values = run(both, ids, mask, 6)
+            logp, entropy, values = both(ids, mask, 6)
         both.zero_grad()
         (logp.sum() + values.sum()).backward()
         return logp, entropy, values, *(p.grad.clone() for p in both.parameters() if p.requires_grad)

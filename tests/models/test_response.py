@@ -6,7 +6,6 @@ import obvious
 import pytest
 import tiny
 import torch
-from padded import run
 from torch.testing import assert_close
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
@@ -59,7 +58,7 @@ def test_losses_and_gradients_are_those_of_whole_logits_on_padded_rows(monkeypat
     if chunk:  # rows of 7 logits at a time, made once more in the backward pass
         monkeypatch.setattr(response, "_MOST_LOGITS", chunk * policy.config.vocab_size)
     ids, attention, mask = packed()
-    logp, entropy, values = run(fast, ids, attention, mask.shape[1])
+    logp, entropy, values = fast(ids, attention, mask.shape[1])
     loss, grads = gradients(fast, logp, values, mask)
 
     logits = obvious.response_logits(slow.policy, ids, attention, mask.shape[1])

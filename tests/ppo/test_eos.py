@@ -24,11 +24,11 @@ RESPONSES = [[40, 41, EOS], [EOS], [50, 51, 52, 53, 54]]  # ended, empty but for
 
 
 def rollout(roles, args):
-    cpu = torch.device("cpu")
-    ids, attention, mask = pack(PROMPTS, RESPONSES, EOS, cpu)
+    packed = pack(PROMPTS, RESPONSES, EOS, torch.device("cpu"))
+    ids, attention, mask = packed
     score, real = torch.tensor([1.0, -1.0, 0.5]), torch.ones(3, dtype=torch.bool)
     ended = torch.tensor([True, True, False])
-    seen = observe(roles, PROMPTS, RESPONSES, args, cpu)
+    seen = observe(roles, packed, args)
     scores = {"scores": score.unsqueeze(1), "raw_score": score, "score": score}
     return Rollout(ids, attention, mask, ended, real, **scores, **seen)
 

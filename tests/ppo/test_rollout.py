@@ -13,7 +13,7 @@ from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import ActorCritic, FrozenRole
 from rlhf.models.response import exact_kl
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, judge, observe, token_rewards
+from rlhf.ppo.rollout import Rollout, judge, observe, pack, token_rewards
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
 
@@ -115,11 +115,12 @@ def test_observing_in_chunks_gives_the_same_numbers(family):
     roles = Roles(ActorCritic(policy, critic, temperature=0.7), FrozenRole(other), None)
     prompts = [list(range(3, 3 + n)) for n in (9, 1, 4, 6, 2)]
     responses = [list(range(50, 50 + n)) for n in (1, 7, 3, 7, 2)]
-    cpu = torch.device("cpu")
+    packed = pack(prompts, responses, 2, torch.device("cpu"))
     seen = [
-        observe(roles, prompts, responses, config(local_rollout_forward_batch_size=size, temperature=0.7), cpu)
-        for size in (5, 3, 1)
+        observe(roles, packed, config(local_rollout_forward_batch_size=size, temperature=0.7)) for size in (5, 3, 1)
     ]
+    again = observe(roles, packed, config(temperature=0.7), tokens=(prompts, responses))
+    assert all(torch.equal(again[name], value) for name, value in seen[0].items())
     for part in seen[1:]:
         for name, value in part.items():
             assert_close(value, seen[0][name], atol=1e-5, rtol=1e-5)
