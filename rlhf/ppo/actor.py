@@ -125,7 +125,7 @@ class Actor:
         return [role.model for role in roles]
 
     @contextmanager
-    def prepacked(self, *frozen: Model) -> Iterator[None]:
+    def fast_frozen_layers(self, *frozen: Model) -> Iterator[None]:
         """Frozen layers as they compute fastest: see `Prepacked` for a CPU; elsewhere cast once, not in each pass.
 
         Those of what is trained, and of these models, which are never. On a CPU with adapters only: in full fine-tuning
@@ -141,7 +141,7 @@ class Actor:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with self.whole(), self.prepacked(*self._frozen()), self.accelerator.autocast():
+        with self.whole(), self.fast_frozen_layers(*self._frozen()), self.accelerator.autocast():
             yield
 
     def sample(
@@ -155,7 +155,7 @@ class Actor:
         with self.whole():
             # Refreshed before frozen weights are cast: adapters are added to them as they are.
             twin = self._sampling_copy() if model is None else None
-            as_is = nullcontext() if twin is not None else self.prepacked(*self._frozen())
+            as_is = nullcontext() if twin is not None else self.fast_frozen_layers(*self._frozen())
             with as_is, self.accelerator.autocast():
                 return generate(
                     twin or model or self.roles.trained.policy,

@@ -194,7 +194,7 @@ class PPOTrainer(TrainerBase):
 
     def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Any]:
         """A few clipped steps."""
-        with self._timed("learn"), self.actor.prepacked():
+        with self._timed("learn"), self.actor.fast_frozen_layers():
             if experience.broken:
                 return self.learner.leave_out(step, experience.broken)
             world, rank = self.accelerator.num_processes, self.accelerator.process_index
