@@ -95,9 +95,12 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """Two nodes, n1 and n2, of 8 pretended cores each. seconds: after that long it ends by itself."""
+    """Two nodes, n1 and n2, of 8 pretended cores each. seconds: after that long it ends by itself.
 
-    def __init__(self, seconds: int = 900) -> None:
+    It ends with its user, so that is for a user who is killed. It must be longer than all tests of a module together.
+    """
+
+    def __init__(self, seconds: int = 3600) -> None:
         # Unix sockets have short names, so this is not pytest's folder.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
         self.seconds = seconds
@@ -153,8 +156,11 @@ class Cluster:
         words = self.run("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, condition, seconds: float) -> None:
-        """Poll until the condition holds; a TimeoutError with the logs if it never does."""
+    def wait_for(self, condition, seconds: float = 900) -> None:
+        """Poll until the condition holds; a TimeoutError with the logs if it never does.
+
+        The default is for whatever starts processes: on a busy machine of two cores that takes minutes.
+        """
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -162,7 +168,7 @@ class Cluster:
                 raise TimeoutError("\n".join([f"not within {seconds} s", *logs]))
             time.sleep(0.5)
 
-    def finish(self, job: str, seconds: float) -> str:
+    def finish(self, job: str, seconds: float = 900) -> str:
         """Wait until the job is over; returns how it ended."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE")
         self.wait_for(lambda: self.state(job).get("JobState") in over, seconds)

@@ -19,7 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster, missing
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}"),
+]
 LONG = {"max_steps": 400, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2, "num_sample_generations": 0}
 
 
@@ -89,7 +93,7 @@ def steps(top, run):
 def chain(cluster, top):
     """The whole chain over two nodes, run once."""
     jobs = submit(cluster, top, "whole", "--nodes=2", "--time=10")
-    return {stage: cluster.finish(job, 400) for stage, job in jobs.items()}
+    return {stage: cluster.finish(job) for stage, job in jobs.items()}
 
 
 def test_the_whole_chain_over_two_nodes(top, chain):
@@ -113,7 +117,7 @@ def test_the_whole_chain_over_two_nodes(top, chain):
 def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
     jobs = submit(cluster, top, "whole", "--time=10")
     assert set(jobs) == {"report"}
-    cluster.finish(jobs["report"], 120)
+    cluster.finish(jobs["report"])
 
 
 def branch(top, run):
@@ -143,9 +147,9 @@ def test_a_time_limit_costs_nothing(cluster, top, chain):
     # Slurm looks every 30 s: a checkpoint a step makes sure that the training is still at it then.
     options = ["--nodes=2", "--time=2", "--signal=B:USR1@115"]
     job = only_ppo(cluster, top, "limited", *options, RLHF_FLAGS="--save_steps 1")
-    cluster.wait_for(lambda: int(cluster.state(job).get("Restarts", 0)) >= 1, 120)
+    cluster.wait_for(lambda: int(cluster.state(job).get("Restarts", 0)) >= 1)
     cluster.run("scontrol", "update", f"job={job}", "timelimit=10")
-    assert cluster.finish(job, 300) == "COMPLETED", logs(top, "limited")
+    assert cluster.finish(job) == "COMPLETED", logs(top, "limited")
     assert steps(top, "limited") == list(range(1, 401))
     same_policy(top, "limited")
     assert "told to stop" in logs(top, "limited")
@@ -156,10 +160,10 @@ def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster
     # One process in place of two: the batch is that of the whole chain again.
     options = ["--nodes=1", "--time=10"]
     job = only_ppo(cluster, top, "broken", *options, RLHF_FLAGS="--gradient_accumulation_steps 4")
-    cluster.wait_for(lambda: len(steps(top, "broken")) > 10, 120)
+    cluster.wait_for(lambda: len(steps(top, "broken")) > 10)
     node = cluster.state(job)["NodeList"]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "broken")
+    assert cluster.finish(job) == "COMPLETED", logs(top, "broken")
     cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
     assert int(cluster.state(job)["Restarts"]) == 1
     assert cluster.state(job)["NodeList"] != node
@@ -170,7 +174,7 @@ def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster
 def test_a_failing_stage_cancels_what_waits_for_it(cluster, top):
     recipe(top / "wrong", reward={"learning_rat": 1.0})
     jobs = submit(cluster, top, "failed", "--time=10", recipe="wrong")
-    states = {stage: cluster.finish(job, 120) for stage, job in jobs.items()}
+    states = {stage: cluster.finish(job) for stage, job in jobs.items()}
     cancelled = dict.fromkeys(["ppo_full", "ppo_lora", "evaluation", "report"], "CANCELLED")
     assert states == {"reward": "FAILED", "reward_gold": "COMPLETED"} | cancelled  # the second model waits for nothing
     assert "learning_rat" in logs(top, "failed")
@@ -186,7 +190,7 @@ def test_deepspeed_over_two_nodes(cluster, top, chain):
         "DS_ACCELERATOR": "cpu",
     }
     job = only_ppo(cluster, top, "sharded", "--nodes=2", "--time=10", **changes)
-    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "sharded")
+    assert cluster.finish(job) == "COMPLETED", logs(top, "sharded")
     assert facts(top, "sharded", "ppo_full")["engine"] == "DEEPSPEED ZeRO-3"
     assert facts(top, "sharded", "ppo_full")["world_size"] == 2
     assert (top / "runs" / "sharded" / "ppo_full" / "model.safetensors").exists()
@@ -201,7 +205,7 @@ def test_an_engine_stays_on_one_process(cluster, top):
     output = f"--output={top}/runs/single/logs/reward-%j.log"
     command = ["sbatch", "--parsable", output, "--nodes=1", "--time=10", "slurm/reward.sbatch"]
     job = cluster.run(*command, cwd=ROOT, env=environment).split()[-1]
-    assert cluster.finish(job, 240) == "COMPLETED", logs(top, "single")
+    assert cluster.finish(job) == "COMPLETED", logs(top, "single")
     assert facts(top, "single", "reward")["engine"] == "DEEPSPEED ZeRO-2"
     assert facts(top, "single", "reward")["world_size"] == 1
 
@@ -224,7 +228,7 @@ def test_every_node_gets_the_cpus_and_the_variables_of_the_job(cluster, top):
     options = ["--nodes=1", "--time=5", "--cpus-per-task=4", f"--export={','.join(names)}"]
     command = ["sbatch", "--parsable", f"--output={top}/runs/told/logs/job-%j.log", *options, str(top / "tell.sbatch")]
     job = cluster.run(*command, cwd=ROOT, env=environment).split()[-1]
-    assert cluster.finish(job, 120) == "COMPLETED", logs(top, "told")
+    assert cluster.finish(job) == "COMPLETED", logs(top, "told")
     (log,) = (top / "runs" / "told" / "logs").glob("reward-*-node0.log")
     said = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
     assert said["SLURM_CPUS_PER_TASK"] == "4"
@@ -243,7 +247,7 @@ def test_each_seed_is_a_run_of_its_own(cluster, top):
     def states():
         return re.findall(r"JobState=(\w+)", cluster.run("scontrol", "show", "job", jobs["report"]))
 
-    cluster.wait_for(lambda: states() and not {"PENDING", "RUNNING", "COMPLETING"} & set(states()), 400)
+    cluster.wait_for(lambda: states() and not {"PENDING", "RUNNING", "COMPLETING"} & set(states()))
     assert states() == ["COMPLETED"] * 2, logs(top, "many")
     for seed in (1, 2):
         run = f"many-seed{seed}"
