@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.runtime.script import run_script
+from rlhf.cli.script import run_script
 
 SECONDS = 20  # most that an answer may take; most take a tenth of one
 

@@ -130,7 +130,7 @@ def _run(script: str, fault: dict[str, Any] | None) -> int:
     import fsdp_cpu
     import points
 
-    from rlhf.runtime.script import run_script
+    from rlhf.cli.script import run_script
 
     points.install(fault)
     if os.environ.get("WORKER_ENGINE") == "fsdp2":

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf.functional.masks import position_ids
+from rlhf.functional.batching import position_ids
 
 
 def response_logits(policy, ids, mask, n_response):

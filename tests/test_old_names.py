@@ -8,7 +8,7 @@ from tiny_ppo import trainer
 from transformers import TrainerCallback
 
 from rlhf import PPOTrainer
-from rlhf.config.renamed import RENAMED_ARGUMENTS
+from rlhf.config.trl_names import RENAMED_ARGUMENTS
 from rlhf.errors import UserError
 
 CASES = [(method, name, new) for method, names in RENAMED_ARGUMENTS.items() for name, new in names.items()]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from rlhf.runtime.hardware import peak_memory
+from rlhf.perf.hardware import peak_memory
 
 
 class Clock(TrainerCallback):

@@ -14,7 +14,7 @@ import torch
 from rlhf.benchmark.work import PAIRS, SHAPES
 from rlhf.benchmark.worker import RESULT
 from rlhf.errors import UserError
-from rlhf.runtime.hardware import device_name, matmul_peak, memory_bandwidth
+from rlhf.perf.hardware import device_name, matmul_peak, memory_bandwidth
 
 _LIMIT = 3600  # seconds of one run
 PHASES = ("generate", "score", "learn", "rest", "evaluation")

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from rlhf.benchmark import work
 from rlhf.benchmark.clock import Clock, most_memory
-from rlhf.functional.padding import left_pad
+from rlhf.functional.batching import left_pad
 
 
 def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
@@ -16,8 +16,8 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     from trl import RewardConfig, RewardTrainer
 
     from rlhf.config import RewardStageConfig
-    from rlhf.models.fused import fuse_gelu
-    from rlhf.reward.preference import PreferenceTrainer
+    from rlhf.models.kernels.dropout_gelu import fuse_gelu
+    from rlhf.reward.trainer import PreferenceTrainer
 
     tokenizer = work.tokenizer_of(run.shape)
     _, model = work.models_of(run.shape, tokenizer, run.seed)
@@ -78,9 +78,9 @@ def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
 
 def _ours(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
-    from rlhf.generation.engine import generate
+    from rlhf.generation.decode import generate
     from rlhf.generation.sampling import uniforms
-    from rlhf.models.fused import fuse_gelu
+    from rlhf.models.kernels.dropout_gelu import fuse_gelu
     from rlhf.reward.scoring import score_rows
 
     fuse_gelu(policy)

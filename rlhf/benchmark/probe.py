@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from rlhf import PPOTrainer
 from rlhf.benchmark import ppo
 from rlhf.benchmark.worker import RESULT, read_run
-from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
+from rlhf.perf.hardware import matmul_peak, memory_bandwidth
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "deepspeed", "bitsandbytes", "triton")
 _LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"}

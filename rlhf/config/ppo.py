@@ -7,11 +7,11 @@ import torch
 from torch.optim import SGD
 from transformers import TrainingArguments
 
-from rlhf.config.arguments import refuse_ignored, refuse_renamed
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training, choose_hardware, help_text
 from rlhf.config.schedule import make_schedule, schedule_kind
 from rlhf.config.trackers import tracker_names
+from rlhf.config.training_args import refuse_ignored, refuse_renamed
 from rlhf.errors import UserError
 
 _AT_LEAST_1 = (

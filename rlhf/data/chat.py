@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.time_limit import time_limit
 from rlhf.errors import UserError
-from rlhf.runtime.time_limit import time_limit
 
 Messages = list[dict[str, str]]
 

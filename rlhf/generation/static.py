@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from rlhf.functional.masks import position_ids
-from rlhf.functional.padding import left_pad, to_device, to_device_together
+from rlhf.functional.batching import left_pad, position_ids, to_device, to_device_together
 from rlhf.generation.sampling import inverse_cdf
-from rlhf.models.unmasked import is_plain
+from rlhf.models.kernels.unmasked import is_plain
 
 LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
 _ROOM = 64  # the cache's length is a multiple of it, so that few lengths occur

@@ -10,13 +10,12 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
-from rlhf.models.attention import packs
-from rlhf.models.heads import column_values
-from rlhf.models.response import Texts, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
-from rlhf.runtime.engine import is_sharded
+from rlhf.models.kernels.attention import packs
+from rlhf.models.token_logprobs import Texts, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
+from rlhf.models.unwrap import Model, base_of, is_quantised
 
-Model = PreTrainedModel | PeftModel
 _REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
 
 
@@ -168,11 +167,10 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
-def base_of(model: Any) -> Any:
-    """The transformers model inside a PEFT one; any other model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+def column_values(model: PreTrainedModel | PeftModel, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The scalar head at every position: ids int [B, L], right-padded -> float32 [B, L], reward units.
 
-
-def is_quantised(model: Any) -> bool:
-    """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
-    return bool(getattr(base_of(model), "is_quantized", False))
+    No mask: real tokens see those before them only. lengths: as in `trunk_states`.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner.score(trunk_states(inner, ids, lengths)).squeeze(-1).float()

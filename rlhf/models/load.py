@@ -24,10 +24,10 @@ from transformers import (
 from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
+from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
-from rlhf.models.fused import fuse_gelu
 from rlhf.models.gguf import convert, reason, wheel_model
-from rlhf.runtime.engine import gathered
+from rlhf.models.kernels.dropout_gelu import fuse_gelu
 
 # What transformers reads of a model on the hub.
 _WEIGHTS = ["*.json", "model.safetensors", "model-*.safetensors", "adapter_model.safetensors"]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf.distributed.sharding import gathered, numel
 from rlhf.errors import UserError
-from rlhf.runtime.engine import gathered, numel
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 DEFAULT_TARGETS = ["q_proj", "v_proj"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.models.fused import fuse_gelu
+from rlhf.models.kernels.dropout_gelu import fuse_gelu
+from rlhf.models.kernels.unmasked import is_plain
 from rlhf.models.lora import PARTS, SplitProjection
-from rlhf.models.unmasked import is_plain
 
 _Source = Callable[[], Tensor]
 

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from rlhf.data.chat import decode_response
-from rlhf.functional.precision import widest
-from rlhf.ppo.actor import Actor
+from rlhf.distributed.collectives import all_rows, equal_share
+from rlhf.functional.gae import widest
 from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
-from rlhf.ppo.skipped import not_finite, set_aside
-from rlhf.runtime.distributed import all_rows, equal_share
+from rlhf.ppo.rollout import Actor, not_finite, set_aside
 
 # Of the sampling streams' (seed, step, prompt): PPO's steps count from 1. Each evaluation gets the same random
 # numbers, so that two of them differ by the policy and not by luck.

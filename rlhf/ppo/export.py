@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import Model, base_of, is_quantised
+from rlhf.model_card.card import write_card
 from rlhf.models.lora import merged_model, save_adapter
-from rlhf.runtime.disk import written_aside
-from rlhf.runtime.model_card import write_card
+from rlhf.models.unwrap import Model, base_of, is_quantised
+from rlhf.storage.disk import written_aside
 
 
 def without_weights(model: Model) -> Model:

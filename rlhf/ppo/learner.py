@@ -11,16 +11,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
+from rlhf.distributed.collectives import all_rows, all_sum, share_plan, whole
+from rlhf.distributed.launch import is_deepspeed
+from rlhf.distributed.sharding import step_taken
 from rlhf.functional.batching import passes_of
+from rlhf.functional.gae import wide
 from rlhf.functional.losses import policy_loss, value_loss
-from rlhf.functional.precision import wide
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.response import Texts, texts_of, token_rows
-from rlhf.ppo.rollout import Rollout, Targets
-from rlhf.ppo.skipped import update_rows
-from rlhf.runtime.distributed import all_rows, all_sum, share_plan, whole
-from rlhf.runtime.engine import is_deepspeed, step_taken
-from rlhf.runtime.skips import Skips, number
+from rlhf.models.token_logprobs import Texts, texts_of, token_rows
+from rlhf.ppo.advantages import Targets
+from rlhf.ppo.rollout import Rollout, facts
+from rlhf.tracking.skipped_updates import Skips, number
 
 SUMS = (
     "loss/policy",
@@ -301,3 +302,17 @@ def _result(
     result: dict[str, Any] = dict(zip(SUMS, sums.unbind(), strict=True))
     result |= {"tokens": tokens, "ratio_max": ratio_max, "grad_norm": norms[0], "grad_norm_critic": norms[1]}
     return result | dict(zip(("minibatches", "updates", "skipped"), map(float, counts), strict=True))
+
+
+def update_rows(
+    rollout: Rollout, targets: Targets, groups: Sequence[Sequence[int]], losses: Tensor, prompt_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """This rank's rows of an optimizer step. losses: [len(groups), 2], policy and value, of each micro-batch."""
+    rows = []
+    for index, (policy, value) in zip(groups, losses.tolist(), strict=True):
+        for i in index:
+            aims = {"advantage": targets.advantages[i], "return": targets.returns[i]}
+            largest = {name: number(x.abs().max()) for name, x in aims.items()}
+            loss = {"policy_loss": number(policy), "value_loss": number(value)}  # of its micro-batch
+            rows.append(facts(rollout, i, prompt_ids) | largest | loss)
+    return rows

@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.functional.kl import kl_penalty
-from rlhf.functional.padding import to_device
-from rlhf.functional.precision import wide, widest
-from rlhf.ppo.rollout import Rollout, Targets, penalised_score, token_rewards
+from rlhf.distributed.collectives import all_sum
+from rlhf.functional.batching import to_device
+from rlhf.functional.gae import wide, widest
+from rlhf.functional.losses import kl_penalty
+from rlhf.ppo.advantages import Targets, penalised_score, token_rewards
+from rlhf.ppo.rollout import Rollout
 from rlhf.ppo.work import FIELDS, Work, rates
-from rlhf.runtime.distributed import all_sum
 
 _COUNTS = ("minibatches", "updates", "skipped")  # plain numbers, the same on all ranks
 _NORMS = ("grad_norm", "grad_norm_critic")  # the same on all ranks: rank 0 sends them, so that they cost no wait

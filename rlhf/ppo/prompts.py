@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy
 
+from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
 from rlhf.errors import UserError
+from rlhf.models.load import stop_ids
+from rlhf.models.unwrap import base_of
 
 _OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id")
 
@@ -127,3 +131,36 @@ def batches(prompts: list[Prompt], size: int, seed: int, steps: int) -> Iterator
             steps -= 1
             yield [prompts[i] for i in order[start : start + size]]
         epoch += 1
+
+
+def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
+    """A UserError where the arguments ask for evaluations and there is nothing to evaluate on."""
+    asked = {"eval_strategy": args.eval_strategy != IntervalStrategy.NO, "eval_on_start": args.eval_on_start}
+    for name, wanted in asked.items():
+        if wanted and not eval_dataset:
+            raise UserError(f"eval_dataset: expected one for {name}, found none")
+
+
+def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where responses end: at stop_token_id, or at every EOS of model and tokenizer."""
+    return stop_ids(base_of(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
+
+
+def prompts_that_fit(
+    args: PPOConfig, rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, model: Any, name: str
+) -> list[Prompt]:
+    """Rows as prompts, none of which overruns the model's positions with its response."""
+    prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
+    check_positions(args, base_of(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
+    return prompts
+
+
+def check_positions(args: PPOConfig, config: PretrainedConfig, longest: int, name: str) -> None:
+    """A UserError where the longest of the prompts, with its response, has more tokens than the model has positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest + args.response_length > positions:
+        raise UserError(
+            f"{name}: expected prompts of at most {positions - args.response_length} tokens, so that "
+            f"response_length={args.response_length} more fit the model's {positions} positions, found one of "
+            f"{longest}; see max_prompt_tokens and long_prompts"
+        )

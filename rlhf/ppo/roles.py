@@ -5,28 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, TaskType, prepare_model_for_kbit_training
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rlhf.config import PPOConfig
-from rlhf.errors import UserError
-from rlhf.models.actor_critic import (
-    ActorCritic,
-    FrozenRole,
-    Model,
-    ValueHead,
-    base_of,
-    disable_dropout,
-    frozen_copy,
-    is_quantised,
-    keep_adapter,
+from rlhf.distributed.launch import (
+    is_fsdp,
 )
-from rlhf.models.attention import use_cpu_attention
-from rlhf.models.fused import fuse_dropout, fuse_gelu
-from rlhf.models.heads import has_token_head
+from rlhf.distributed.sharding import is_sharded
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable_dropout, frozen_copy, keep_adapter
+from rlhf.models.kernels.attention import use_cpu_attention
+from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.quantised import prepare_4bit
-from rlhf.runtime.engine import is_sharded
+from rlhf.models.unwrap import Model, base_of, has_token_head, is_quantised
 
 
 @dataclass(frozen=True)
@@ -223,19 +220,18 @@ def _name(model: Any) -> str:
     return inner.config.name_or_path or type(inner).__name__
 
 
-def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, Any]]:
-    """What is trained, in groups: policy and critic, each with its learning rate, matrices with weight decay
-    and biases and norms without."""
-    groups = []
-    critic_rate = args.critic_learning_rate or args.learning_rate
-    for role, part, rate in (
-        ("policy", trained.policy, args.learning_rate),
-        ("critic", trained.critic, critic_rate),
-    ):
-        shared = {"lr": rate, "role": role}
-        parameters = [p for p in part.parameters() if p.requires_grad]
-        groups += [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay, **shared},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **shared},
-        ]
-    return [group for group in groups if group["params"]]
+def check_shardable(accelerator: Accelerator, trained: ActorCritic) -> None:
+    """A UserError where FSDP2 cannot shard what is trained: quantised weights, or a block's in several precisions."""
+    if not is_fsdp(accelerator):
+        return
+    if is_quantised(trained.policy) or is_quantised(trained.critic):
+        raise UserError("engine: expected no quantised weights under FSDP2, found them; use multi_gpu")
+    if accelerator.mixed_precision != "no":  # Accelerate makes float32 of what is trained then
+        return
+    blocks = [module for module in trained.modules() if type(module).__name__ in trained._no_split_modules]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    rest = [parameter for parameter in trained.parameters() if id(parameter) not in inside]
+    for part in [rest, *(list(block.parameters()) for block in blocks)]:
+        found = sorted({str(p.dtype).removeprefix("torch.") for p in part if p.requires_grad})
+        if len(found) > 1:
+            raise UserError(f"dtype: expected one for policy and critic under FSDP2, found {' and '.join(found)}")

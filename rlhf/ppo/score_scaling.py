@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.functional.advantages import Moments, moments
-from rlhf.functional.precision import wide
+from rlhf.functional.gae import Moments, moments, wide
 
 
 class ScoreScaler:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from rlhf.config import PPOConfig
+from rlhf.perf.hardware import matmul_peak
 from rlhf.ppo.work import Meter, Work
-from rlhf.runtime.hardware import matmul_peak
 
 _WORTH = 0.05  # share of the time; less is not worth a word
 _MUCH_PADDING = 15  # per cent

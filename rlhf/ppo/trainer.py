@@ -1,59 +1,84 @@
 """PPO (Ziegler et al. 2019, Stiennon et al. 2020) as a loop: act, judge, learn, record. Read `train` first."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from tqdm.auto import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerState,
+)
 
 from rlhf.config import PPOConfig
-from rlhf.config.renamed import answers_old_names
-from rlhf.data.chat import prepare_tokenizer
+from rlhf.config.trl_names import answers_old_names
+from rlhf.data.chat import decode_response, prepare_tokenizer
+from rlhf.distributed.accelerator import clear_cache, make_accelerator
+from rlhf.distributed.collectives import all_sum, equal_share, from_main, whole_weights
+from rlhf.distributed.launch import check_wrapped, is_deepspeed, is_fsdp
+from rlhf.distributed.offload import check_given_optimizer
+from rlhf.distributed.preemption import StopRequest
+from rlhf.distributed.sharding import cast_weights
+from rlhf.distributed.trained_weights import frozen_norms
+from rlhf.distributed.unwrapped_weights import save_plain_weights
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import is_quantised
-from rlhf.ppo.actor import Actor, Experience
-from rlhf.ppo.base import Rows, TrainerBase
-from rlhf.ppo.export import without_weights
-from rlhf.ppo.flow import Flow
-from rlhf.ppo.kl_control import AdaptiveKLController
+from rlhf.models.unwrap import Model, base_of, is_quantised
+from rlhf.perf.hardware import synchronise
+from rlhf.ppo.advantages import AdaptiveKLController, Targets, judge
+from rlhf.ppo.callbacks import Flow
+from rlhf.ppo.checkpointing import Resumable
+from rlhf.ppo.evaluation import completions, evaluate
+from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
+from rlhf.ppo.health import Watch
+from rlhf.ppo.health import line as warning_line
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.metrics import metrics_row
-from rlhf.ppo.prompts import Prompt, as_row, batches, read_prompts, response_ids
-from rlhf.ppo.rewards import Reward, read_rewards, reward_sources, token_model
-from rlhf.ppo.roles import build_roles, describe_roles
-from rlhf.ppo.rollout import Rollout, Targets, judge
-from rlhf.ppo.setup import (
+from rlhf.ppo.optim import count_steps, make_optimizer
+from rlhf.ppo.prompts import (
+    Prompt,
+    as_row,
+    batches,
     check_evaluation,
-    check_shardable,
-    clear_cache,
-    count_steps,
     eos_ids,
-    make_accelerator,
-    make_optimizer,
+    prompts_that_fit,
+    read_prompts,
+    response_ids,
 )
-from rlhf.ppo.warnings import Watch
-from rlhf.ppo.warnings import line as warning_line
-from rlhf.ppo.work import Meter, Work
-from rlhf.reward.sources import RewardSource, TextReward, TokenReward
-from rlhf.reward.vocabulary import check_value_model
-from rlhf.runtime.distributed import all_sum, equal_share
-from rlhf.runtime.engine import cast_weights, check_wrapped, is_deepspeed, is_fsdp
-from rlhf.runtime.lock import one_writer
-from rlhf.runtime.offload import check_given_optimizer
-from rlhf.runtime.plain_weights import save_plain_weights
-from rlhf.runtime.preemption import StopRequest
-from rlhf.runtime.saver import Saver
-from rlhf.runtime.skips import Skips
-from rlhf.runtime.skips import line as skip_line
-from rlhf.runtime.tracking import SKIPPED, WARNINGS, Recorder
-from rlhf.runtime.trained_weights import frozen_norms
+from rlhf.ppo.roles import Roles, build_roles, check_shardable, describe_roles, parameter_lines
+from rlhf.ppo.rollout import Actor, Experience, Rollout
+from rlhf.ppo.throughput import conditions, report
+from rlhf.ppo.work import Meter, Work, total
+from rlhf.reward.reward_functions import (
+    Reward,
+    RewardSource,
+    TextReward,
+    TokenReward,
+    read_rewards,
+    reward_sources,
+    token_model,
+)
+from rlhf.reward.tokenizers import check_value_model
+from rlhf.storage.checkpoint import PPO, set_later_aside
+from rlhf.storage.lock import one_writer
+from rlhf.storage.saver import Saver
+from rlhf.tracking.recorder import SKIPPED, WARNINGS, Recorder
+from rlhf.tracking.skipped_updates import Skips
+from rlhf.tracking.skipped_updates import line as skip_line
+
+Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
 @answers_old_names
-class PPOTrainer(TrainerBase):
+class PPOTrainer(Resumable):
     """Proximal policy optimisation of a causal language model against a reward.
 
     Arguments are TRL 1.12's. The policy `model` is trained in place. Rows of train_dataset have `prompt` (text
@@ -65,6 +90,16 @@ class PPOTrainer(TrainerBase):
     that has an adapter already, only adapters (and the critic's head) are trained. data_collator: None or
     DataCollatorWithPadding; batches are built here.
     """
+
+    processing_class: PreTrainedTokenizerBase
+    eval_prompts: dict[str, list[Prompt]]
+    roles: Roles
+    empty_policy: Model | None  # under FSDP2, the policy as it was before it was sharded, without weights
+    models: list[dict[str, Any]]  # role, name, parameters, trainable
+    actor: Actor
+    timings: dict[str, float]  # seconds of each phase of the step
+    meter: Meter
+    work: list[dict[str, Work]]  # of each step so far, by phase, this rank's
 
     def __init__(
         self,
@@ -98,7 +133,7 @@ class PPOTrainer(TrainerBase):
         self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
         self.roles.reference.to(self.accelerator.device)
-        rewards = reward_sources(given, self.roles, self.processing_class, args, self.accelerator.device)
+        rewards = reward_sources(given, self.roles.reward, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
@@ -269,3 +304,153 @@ class PPOTrainer(TrainerBase):
             rollout = self.actor.rollout(read, tokens, torch.ones(n, dtype=torch.bool), column)
             experience = self.actor.experience(read, tokens, rollout, n * self.accelerator.num_processes, ["score"])
         return self._step(self.state.global_step + 1, experience)
+
+    @property
+    def state(self) -> TrainerState:
+        """Steps and logs so far, as callbacks see them."""
+        return self.flow.state
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """One more callback, after those that are there."""
+        self.flow.callbacks.append(callback() if isinstance(callback, type) else callback)
+
+    def generate(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Responses of the policy as token ids, for a loop of one's own: texts, messages or token ids in.
+
+        Each rank passes prompts of its own, equally many on all ranks. `step` learns from what comes out.
+        """
+        rank = self.accelerator.process_index
+        rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]
+        return self.actor.sample(read_prompts(rows, self.processing_class, name="prompts"), self.state.global_step + 1)
+
+    def evaluate(self, eval_dataset: Rows | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Means over each evaluation set, whole, as eval/scores, eval/kl_per_token, ...; eval_NAME/... of several.
+
+        They go to eval_metrics.jsonl, to the trackers, and to the callbacks' on_evaluate.
+        """
+        sets = self.eval_prompts if eval_dataset is None else {"": self._read(eval_dataset, "eval_dataset")}
+        if not sets:
+            raise UserError("eval_dataset: expected one for evaluation, found none")
+        metrics: dict[str, float] = {}
+        for name, prompts in sets.items():
+            metrics |= evaluate(self.actor, prompts, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
+        self.recorder.evaluation(self.state.global_step, metrics)
+        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        self.flow.event("on_evaluate", metrics=metrics)
+        return metrics
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Prompt, response and score over the evaluation sets at a temperature near 0; with sampling, one batch.
+
+        They are written to completions.jsonl in output_dir and returned.
+        """
+        rows = [row for prompts in self.eval_prompts.values() for row in completions(self.actor, prompts, sampling)]
+        if not rows:
+            raise UserError("eval_dataset: expected one for completions, found none")
+        self.recorder.completions(rows)
+        return rows
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Policy, tokenizer and model card. LoRA: the merged stock model, and the adapter in adapter/."""
+        policy, folder = self.roles.trained.policy, Path(output_dir or self.folder)
+        if self.empty_policy is not None:  # FSDP2's modules cannot be copied, so no adapter be merged into a copy
+            main = self.accelerator.is_main_process
+            weights = whole_weights(policy, keep=main)
+            policy = with_weights(self.empty_policy, weights) if main else self.empty_policy
+        with self.actor.whole() if self.empty_policy is None else nullcontext():
+            save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", dataset_name: str | None = None, tags: Sequence[str] = ()
+    ) -> str | None:
+        """Save the policy to output_dir and upload it with a model card; returns the commit's address on rank 0."""
+        self.save_model()
+        facts = self._card_facts()
+        return push_policy(self.folder, self.args, self.accelerator, commit_message, facts, dataset_name, tags)
+
+    def _card_facts(self) -> dict[str, Any]:
+        """What a model card can say where no stage of a run has left a run.json."""
+        name = base_of(self.roles.trained.policy).config.name_or_path or None
+        counts = {"split_train": len(self.prompts)} if self.prompts else {}
+        config = {"model_name_or_path": name, **self.args.to_dict()}
+        return {"config": config, "data": {"prompts": counts}, "models": self.models}
+
+    def _read_data(self, train_dataset: Rows | None, eval_dataset: Rows | dict[str, Rows] | None) -> None:
+        self.prompts = [] if train_dataset is None else self._read(train_dataset, "train_dataset")
+        sets = eval_dataset if isinstance(eval_dataset, dict) else {} if eval_dataset is None else {"": eval_dataset}
+        self.eval_prompts = {name: self._read(rows, f"eval_dataset {name}".strip()) for name, rows in sets.items()}
+
+    def _read(self, rows: Rows, name: str) -> list[Prompt]:
+        return prompts_that_fit(self.args, rows, self.processing_class, self.roles.trained.policy, name)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """PPO steps in which every prompt comes once."""
+        return max(1, math.ceil(len(self.prompts) / self.batch_size))
+
+    def throughput(self) -> list[str]:
+        """Where the time of the steps so far went, how near to this machine's limits, and what would help.
+
+        Of this rank's own share, without the first step, which warms up. `train` prints it at its end.
+        """
+        steps = self.work[1:] or self.work
+        if not steps:
+            return []
+        return report(total(steps), conditions(self.args, self.meter))
+
+    def _say(self, lines: list[str]) -> None:
+        if lines and self.accelerator.is_main_process and not self.args.disable_tqdm:
+            print("\n".join(lines))
+
+    def _begin(self, first: int) -> None:
+        """Before the first step: trackers, callbacks, what is trained, scores of the reference."""
+        from_main(lambda: set_later_aside(self.folder / "checkpoints", PPO, first, self.args.save_total_limit))
+        self.recorder.start(self.args, first)
+        self._say(parameter_lines(self.models))
+        self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)
+        if self.args.score_norm_samples and first == 0:
+            self._fit_scores(self.args.score_norm_samples)
+        if self.args.eval_on_start and first == 0:
+            self.evaluate()
+
+    def _fit_scores(self, n: int) -> None:
+        if not self.prompts:
+            raise UserError("score_norm_samples: expected a train_dataset to sample from, found none")
+        order = next(batches(self.prompts, n, self.args.seed, 1))
+        mean, std = self.actor.fit_scores(order)
+        if self.accelerator.is_main_process:
+            print(f"scores of the reference: mean {mean:.3f}, standard deviation {std:.3f}, {len(order)} responses")
+
+    def _shows_samples(self, step: int) -> bool:
+        wanted = min(self.args.num_sample_generations, self.num_total_batches)
+        return wanted > 0 and (step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0)
+
+    def _samples(self, experience: Experience) -> list[dict[str, Any]]:
+        """The first few prompts of this rank's share with what was answered."""
+        scores = experience.rollout.raw_score[:4].tolist()
+        return [
+            {
+                "prompt_id": prompt.prompt_id,
+                "prompt": prompt.text,
+                "response": decode_response(self.processing_class, response),
+                "score": score,
+            }
+            for prompt, response, score in zip(experience.prompts, experience.responses, scores, strict=False)
+        ]
+
+    def _bar(self, first: int) -> Any:
+        return tqdm(
+            total=self.num_total_batches,
+            initial=first,
+            desc="PPO",
+            unit="step",
+            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
+        )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()  # nothing is left of the phase before: each ends with a wait
+        yield
+        if name != "generate":  # its responses are on the host already
+            synchronise(self.accelerator.device)
+        self.timings[name] = time.perf_counter() - start

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from rlhf.models.actor_critic import ValueHead
-from rlhf.models.attention import packs
-from rlhf.models.flops import Flops
-from rlhf.ppo.actor import Actor, Experience
+from rlhf.models.kernels.attention import packs
+from rlhf.perf.flops import Flops
+from rlhf.perf.hardware import matmul_peak, memory_bandwidth
+from rlhf.ppo.rollout import Actor, Experience
+from rlhf.reward.reward_functions import TextReward, TokenReward
 from rlhf.reward.scoring import score_passes
-from rlhf.reward.sources import TextReward, TokenReward
-from rlhf.runtime.hardware import matmul_peak, memory_bandwidth
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

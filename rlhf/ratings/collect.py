@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.errors import UserError, printable
 from rlhf.ratings.scale import CRITERIA, STEPS
-from rlhf.runtime.run_folder import write_json
+from rlhf.storage.run_folder import write_json
 
 MAX_BYTES = 4_000_000  # a filled sheet of 100 prompts is about half of this
 MAX_RATERS = 200

@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from rlhf.model_card.markdown import plain
 from rlhf.reporting.run import Run
-from rlhf.runtime.markdown import plain
-from rlhf.runtime.run_folder import write_text
+from rlhf.storage.run_folder import write_text
 
 _PART = re.compile(r"needs: (\w+)\n\n(.+?)\n\n```python\n(.+?)\n```\n?", re.DOTALL)
 

@@ -14,7 +14,7 @@ import matplotlib
 from fpdf import FPDF
 from fpdf.fonts import FontFace
 
-from rlhf.runtime.run_folder import write_bytes
+from rlhf.storage.run_folder import write_bytes
 
 _TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "pre", "li", "figcaption", "caption", "th", "td"}
 _SKIPPED = {"style", "title", "script"}

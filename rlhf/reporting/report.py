@@ -14,11 +14,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from rlhf.functional.advantages import gae
+from rlhf.functional.gae import gae
 from rlhf.functional.losses import pairwise_margin_ranking_loss, policy_loss
-from rlhf.reporting import evaluation_plots, kl, plots, verdict
+from rlhf.reporting import conclusions
+from rlhf.reporting.plots import evaluation as evaluation_plots
+from rlhf.reporting.plots import training as plots
 from rlhf.reporting.run import STAGES, Record, Run, labels, read_run
-from rlhf.runtime.run_folder import write_bytes
+from rlhf.storage.run_folder import write_bytes
 
 N_SAMPLES = 8  # prompts whose responses are shown side by side
 N_FIRST = 6  # logged rows shown as tables
@@ -115,10 +117,10 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             labels=labels(run.reward),
             images={name: base64.b64encode(image).decode() for name, image in images.items()},
             band=plots.KL_BAND,
-            kl={name: kl.interpret(rows) for name, rows in run.ppo.items()},
-            kl_rules=kl.RULES,
-            verdicts={name: verdict.verdict(run.evaluation, name) for name in run.evaluation.get("gains", {})},
-            verdict_rules=verdict.RULES,
+            kl={name: conclusions.interpret(rows) for name, rows in run.ppo.items()},
+            kl_rules=conclusions.KL_RULES,
+            verdicts={name: conclusions.verdict(run.evaluation, name) for name in run.evaluation.get("gains", {})},
+            verdict_rules=conclusions.VERDICT_RULES,
             smooth=plots.SMOOTH,
             samples=choose_samples(run.responses),
             rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),

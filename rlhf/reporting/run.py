@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError, printable
-from rlhf.reporting import plots
-from rlhf.runtime.tracking import SKIPPED, WARNINGS
+from rlhf.reporting.plots import training as plots
+from rlhf.tracking.recorder import SKIPPED, WARNINGS
 
 Record = dict[str, Any]
 

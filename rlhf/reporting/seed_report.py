@@ -10,7 +10,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rlhf.errors import UserError
-from rlhf.reporting import plots, seed_plots, seeds
+from rlhf.reporting import seeds
+from rlhf.reporting.plots import seeds as seed_plots
+from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import environment, write_page
 from rlhf.reporting.run import STAGES, Run, read_run
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from scipy.stats import t
 
-from rlhf.reporting import plots
-from rlhf.reporting.kl import last_quarter
+from rlhf.reporting.conclusions import last_quarter
+from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import flat
 from rlhf.reporting.run import STAGES, Run
 

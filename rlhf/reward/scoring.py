@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -10,10 +11,31 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from rlhf.functional.batching import passes_of
-from rlhf.functional.padding import right_pad, to_device_together
-from rlhf.models.attention import packs
-from rlhf.models.heads import score_tokens
+from rlhf.functional.batching import left_aligned, passes_of, right_pad, to_device_together
+from rlhf.models.kernels.attention import packs
+from rlhf.models.token_logprobs import trunk_states
+from rlhf.models.unwrap import has_token_head
+
+
+def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
+
+    A head `score` is read at the last real token, by the mask and not by `ids != pad`, so that neither padding
+    nor a pad = EOS token can move it. Any other model (an encoder, an encoder with a decoder) pools in its own
+    forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
+    """
+    if has_token_head(model):
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        lengths = mask.sum(1).clamp(min=1)
+        states = trunk_states(inner, left_aligned(ids, mask)[0], lengths)
+        start = torch.arange(len(ids), device=ids.device) * states.shape[1]
+        last = states.flatten(0, 1).index_select(0, start + lengths - 1)
+        return inner.score(last).squeeze(-1).float()
+    if getattr(model.config, "summary_type", None) == "last":
+        ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))
+    else:
+        ids, mask = left_aligned(ids, mask)
+    return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
 
 
 def score_passes(model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
 from rlhf.config import PPOConfig, PPOStageConfig
-from rlhf.config.arguments import HONOURED, INERT
+from rlhf.config.training_args import HONOURED, INERT
 from rlhf.errors import UserError
 
 ROOT = Path(__file__).parents[2] / "rlhf"

@@ -6,7 +6,7 @@ import pytest
 from transformers import TrainingArguments
 
 from rlhf.config import PPOConfig
-from rlhf.config.arguments import HONOURED, INERT, REFUSED, RENAMED
+from rlhf.config.training_args import HONOURED, INERT, REFUSED, RENAMED
 from rlhf.errors import UserError
 
 # PPOConfig of TRL 1.12: names and defaults. What differs here is in DIFFERENT, and in the README.

@@ -29,7 +29,7 @@ import transformers  # noqa: E402
 from pretend import pretend  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-import rlhf.models.response  # noqa: E402
+import rlhf.models.token_logprobs  # noqa: E402
 import rlhf.ppo.work  # noqa: E402
 from rlhf.benchmark import work  # noqa: E402
 from rlhf.benchmark.predict import KERNELS, UNITS, Sizes, counted  # noqa: E402
@@ -112,7 +112,7 @@ def count(kind: str, sizes: Sizes) -> dict[str, Count]:
     second = _Second()
     # Kernel by kernel, as a graph replays them.
     options = {"local_rollout_forward_batch_size": batch // sizes.passes, "cuda_graphs": False}
-    rlhf.models.response._MOST_LOGITS = _VOCABULARY * -(-micro * sizes.tokens // _CHUNKS)
+    rlhf.models.token_logprobs._MOST_LOGITS = _VOCABULARY * -(-micro * sizes.tokens // _CHUNKS)
     with tempfile.TemporaryDirectory() as folder, _phases():
         trainer = PPOTrainer(
             args=PPOConfig(**work.settings(run, folder) | options),

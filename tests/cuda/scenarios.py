@@ -18,17 +18,17 @@ import torch
 from accelerate import PartialState
 from counts import labelled, phase
 
-import rlhf.evaluation.responses
+import rlhf.evaluation.generate
+import rlhf.perf.hardware
 import rlhf.ppo.learner
 import rlhf.ppo.metrics
 import rlhf.ppo.trainer
 import rlhf.reward.trainer
-import rlhf.runtime.hardware
 from rlhf.config import EvaluationConfig, RewardStageConfig
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.data.oasst import Prompt
-from rlhf.ppo.actor import Actor
 from rlhf.ppo.learner import Learner
+from rlhf.ppo.rollout import Actor
 from rlhf.ppo.trainer import PPOTrainer
 
 # What counts under which label; the innermost does. What is left of a run is "train", "evaluate", ...
@@ -41,7 +41,7 @@ PHASES = (
     (PPOTrainer, "judge", "judge"),
     (PPOTrainer, "record", "record"),
     (PPOTrainer, "_save", "checkpoint"),
-    (rlhf.runtime.hardware, "_fastest", "hardware"),
+    (rlhf.perf.hardware, "_fastest", "hardware"),
 )
 EVALUATION = [{"prompt": "hello"}, {"prompt": "good morning to you"}, {"prompt": "x"}]
 PPO = {"family": "gpt2", "use_cpu": False, "bf16": True, "response_length": 12, "max_steps": 1}
@@ -51,7 +51,7 @@ def prepare() -> None:
     """Once, before anything is run."""
     for owner, name, label in PHASES:
         labelled(owner, name, label)
-    hardware = rlhf.runtime.hardware  # its figures mean nothing here, and take seconds
+    hardware = rlhf.perf.hardware  # its figures mean nothing here, and take seconds
     hardware._SIZES["gpu"], hardware._COPIED["gpu"], hardware._SPENT = (64,), (2**10,), 0
 
 
@@ -308,15 +308,14 @@ def evaluation(folder: Path, family: str = "gpt2") -> dict[str, Any]:
     policy, judge, base, gold = (model.to(device) for model in models)
     stop = [tokenizer.eos_token_id]
     with phase("evaluate"):
-        rows = rlhf.evaluation.responses.respond("x", policy, tokenizer, judge, prompts, config, stop, base, gold)
+        rows = rlhf.evaluation.generate.respond("x", policy, tokenizer, judge, prompts, config, stop, base, gold)
     return {"rows": rows}
 
 
 def comparison(folder: Path) -> dict[str, Any]:
     """compare.py, from a run's folder to what it prints."""
-    import compare
-
-    from rlhf.runtime.run_folder import write_json
+    from rlhf.cli import compare
+    from rlhf.storage.run_folder import write_json
 
     base = _saved(folder / "base", tiny.gpt2(), tiny.gpt2_tokenizer())
     judge = _saved(folder / "judge", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
@@ -358,11 +357,10 @@ def quantised(folder: Path, bits: int = 4, **options: Any) -> dict[str, Any]:
 
 def stages(folder: Path) -> dict[str, Any]:
     """The scripts of a run, each from its recipe: reward model, PPO full and LoRA, evaluation."""
-    import evaluate
     import tiny_recipe
-    import train_ppo
-    import train_reward
     from accelerate.state import AcceleratorState
+
+    from rlhf.cli import evaluate, train_ppo, train_reward
 
     device = {"use_cpu": False, "bf16": True}
     changes = dict.fromkeys(("reward", "ppo_full", "ppo_lora"), device)

@@ -65,4 +65,4 @@ def test_a_cpu_tensor_in_a_collective_is_found(cuda):
     for report in cuda.run_ranks("injected", 2, limit=LIMIT, fault="all_reduce", of="ppo"):
         assert report.end.startswith("RuntimeError: pretend CUDA device: c10d.allreduce_")
         assert "NCCL takes no CPU tensor" in report.end
-        assert [row[2].split(":")[0] for row in report.faults] == ["rlhf/runtime/distributed.py"]
+        assert [row[2].split(":")[0] for row in report.faults] == ["rlhf/distributed/collectives.py"]

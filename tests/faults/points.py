@@ -9,18 +9,18 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "generate": ("rlhf.ppo.actor", "Actor", "sample"),
-    "score": ("rlhf.ppo.actor", "Actor", "rollout"),
+    "generate": ("rlhf.ppo.rollout", "Actor", "sample"),
+    "score": ("rlhf.ppo.rollout", "Actor", "rollout"),
     "learn": ("rlhf.ppo.learner", "Learner", "learn"),
-    "log": ("rlhf.runtime.tracking", "Recorder", "row"),
+    "log": ("rlhf.tracking.recorder", "Recorder", "row"),
     "save": ("accelerate", "Accelerator", "save_state"),
-    "begin": ("rlhf.runtime.run_folder", "Stage", "__init__"),
+    "begin": ("rlhf.storage.run_folder", "Stage", "__init__"),
     "end": ("rlhf.ppo.trainer", "PPOTrainer", "throughput"),
     "model": ("rlhf.ppo.trainer", "PPOTrainer", "save_model"),
-    "train": ("rlhf.reward.preference", "PreferenceTrainer", "training_step"),
-    "evaluate": ("rlhf.reward.preference", "PreferenceTrainer", "evaluate"),
+    "train": ("rlhf.reward.trainer", "PreferenceTrainer", "training_step"),
+    "evaluate": ("rlhf.reward.trainer", "PreferenceTrainer", "evaluate"),
     "metrics": ("rlhf.reward.trainer", "MetricsFile", "on_log"),
-    "seal": ("rlhf.runtime.sealing", "SealCheckpoint", "on_save"),
+    "seal": ("rlhf.reward.manifest_callback", "SealCheckpoint", "on_save"),
 }
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"}
 changed = []  # paths, one for each change

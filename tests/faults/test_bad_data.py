@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow
 import pytest
 import tiny
-import train_ppo
-import train_reward
 from bad_input import Asker, cases
 from pyarrow import parquet
 
+from rlhf.cli import train_ppo, train_reward
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import train_ppo
-import train_reward
 from bad_input import Asker, cases
 from safetensors.torch import load_file
 from transformers import (
@@ -27,6 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from rlhf.cli import train_ppo, train_reward
 from rlhf.models.load import load_causal_lm
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -1,15 +1,9 @@
 """Recipes and flags that say nothing that can be done; no model and no data are looked at for any of them."""
 
-import compare
-import evaluate
-import pipeline
-import prepare
 import pytest
-import rate
-import report
-import train_ppo
-import train_reward
 from bad_input import Asker, cases
+
+from rlhf.cli import compare, evaluate, pipeline, prepare, rate, report, train_ppo, train_reward
 
 REWARD, PPO, EVALUATION = train_reward.main, train_ppo.main, evaluate.main
 LAUGHS = "a: &a [x, x]\n" + "".join(

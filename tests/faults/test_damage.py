@@ -8,7 +8,7 @@ import time
 import pytest
 from trials import trial
 
-from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, numbered
+from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, numbered
 
 YEAR = 365 * 24 * 3600
 

@@ -7,7 +7,7 @@ import pytest
 from points import fill, read_only, writable
 from trials import trial
 
-from rlhf.runtime.checkpoint import PPO, REWARD, newest_whole, numbered, problem_of
+from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, numbered, problem_of
 
 SIZE = "size=6m"
 

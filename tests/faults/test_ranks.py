@@ -11,7 +11,7 @@ from bombs import torch_bomb
 from forge import ranks
 from trials import trial
 
-from rlhf.runtime.disk import write_manifest
+from rlhf.storage.disk import write_manifest
 
 HALF = ["--per_device_train_batch_size", "1"]  # on each of two processes: the batch of one process
 REWARD_HALF = ["--per_device_train_batch_size", "4"]

@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model
 from rlhf.config import RewardStageConfig
 from rlhf.errors import UserError
 from rlhf.reward.trainer import train_reward_model
-from rlhf.runtime.disk import write_manifest
-from rlhf.runtime.safe_load import NEVER_READ, check_pickles
+from rlhf.storage.disk import write_manifest
+from rlhf.storage.safe_load import NEVER_READ, check_pickles
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from transformers import AutoConfig
 from rlhf.data import chat
 from rlhf.data.chat import encode_prompt, encode_response
 from rlhf.errors import UserError
+from rlhf.memory_estimate.account import read_config
 from rlhf.models import gguf
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
-from rlhf.reward.vocabulary import own_tokenizer, saved_tokenizer
-from rlhf.runtime.memory import read_config
+from rlhf.reward.tokenizers import own_tokenizer, saved_tokenizer
 
 TALK = [{"role": "user", "content": "hello"}]
 INDEX = {"metadata": {"total_size": 4}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}

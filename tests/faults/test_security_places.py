@@ -13,7 +13,7 @@ from hub_server import HubServer
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.errors import UserError
 from rlhf.models import gguf
-from rlhf.runtime.tracking import board_folder
+from rlhf.tracking.recorder import board_folder
 
 TOKEN = "hf_" + "S" * 34
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import rating_sheets
 import yaml
-from compare import side_by_side
 
+from rlhf.cli.compare import side_by_side
+from rlhf.cli.parsing import read_recipe
 from rlhf.config import ReportConfig, RewardStageConfig, RunConfig
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.errors import UserError, printable
-from rlhf.parsing import read_recipe
 from rlhf.ratings.sheet import read_responses
-from rlhf.runtime.run_folder import read_json, require_stage
+from rlhf.storage.run_folder import read_json, require_stage
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "rlhf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])

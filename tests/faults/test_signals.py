@@ -6,7 +6,7 @@ import signal
 import pytest
 from trials import trial
 
-from rlhf.runtime.checkpoint import PPO, REWARD, numbered
+from rlhf.storage.checkpoint import PPO, REWARD, numbered
 
 # The evaluation before the first step generates and scores, too: the first calls are its.
 PHASES = [("generate", 1), ("score", 1), ("generate", 3), ("score", 3), ("learn", 2), ("save", 2), ("log", 2)]

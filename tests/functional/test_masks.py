@@ -4,9 +4,8 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from rlhf.functional.kl import kl_penalty
-from rlhf.functional.masks import last_index, position_ids, response_mask
-from rlhf.functional.padding import left_pad, right_pad
+from rlhf.functional.batching import last_index, left_pad, position_ids, response_mask, right_pad
+from rlhf.functional.losses import kl_penalty
 
 EOS = 9
 

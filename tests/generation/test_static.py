@@ -11,12 +11,12 @@ from torch.testing import assert_close
 
 from rlhf.errors import UserError
 from rlhf.generation import static
-from rlhf.generation.engine import generate
+from rlhf.generation.decode import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.generation.static import StaticDecoder, cache_size
 from rlhf.models.lora import add_lora
 from rlhf.models.sampling_copy import SamplingCopy, can_copy, copied_bytes
-from rlhf.ppo.actor import captures
+from rlhf.ppo.rollout import captures
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [3, 4, 5, 6]]
 EOS = list(range(0, 400, 40))  # so many that rows end at different times

@@ -5,8 +5,8 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from rlhf.generation.engine import generate
-from rlhf.models.heads import score_tokens
+from rlhf.generation.decode import generate
+from rlhf.reward.scoring import score_tokens
 
 PROMPTS = [[5, 6, 7], [9] * 40, [8, 4, 11, 17, 300, 21, 22], [3]]
 MODELS = {"gpt2": (tiny.gpt2, tiny.gpt2_reward), "llama": (tiny.llama, tiny.llama_reward)}

@@ -9,16 +9,10 @@ from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import (
-    ActorCritic,
-    FrozenRole,
-    ValueHead,
-    disable_dropout,
-    keep_adapter,
-)
-from rlhf.models.heads import score_tokens
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable_dropout, keep_adapter
 from rlhf.models.lora import add_lora
 from rlhf.ppo.roles import build_roles
+from rlhf.reward.scoring import score_tokens
 
 IDS = torch.tensor([[9, 9, 5, 6, 7, 8, 2], [11, 12, 13, 14, 15, 16, 17]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7], dtype=torch.bool)

@@ -13,13 +13,13 @@ from tiny_ppo import metrics, timeless, trainer
 from torch import tensor
 from transformers import Trainer
 
+from rlhf.distributed import accelerator as setup
+from rlhf.distributed.launch import configure_deepspeed
 from rlhf.errors import UserError
+from rlhf.memory_estimate.account import kept_bytes
 from rlhf.models.load import load_reward_model
-from rlhf.ppo import setup
-from rlhf.ppo.rollout import judge
+from rlhf.ppo.advantages import judge
 from rlhf.ppo.trainer import PPOTrainer
-from rlhf.runtime.engine import configure_deepspeed
-from rlhf.runtime.memory import kept_bytes
 
 RAGGED = [{"prompt": "a b c d e f g h"[: 2 * i + 1]} for i in range(6)]
 

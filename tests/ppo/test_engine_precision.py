@@ -6,8 +6,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 from workers import launch, rows
 
-from rlhf.models.response import logp_of
-from rlhf.runtime.engine import cast_weights
+from rlhf.distributed.sharding import cast_weights
+from rlhf.models.token_logprobs import logp_of
 
 WORKER = """
 run = trainer(**options)

@@ -10,13 +10,14 @@ from test_rollout import config
 from tiny_ppo import trainer
 from torch.testing import assert_close
 
-from rlhf.functional.masks import response_mask
+from rlhf.functional.batching import response_mask
 from rlhf.models import actor_critic
 from rlhf.models.actor_critic import ActorCritic, FrozenRole
-from rlhf.models.heads import score_tokens
+from rlhf.ppo.advantages import Targets
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, Targets, observe, pack
+from rlhf.ppo.rollout import Rollout, observe, pack
+from rlhf.reward.scoring import score_tokens
 
 EOS = 2
 PROMPTS = [[5, EOS, 6], [7], [8, 9]]  # a chat's turns end with the EOS, too

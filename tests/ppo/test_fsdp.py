@@ -7,7 +7,7 @@ from tiny_ppo import timeless
 from torch import nn
 from workers import launch, rows
 
-from rlhf.runtime.distributed import is_fsdp_module, unsharded, whole_weights
+from rlhf.distributed.collectives import is_fsdp_module, unsharded, whole_weights
 
 # One worker trains them all: starting one costs more than training such models.
 CASES = {
@@ -78,8 +78,8 @@ def test_every_kind_of_run_is_that_of_one_process(folders, case):
 GATHERED = """
 from tiny_ppo import trainer
 from transformers import TrainerCallback
-from rlhf.runtime.distributed import is_fsdp_module, whole_weights
-from rlhf.runtime.engine import gathered
+from rlhf.distributed.collectives import is_fsdp_module, whole_weights
+from rlhf.distributed.sharding import gathered
 from torch.distributed.tensor import DTensor
 
 class Sharded(TrainerCallback):  # gradients after each micro-batch: kept until the last, they would be whole

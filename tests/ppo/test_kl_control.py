@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.ppo.kl_control import AdaptiveKLController
+from rlhf.ppo.advantages import AdaptiveKLController
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import fields
 
 import pytest
 import tiny
@@ -12,8 +13,9 @@ from torch.testing import assert_close
 from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
+from rlhf.ppo.advantages import Targets
 from rlhf.ppo.learner import Learner
-from rlhf.ppo.rollout import Rollout, Targets, pack, select
+from rlhf.ppo.rollout import Rollout, pack
 
 LENGTHS = [6, 1, 3, 5, 2, 6, 4, 1]  # response tokens of each row
 
@@ -45,6 +47,11 @@ class Rank:
     def reduce(self, values, reduction):
         assert reduction == "sum"
         return values
+
+
+def select(record, index):
+    """Some rows of a record, by field name."""
+    return {f.name: getattr(record, f.name)[index] for f in fields(record)}
 
 
 def experience(count=8):

@@ -9,8 +9,9 @@ from test_rollout import MASK, config, rollout
 from torch import tensor
 
 from rlhf.ppo import metrics
+from rlhf.ppo.advantages import Targets
 from rlhf.ppo.metrics import metrics_row, rollout_means, rollout_sums
-from rlhf.ppo.rollout import Rollout, Targets
+from rlhf.ppo.rollout import Rollout
 
 ARGS = config(missing_eos_penalty=1.5, kl_estimator="k1")
 # KL of the tokens of test_rollout's responses: 0.5, 0, -1; 2; 0, 0.5. Together 2, and 2.066679 by k3.

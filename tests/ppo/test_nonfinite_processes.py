@@ -11,7 +11,7 @@ WORKER = """
 import math
 from rlhf.errors import UserError
 from rlhf.ppo import learner
-from rlhf.runtime.engine import gathered
+from rlhf.distributed.sharding import gathered
 
 run = trainer(**options)
 rank, at, moved = run.accelerator.process_index, {"step": 0}, []

@@ -9,7 +9,7 @@ from tiny_ppo import trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
-from rlhf.runtime.checkpoint import checkpoints
+from rlhf.storage.checkpoint import checkpoints
 
 
 def bad_in(*steps):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.runtime.checkpoint import checkpoints
+from rlhf.storage.checkpoint import checkpoints
 
 
 def digest(tensors):

@@ -11,8 +11,8 @@ from workers import launch, rows
 
 WORKER = """
 import tiny
-from rlhf.runtime.distributed import local_part
-from rlhf.runtime.engine import numel
+from rlhf.distributed.collectives import local_part
+from rlhf.distributed.sharding import numel
 
 model = tiny.llama()
 model.generation_config.eos_token_id = list(range(2, 42))  # a tenth of the vocabulary: responses of 1 to 24 tokens

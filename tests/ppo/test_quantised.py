@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.models.heads import score_tokens
 from rlhf.models.quantised import prepare_4bit
+from rlhf.reward.scoring import score_tokens
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 

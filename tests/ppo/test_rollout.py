@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
 from rlhf.models.actor_critic import ActorCritic, FrozenRole
-from rlhf.models.response import exact_kl
+from rlhf.models.token_logprobs import exact_kl
+from rlhf.ppo.advantages import judge, token_rewards
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, judge, observe, pack, token_rewards
+from rlhf.ppo.rollout import Rollout, observe, pack
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
 

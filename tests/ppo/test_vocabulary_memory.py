@@ -5,7 +5,7 @@ import torch
 from tiny_ppo import trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf.models import response
+from rlhf.models import token_logprobs as response
 
 
 class Largest(TorchDispatchMode):

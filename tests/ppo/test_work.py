@@ -10,8 +10,8 @@ from test_rollout import rollout
 from tiny_ppo import metrics, trainer
 
 from rlhf.models.actor_critic import FrozenRole
-from rlhf.models.attention import use_cpu_attention
-from rlhf.models.flops import Flops
+from rlhf.models.kernels.attention import use_cpu_attention
+from rlhf.perf.flops import Flops
 from rlhf.ppo import metrics as rows
 from rlhf.ppo import work as module
 from rlhf.ppo.work import Meter, Work, rates, total

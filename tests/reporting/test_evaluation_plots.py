@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reporting.evaluation_plots import proxy_and_gold, score_against_length
+from rlhf.reporting.plots.evaluation import proxy_and_gold, score_against_length
 
 
 def test_a_bar_for_each_judge_and_none_for_a_model_without_gold():

@@ -17,13 +17,13 @@ from test_report import run_dir as run_dir  # the fixture: a run folder with eve
 from test_report import run_json, write
 
 from rlhf.evaluation.summary import summarise
+from rlhf.model_card.markdown import code, plain, table
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import to_pdf
 from rlhf.reporting.report import build_report
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report
-from rlhf.runtime.markdown import code, plain, table
-from rlhf.runtime.tracking import verbatim
+from rlhf.tracking.recorder import verbatim
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pypdf import PdfReader
 
 from rlhf.reporting.pdf import to_pdf, write_pdf
-from rlhf.reporting.plots import to_png
+from rlhf.reporting.plots.training import to_png
 
 PLOT = base64.b64encode(to_png(Figure(figsize=(7.6, 3.2)))).decode()
 PAGE = f"""<!DOCTYPE html><html><head><title>no</title><style>p {{ color: red }}</style></head><body>

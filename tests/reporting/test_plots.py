@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from rlhf.reporting import plots
+from rlhf.reporting.plots import training as plots
 
 KL = [0.01, 0.02, 0.05, 0.1, 0.11]
 

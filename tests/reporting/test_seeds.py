@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
 from pypdf import PdfReader
 from scipy.stats import ttest_rel
 from test_plots import lines
 from test_report import ATTACK, Page, evaluation_result, ppo_row, reward_result, run_json, write
 
+from rlhf.cli import report
+from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.reporting import seed_plots, seeds
+from rlhf.reporting import seeds
+from rlhf.reporting.plots import seeds as seed_plots
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report, read_runs
-from rlhf.runtime.script import run_script
 
 FULL, LORA = [1.0, 2.0, 3.0], [1.5, 2.0, 2.5]
 PLOTS = {f"seeds_{name}" for name in ("reward", "scores", "kl", "gains")}

@@ -18,8 +18,8 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.errors import UserError
 from rlhf.models.load import new_reward_model
-from rlhf.reward import preference, trainer as module
-from rlhf.runtime.engine import gathered
+from rlhf.reward import trainer as preference, trainer as module
+from rlhf.distributed.sharding import gathered
 
 hits, calls, moved, runs, seen = options.pop("hits", {}), [], [], [], {}
 true_loss = preference.pairwise_margin_ranking_loss

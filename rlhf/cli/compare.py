@@ -1,0 +1,102 @@
+"""Type a prompt and read base, full and LoRA side by side with their scores: python scripts/compare.py --run NAME.
+
+Models and sampling are those of the run's evaluation. A prompt a line, an empty line or Ctrl+D ends; --prompt TEXT
+answers one and ends.
+"""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from io import TextIOWrapper
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rlhf.cli.parsing import parse
+from rlhf.cli.script import run_script
+from rlhf.config import EvaluationConfig, RunConfig
+from rlhf.config.common import help_text
+from rlhf.data.oasst import Prompt
+from rlhf.distributed.collectives import join_processes
+from rlhf.errors import UserError, printable
+from rlhf.evaluation.generate import respond
+from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.storage.run_folder import read_run, require_stage
+
+_GAP = 3  # columns of the terminal between two responses
+
+
+@dataclass
+class CompareConfig:
+    """What to ask."""
+
+    prompt: str | None = help_text("one prompt to answer; asked for when not set")
+
+
+def side_by_side(rows: Sequence[dict[str, Any]], width: int) -> str:
+    """The responses of several models as columns of a text `width` wide, their scores on top."""
+    column = max(10, (width - _GAP * (len(rows) - 1)) // len(rows))
+    cells = []
+    for row in rows:
+        ending = "" if row["eos"] else " (cut)"
+        title = f"{row['model']}  score {row['score']:+.2f}  {row['response_length']} tokens{ending}"
+        lines = [
+            line
+            for part in printable(row["response"], keep="\n").split("\n")
+            for line in textwrap.wrap(part, column) or [""]
+        ]
+        cells.append([*textwrap.wrap(printable(title), column), "-" * column, *lines])
+    return "\n".join(
+        (" " * _GAP).join(line.ljust(column) for line in lines).rstrip() for lines in zip_longest(*cells, fillvalue="")
+    )
+
+
+def _prompts(one: str | None) -> Iterator[str]:
+    if one is not None:
+        yield one
+        return
+    while True:
+        try:
+            text = input("prompt> ").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        yield text
+
+
+def _models(folder: Path) -> dict[str, str]:
+    """name -> path of the models that the run has evaluated."""
+    models = read_run(folder).get("model_paths")
+    if not isinstance(models, dict):
+        raise UserError(f"{folder / 'run.json'}: expected model_paths, found none; evaluate anew")
+    return models
+
+
+def main() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal may know fewer characters
+        sys.stdout.reconfigure(errors="replace")
+    run, wanted = parse([RunConfig, CompareConfig])
+    folder = require_stage(run.folder() / "evaluation")
+    settings = read_run(folder).get("config")
+    names = [field.name for field in fields(EvaluationConfig)]
+    if not isinstance(settings, dict) or "base_model" not in settings:
+        raise UserError(f"{folder / 'run.json'}: expected the settings of an evaluation, found none; evaluate anew")
+    config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
+    device = join_processes(config.ddp_timeout).device
+    tokenizer = load_tokenizer(config.base_model)
+    reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
+    policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}
+    for number, text in enumerate(_prompts(wanted.prompt)):
+        prompt = Prompt(prompt_id=f"typed {number}", tree_id="", text=text)
+        rows = [
+            respond(name, model, tokenizer, reward_model, [prompt], config, stop_ids(model, tokenizer))[0]
+            for name, model in policies.items()
+        ]
+        print(side_by_side(rows, shutil.get_terminal_size().columns), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

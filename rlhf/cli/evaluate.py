@@ -1,0 +1,144 @@
+"""Evaluation stage of a run: python scripts/evaluate.py --config RECIPE/evaluation.yaml --run NAME."""
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers.utils import enable_tf32, is_torch_tf32_available
+
+from rlhf.cli.parsing import parse
+from rlhf.cli.script import run_script
+from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
+from rlhf.data.oasst import fetch_prompts
+from rlhf.data.prompts import prompt_sets
+from rlhf.distributed.collectives import from_main, join_processes, main_process_first, on_all
+from rlhf.distributed.launch import check_fsdp
+from rlhf.errors import UserError
+from rlhf.evaluation.generate import respond
+from rlhf.evaluation.summary import summarise
+from rlhf.model_card.card import write_card
+from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.reward.tokenizers import saved_tokenizer
+from rlhf.storage.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
+from rlhf.tracking.recorder import write_summary
+
+MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
+
+
+def main() -> None:
+    run, data, config = parse([RunConfig, PromptConfig, EvaluationConfig])
+    folder = run.folder() / "evaluation"
+    join_processes(config.ddp_timeout)
+    if from_main(lambda: is_done(folder)):
+        print(f"evaluation: done already in {folder}")
+        return
+    check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # with it, one process alone would load weights
+    reward_path, gold_path = from_main(lambda: judges(run.folder(), config.reward_model_path))
+    tuned, runs = from_main(lambda: tuned_models(run.folder()))
+    paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
+    with main_process_first():
+        tokenizer = load_tokenizer(config.base_model)
+        fetch_prompts(data.prompt_dataset, data.prompt_revision)
+        for path in filter(None, (reward_path, gold_path)):
+            saved_tokenizer(path)  # at hand from here on, where it is on a hub
+            fetch_model(path)
+        for path in paths.values():
+            fetch_model(path)
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
+    for name in tuned:
+        seen = set(runs[name].get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
+        if seen:
+            raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
+
+    device = PartialState().device
+    if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
+        enable_tf32(True)
+    rows, rating = [], []
+    with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
+        stage.record(
+            data={"prompts": counts},
+            model_paths=paths,
+            model_ids={name: runs[name].get("id") for name in tuned},
+            judge_paths={"reward": reward_path, "gold": gold_path},
+        )
+        reward_model = load_reward_model(reward_path).to(device)
+        gold = None if gold_path is None else load_reward_model(gold_path).to(device)
+        base = load_causal_lm(paths["base"]).to(device)
+        for name, path in paths.items():
+            policy = base if name == "base" else load_causal_lm(path).to(device)
+            eos_ids, other = stop_ids(policy, tokenizer), None if policy is base else base
+            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids, other, gold)
+            rating += respond(name, policy, tokenizer, reward_model, split.rating, config, eos_ids)
+            del policy
+            gc.collect()  # one tuned policy in memory at a time
+        summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
+        for name, path in paths.items():
+            summary["models"][name]["path"] = path
+        if stage.is_main:
+            write_rows(folder / "responses.jsonl", rows)
+            write_rows(folder / "rating_responses.jsonl", rating)
+            write_json(folder / "evaluation.json", summary)
+            numbers = {f"reward/{name}": model["mean_reward"] for name, model in summary["models"].items()}
+            numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}
+            texts = {f"{row['model']}/{i}": f"{row['prompt']}\n\n{row['response']}" for i, row in _first(rows, 4)}
+            write_summary(folder, numbers, texts, asdict(data) | asdict(config))
+            _print_gains(summary)
+    if stage.is_main:
+        for stage_folder in tuned.values():
+            write_card(stage_folder)  # once more: now it has figures
+
+
+def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """By the model's name, the folder of each PPO stage that the run has, and its run.json.
+
+    A UserError where one is not done, or where there is none.
+    """
+    runs = {name: found for name, stage in MODELS.items() if (found := read_run(folder / stage))}
+    if not runs:
+        raise UserError(f"{folder}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
+    return {name: require_stage(folder / MODELS[name]) for name in runs}, runs
+
+
+def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
+    """The paths of the reward model that scores, and of the run's second one, where it has one.
+
+    That one must not have been trained on what the first was trained on: a UserError otherwise.
+    """
+    first, second = folder / "reward", folder / "reward_gold"
+    reward = reward_path or str(require_stage(first))
+    if not read_run(second):
+        return reward, None
+    require_stage(second)
+    if reward_path is None:
+        seen = set(read_run(first).get("train_openings", [])) & set(read_run(second).get("train_openings", []))
+        if seen:
+            raise UserError(
+                f"{second}: expected no training pair's opening that {first} was trained on, found {len(seen)}; "
+                "give both stages the same data settings"
+            )
+    return reward, str(second)
+
+
+def _print_gains(summary: dict[str, Any]) -> None:
+    for name, gain in summary["gains"].items():
+        low, high = gain["interval"]
+        print(
+            f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, "
+            f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
+            f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
+        )
+        if found := summary["validity"][name].get("gold"):
+            low, high = found["interval"]
+            print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+def _first(rows: list[dict[str, Any]], count: int) -> list[tuple[int, dict[str, Any]]]:
+    """The first rows of each model, numbered."""
+    models = dict.fromkeys(row["model"] for row in rows)
+    return [(i, row) for m in models for i, row in enumerate([r for r in rows if r["model"] == m][:count])]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,173 @@
+"""From a recipe and flags to settings, and from a user's mistake to one line."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import TrlParser
+
+from rlhf.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+_MAX_BYTES = 1 << 20  # of a recipe; ours have a thousandth
+
+_MAX_NUMBER = 1e12  # no size or rate is larger; lists of that many rows would be built
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:  # argparse prints its whole usage otherwise
+        raise UserError(message)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what a recipe has no use for: a field given twice, aliases (which can stand for gigabytes)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, {self.peek_event().anchor!r}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"field {key.value!r} twice, again in line {key.start_mark.line + 1}")
+            seen |= {key.value} if isinstance(key.value, str) else set()
+        return super().construct_mapping(node, deep)
+
+
+def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Settings of the given dataclasses from `--config RECIPE.yaml` and `--field value` flags, flags winning.
+
+    A recipe field that no dataclass has, or a value of another type, is a UserError that names file and field.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(dataclass_types=kinds, allow_abbrev=False, formatter_class=_Formatter)
+    parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe whose values replace the defaults")
+    for action in parser._actions:
+        if callable(action.type):
+            action.type = _checked(action.type)
+    recipe = _take_config(argv)
+    if recipe is not None:
+        flags = [flag for name, value in read_recipe(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
+        argv = flags + argv
+    try:
+        *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except UserError:
+        raise
+    except ValueError as error:  # how transformers' own settings refuse a value
+        where = f"recipe {recipe}" if recipe else "command line"
+        raise UserError(f"{where}: expected values that can be used, found: {' '.join(str(error).split())}") from error
+    del rest
+    if unknown:
+        raise UserError(f"command line: expected a known field, found {unknown[0]!r} (see --help)")
+    return tuple(settings)
+
+
+def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an argument, whose every refusal says what was expected; nan and what is out of all bounds too."""
+
+    def value(text: str) -> Any:
+        try:
+            found = read(text)
+        except (ValueError, TypeError) as error:
+            name = getattr(read, "__name__", "")
+            wanted = name if name in ("int", "float") else "a value that can be used"
+            raise argparse.ArgumentTypeError(f"expected {wanted}, found {text[:80]!r}") from error
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"expected yes or no, found {text[:80]!r}") from error
+        if isinstance(found, int | float) and not -_MAX_NUMBER <= found <= _MAX_NUMBER:
+            raise argparse.ArgumentTypeError(f"expected a number between ±{_MAX_NUMBER:g}, found {text[:80]!r}")
+        return found
+
+    return value
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help with every field on a line of its own; defaults are in transformers' texts already."""
+
+
+def _take_config(argv: list[str]) -> Path | None:
+    given = [i for i, argument in enumerate(argv) if argument == "--config" or argument.startswith("--config=")]
+    if len(given) > 1:
+        raise UserError(f"--config: expected one recipe, found {len(given)}")
+    for i in given:
+        if argv[i] != "--config":
+            return Path(argv.pop(i).partition("=")[2])
+        if i + 1 < len(argv):
+            del argv[i]
+            return Path(argv.pop(i))
+    return None
+
+
+def recipe_folder(name: str) -> Path:
+    """The folder of a recipe: a name in rlhf/recipes, or a path."""
+    for folder in (RECIPES / name, Path(name)):
+        if os.path.isdir(folder) and any(folder.glob("*.yaml")):  # os.path has an answer for every name
+            return folder
+    known = ", ".join(sorted(path.name for path in RECIPES.iterdir() if path.is_dir()))
+    raise UserError(f"recipe: expected one of {known}, or a folder of stage recipes, found {name!r}")
+
+
+def read_recipe(recipe: Path) -> dict[str, Any]:
+    """The fields of a recipe file; a UserError if it is no YAML mapping."""
+    try:
+        with recipe.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"recipe {recipe}: expected a YAML file, found: {error.strerror}") from error
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"recipe {recipe}: expected at most {_MAX_BYTES:,} bytes, found more")
+    try:
+        found = yaml.load(content, _Loader)
+    except Exception as error:  # of many kinds: beside its own, what it calls for numbers and dates may fail
+        raise UserError(f"recipe {recipe}: expected YAML, found: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(found, dict):
+        kind = "nothing" if found is None else type(found).__name__
+        raise UserError(f"recipe {recipe}: expected fields with values, found {kind}")
+    return found
+
+
+def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[str]:
+    """One recipe line as command-line flags, so that files and flags are checked by the same rules."""
+    where = f"recipe {recipe}: field {name!r}"
+    action = next((a for a in parser._actions if a.dest == name and a.dest not in ("config", "help")), None)
+    if action is None:
+        raise UserError(f"{where}: expected a field that --help lists, found none such")
+    if value is None:
+        return []
+    if isinstance(value, list) and (action.nargs != "+" or not value):
+        raise UserError(f"{where}: expected {'one value' if action.nargs != '+' else 'values'}, found {value!r:.80}")
+    texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in _scalars(where, value)]
+    for text in texts:
+        try:
+            parsed = action.type(text) if callable(action.type) else text
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{where}: {error}") from None
+        if action.choices and parsed not in action.choices:
+            options = ", ".join(map(str, action.choices))
+            raise UserError(f"{where}: expected one of {options}, found {text!r}")
+    # A single value may begin with a dash.
+    return [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={texts[0]}"]
+
+
+def _scalars(where: str, value: Any) -> list[Any]:
+    """The values of a field, which may be one, several, or named ones; a UserError for anything nested deeper."""
+    values = value if isinstance(value, list) else [value]
+    inner = [item for one in values for item in (one.values() if isinstance(one, dict) else [one])]
+    if any(isinstance(item, list | dict | set) for item in inner):
+        raise UserError(f"{where}: expected plain values, found {value!r:.80}")
+    return values
+
+
+def required(name: str, value: Any) -> Any:
+    """The value of a field that has no default; not set is the user's mistake."""
+    if value is None:
+        raise UserError(f"{name}: expected a value in the recipe or as --{name}, found none")
+    return value

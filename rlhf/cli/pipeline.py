@@ -1,0 +1,150 @@
+"""All stages of a run, one after another: python scripts/pipeline.py --recipe NAME --run NAME.
+
+A stage that is done is skipped, one that was interrupted goes on. With --executor slurm the stages are submitted as
+a chain of jobs, as slurm/pipeline.sh does.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rlhf.cli.parsing import parse, recipe_folder
+from rlhf.cli.script import run_script
+from rlhf.config import RunConfig
+from rlhf.errors import UserError
+from rlhf.storage.run_folder import is_done
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stage -> the script that runs it; a recipe folder holds a STAGE.yaml for each it has.
+STAGES = {
+    "reward": "train_reward",
+    "reward_gold": "train_reward",
+    "ppo_full": "train_ppo",
+    "ppo_lora": "train_ppo",
+    "evaluation": "evaluate",
+}
+
+
+@dataclass
+class PipelineConfig:
+    """What to run, and on what."""
+
+    recipe: str = field(default="demo", metadata={"help": "a name in rlhf/recipes, or a folder of stage recipes"})
+    engine: str | None = field(
+        default=None,
+        metadata={"help": "a name in accelerate_configs; not set: cpu, single_gpu or multi_gpu by what is there"},
+    )
+    num_processes: int | None = field(
+        default=None,
+        metadata={"help": "processes on this machine (slurm: a node); not set: one for each device, 2 for multi_cpu"},
+    )
+    executor: Literal["local", "slurm"] = field(default="local", metadata={"help": "run here, or submit to Slurm"})
+    seeds: str | None = field(default=None, metadata={"help": "slurm: a run for each, e.g. 1,2,3, as job arrays"})
+    sbatch: str = field(
+        default="", metadata={"help": "slurm: options of sbatch for every stage, as in --sbatch='--nodes=2'"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_processes is not None and self.num_processes < 1:
+            raise UserError(f"num_processes: expected at least 1, found {self.num_processes}")
+        if self.executor == "local" and (self.seeds or self.sbatch):
+            raise UserError("seeds, sbatch: expected --executor slurm beside them, found local")
+
+
+def main() -> None:
+    run, config = parse([RunConfig, PipelineConfig])
+    recipe = recipe_folder(config.recipe)
+    devices = _devices()
+    name = config.engine
+    if name is None and config.executor == "local":  # a cluster's devices are not this machine's
+        name = "cpu" if devices == 0 else "single_gpu" if (config.num_processes or devices) == 1 else "multi_gpu"
+    engine = ROOT / "accelerate_configs" / f"{name or 'multi_gpu'}.yaml"
+    if not engine.is_file():
+        known = ", ".join(sorted(path.stem for path in engine.parent.glob("*.yaml")))
+        raise UserError(f"engine: expected one of {known}, found {config.engine!r}")
+    if config.executor == "slurm":
+        _submit(run, config)
+        return
+    launcher = _launcher(engine, _processes(engine.stem, config.num_processes, devices))
+    where = ["--run", run.run, "--runs_dir", run.runs_dir]
+    stages = [stage for stage in STAGES if (recipe / f"{stage}.yaml").is_file()]
+    for number, stage in enumerate(stages, start=1):
+        if is_done(run.folder() / stage):
+            print(f"[{number}/{len(stages)}] {stage}: done already", flush=True)
+            continue
+        print(f"[{number}/{len(stages)}] {stage}", flush=True)
+        script = [str(ROOT / "scripts" / f"{STAGES[stage]}.py"), "--config", str(recipe / f"{stage}.yaml")]
+        _run([*launcher, *script, *where], stage)
+        if not is_done(run.folder() / stage):  # told to stop by a signal
+            sys.exit(f"{stage}: not done yet; call the same command again to go on")
+    _run([sys.executable, str(ROOT / "scripts" / "report.py"), *where], "report")
+
+
+def _submit(run: RunConfig, config: PipelineConfig) -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("executor: expected Slurm's sbatch on this machine, found none")
+    command = ["bash", str(ROOT / "slurm" / "pipeline.sh"), "--recipe", config.recipe, "--run", run.run]
+    command += ["--seeds", config.seeds] if config.seeds else []
+    settings = {"RUNS_DIR": str(Path(run.runs_dir).absolute()), "RLHF_ENGINE": config.engine or ""}
+    if config.num_processes is not None:
+        settings["RLHF_PROCESSES"] = str(config.num_processes)
+    code = subprocess.run([*command, *shlex.split(config.sbatch)], env=os.environ | settings, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def _processes(engine: str, asked: int | None, devices: int) -> int | None:
+    """How many to start: what was asked for, or one for each device; None where the engine's file says it.
+
+    A UserError for several where the engine has one, and for more than there are devices: two would share one.
+    """
+    if engine in ("cpu", "single_gpu"):
+        if asked not in (None, 1):
+            raise UserError(f"num_processes: expected 1 with engine {engine}, found {asked}: see multi_cpu, multi_gpu")
+        return 1
+    if engine == "multi_cpu" or devices == 0:
+        return asked
+    if asked is not None and asked > devices:
+        raise UserError(f"num_processes: expected at most {devices}, one for each device, found {asked}")
+    return asked or devices
+
+
+def _launcher(engine: Path, processes: int | None) -> list[str]:
+    if engine.stem in ("cpu", "multi_cpu"):
+        # For one process on the CPU `accelerate launch` only sets this variable, and takes ten seconds to do so.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if engine.stem == "cpu":
+        return [sys.executable]
+    if processes is not None and engine.stem != "multi_cpu":
+        # The launcher would give each one thread, which is few for optimizer states in main memory (zero3_offload).
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(engine)]
+    return command if processes is None else [*command, "--num_processes", str(processes)]
+
+
+def _run(command: list[str], stage: str) -> None:
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        print(
+            f"error: stage {stage} ended with code {code}; mend it and call the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(code)
+
+
+def _devices() -> int:
+    """Accelerators that this machine's processes would see."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

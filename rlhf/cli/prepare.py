@@ -1,0 +1,101 @@
+"""Fetch all that a recipe needs, on a machine with network: python scripts/prepare.py --recipe NAME.
+
+Afterwards the stages run with HF_HUB_OFFLINE=1 on machines that share the cache (HF_HOME, RLHF_CACHE).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from rlhf.cli.parsing import parse, read_recipe, recipe_folder
+from rlhf.cli.script import run_script
+from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
+from rlhf.config.common import help_text
+from rlhf.data.hh_rlhf import load_pairs
+from rlhf.data.oasst import load_prompts
+from rlhf.data.sources import is_hub_id
+from rlhf.distributed.offload import compile_cpu_optimizer
+from rlhf.errors import UserError
+from rlhf.models.load import resolve_model
+
+ENGINES = Path(__file__).resolve().parents[2] / "accelerate_configs"
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+
+
+@dataclass
+class PrepareConfig:
+    """What to fetch."""
+
+    recipe: str = "demo"  # a name in rlhf/recipes, or a folder
+    engine: str | None = help_text(
+        "zero3_offload: compile DeepSpeed's Adam for the CPU, too, on a machine with the CPU of those that train"
+    )
+
+    def __post_init__(self) -> None:
+        known = {path.stem for path in ENGINES.glob("*.yaml")}
+        if self.engine is not None and self.engine not in known:
+            raise UserError(f"engine: expected one of {', '.join(sorted(known))}, found {self.engine!r}")
+
+
+def main() -> None:
+    (config,) = parse([PrepareConfig])
+    if config.engine is not None and "offload" in config.engine:
+        compile_cpu_optimizer()
+        print("DeepSpeed's Adam for the CPU: compiled")
+    stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
+    for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
+        print(f"model {name}: {_fetch_model(name, revision)}")
+    # What a recipe leaves out has a default in its stage, which is fetched as well.
+    pairs = [_settings(PreferenceConfig, recipe) for stage, recipe in stages.items() if stage.startswith("reward")]
+    for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
+        print("preferences:", load_pairs(*where)[1])
+    prompts = [_settings(PromptConfig, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
+    for sources in dict.fromkeys((tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts):
+        print("prompts:", load_prompts(*sources)[1])
+
+
+def _has_prompts(stage: str) -> bool:
+    return stage.startswith("ppo") or stage == "evaluation"
+
+
+def _models(stage: str, recipe: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Name and revision of each model that a stage starts from."""
+    found = []
+    for field in ("model_name_or_path", "model_revision", "reward_model_path"):
+        if not isinstance(recipe.get(field), str | None):
+            raise UserError(f"recipe for {stage}: field {field!r}: expected a name, found {recipe[field]!r:.80}")
+    if name := recipe.get("model_name_or_path"):
+        found.append((name, recipe.get("model_revision")))
+    if stage == "evaluation":
+        found.append((_settings(EvaluationConfig, recipe).base_model, None))
+    judge = recipe.get("reward_model_path")
+    if judge and (judge.startswith("pypi:") or is_hub_id(judge)):  # a folder may be one that a run has yet to make
+        found.append((judge, None))
+    return found
+
+
+def _fetch_model(name: str, revision: str | None) -> str:
+    resolved = resolve_model(name)
+    if resolved != name or Path(resolved).exists():
+        return resolved
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name!r}: expected to fetch it from the hub, found: {reason}") from error
+
+
+def _settings(kind: Any, recipe: Mapping[str, Any]) -> Any:
+    """A dataclass from those fields of a recipe that it has, read as the stage's own script reads them."""
+    known = {field.name: recipe[field.name] for field in fields(kind) if recipe.get(field.name) is not None}
+    values = {name: value if isinstance(value, list) else [value] for name, value in known.items()}
+    return parse([kind], [flag for name, value in values.items() for flag in (f"--{name}", *map(str, value))])[0]
+
+
+if __name__ == "__main__":
+    run_script(main)

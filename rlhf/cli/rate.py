@@ -1,0 +1,73 @@
+"""Blind human rating of a run's responses: python scripts/rate.py sheet|serve|import --run NAME [--field value …].
+
+sheet    write ratings/sheet.html, the page for raters, and ratings/key.json, which they must not see
+serve    offer the page on loopback (reach it from elsewhere by `ssh -L PORT:127.0.0.1:PORT HOST`), store what comes in
+import   check raters' files, join them with those stored, write ratings/ratings.json
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from rlhf.cli.parsing import parse
+from rlhf.cli.script import run_script
+from rlhf.config import RatingConfig, RunConfig
+from rlhf.errors import UserError
+from rlhf.ratings.analyse import analyse
+from rlhf.ratings.collect import import_sheets, read_object
+from rlhf.ratings.serve import SheetServer
+from rlhf.ratings.sheet import make_key, read_responses, render_sheet
+from rlhf.storage.run_folder import require_stage, write_json, write_text
+
+ACTIONS = ("sheet", "serve", "import")
+
+
+def write_sheet(run: RunConfig, config: RatingConfig) -> None:
+    folder = run.folder() / "ratings"
+    if (folder / "key.json").exists():
+        raise UserError(
+            f"{folder / 'key.json'}: expected no sheet yet, found one: ratings belong to its key; "
+            f"move the folder away to make another sheet"
+        )
+    rows = read_responses(require_stage(run.folder() / "evaluation") / "rating_responses.jsonl")
+    key = make_key(rows, config.rating_repeats)
+    write_text(folder / "sheet.html", render_sheet(key))
+    before = os.umask(0o077)  # the key is nobody else's, from the moment that it is written
+    try:
+        write_json(folder / "key.json", key)
+    finally:
+        os.umask(before)
+    print(f"sheet for raters: {folder / 'sheet.html'}   key, not for raters: {folder / 'key.json'}")
+
+
+def serve(run: RunConfig, config: RatingConfig) -> None:
+    folder = run.folder() / "ratings"
+    key = read_object(folder / "key.json")
+    with SheetServer(render_sheet(key), key, folder / "ratings", config.port) as server:
+        print(f"rating sheet at {server.url}   (Ctrl+C ends)", flush=True)
+        server.serve_forever()
+
+
+def import_ratings(run: RunConfig, config: RatingConfig) -> None:
+    folder = run.folder() / "ratings"
+    key = read_object(folder / "key.json")
+    sheets = import_sheets(key, [Path(name) for name in config.files], folder / "ratings")
+    models = sorted({item["model"] for item in key["items"]})
+    result = analyse(key, sheets, models, config.rating_confidence, config.rating_seed)
+    write_json(folder / "ratings.json", result)
+    print(f"complete sheets: {len(result['raters'])}, incomplete: {', '.join(result['incomplete']) or 'none'}")
+    print("\n".join(result["words"]))
+
+
+def main() -> None:
+    action = sys.argv[1] if len(sys.argv) > 1 else ""
+    if action in ("-h", "--help"):
+        print(__doc__)
+    elif action not in ACTIONS:
+        raise UserError(f"rate.py: expected one of {', '.join(ACTIONS)} first, found {action!r}")
+    run, config = parse([RunConfig, RatingConfig], sys.argv[1:] if action.startswith("-") else sys.argv[2:])
+    {"sheet": write_sheet, "serve": serve, "import": import_ratings}[action](run, config)
+
+
+if __name__ == "__main__":
+    run_script(main)

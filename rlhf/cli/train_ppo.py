@@ -1,0 +1,159 @@
+"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME."""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import ModelConfig, get_peft_config
+
+from rlhf.cli.parsing import parse, required
+from rlhf.cli.script import run_script
+from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.model import check_ppo_model_config
+from rlhf.data.oasst import Prompt, fetch_prompts
+from rlhf.data.prompts import as_row, prompt_sets
+from rlhf.data.splits import require_sizes, split_by_group
+from rlhf.distributed.collectives import from_main, main_process_first, on_all
+from rlhf.distributed.launch import engine_name
+from rlhf.distributed.preemption import StopRequest
+from rlhf.errors import UserError
+from rlhf.memory_estimate.account import read_config, reward_config
+from rlhf.memory_estimate.ppo import dry_run
+from rlhf.model_card.card import write_card
+from rlhf.models.load import (
+    base_options,
+    check_attention,
+    fetch_model,
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    model_options,
+)
+from rlhf.ppo.prompts import read_prompts
+from rlhf.ppo.trainer import PPOTrainer
+from rlhf.reward.tokenizers import saved_tokenizer
+from rlhf.storage.checkpoint import PPO, numbered
+from rlhf.storage.run_folder import Stage, is_done, require_stage
+
+
+def hold_out(prompts: list[Prompt], args: PPOStageConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(to train on, to evaluate on), no conversation tree in both; none to evaluate on where none is asked for.
+
+    The recipe's evaluation prompts stay unseen: they are to judge what is chosen by these.
+    """
+    if args.eval_strategy == "no" and not args.eval_on_start:
+        return prompts, []
+    sizes = {"eval_prompts": args.eval_prompts, "train": len(prompts)}
+    parts = split_by_group(prompts, lambda prompt: prompt.tree_id, seed, sizes)
+    require_sizes(parts, sizes, "training prompts")
+    return parts["train"], parts["eval_prompts"]
+
+
+def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str], lengths: list[int]) -> None:
+    """The dry run. names: policy and reward model; lengths: tokens of each training prompt."""
+    for name, found in (
+        ("load_in_4bit", model_args.load_in_4bit),
+        ("load_in_8bit", model_args.load_in_8bit),
+        ("trust_remote_code", args.trust_remote_code),
+    ):
+        if found:  # memory is counted on models that are built from their configs, without a weight to quantise
+            raise UserError(f"dry_run: expected no {name}, found it: memory is counted for transformers' own models")
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    with main_process_first():
+        policy = read_config(names[0], **base_options(names[0], model_args), **attention)
+        reward = reward_config(names[1], **attention)
+    check_attention(names[0], policy)
+    check_attention(names[1], reward)
+    dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"
+    dry_run(args, policy, reward, lengths, dtype, cast(LoraConfig | None, get_peft_config(model_args)))
+
+
+def build(
+    args: PPOStageConfig,
+    model_args: ModelConfig,
+    names: tuple[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Prompt],
+    unseen: list[Prompt],
+) -> PPOTrainer:
+    """The trainer, with its models loaded. names: policy and reward model."""
+    peft_config = cast(LoraConfig | None, get_peft_config(model_args))
+    where = base_options(names[0], model_args, args.trust_remote_code)
+    # Reward model and critic are found elsewhere than the policy, but held in memory as it is.
+    options = model_options(model_args, args.trust_remote_code)
+    # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
+    own = is_deepspeed_zero3_enabled() and peft_config is None
+    return PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=load_causal_lm(names[0], **options | where),
+        ref_model=load_causal_lm(names[0], **options | where) if own else None,
+        reward_model=load_reward_model(names[1], **options),
+        train_dataset=[as_row(prompt) for prompt in train],
+        eval_dataset=[as_row(prompt) for prompt in unseen] or None,
+        reward_processing_classes=saved_tokenizer(names[1], trust_remote_code=args.trust_remote_code),
+        value_model=load_reward_model(names[1], **options) if own and args.critic == "separate" else None,
+        peft_config=peft_config,
+    )
+
+
+def main() -> None:
+    run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig])
+    check_ppo_model_config(model_args)
+    name = "ppo_lora" if model_args.use_peft else "ppo_full"
+    folder = run.folder() / name
+    if from_main(lambda: is_done(folder)):
+        print(f"{name}: done already in {folder}")
+        return
+    base = required("model_name_or_path", model_args.model_name_or_path)
+    reward_path = args.reward_model_path or str(from_main(lambda: require_stage(run.folder() / "reward")))
+    args.output_dir = str(folder)
+    with main_process_first():
+        tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))
+        fetch_prompts(data.prompt_dataset, data.prompt_revision)
+        if not args.dry_run:
+            fetch_model(base, model_args.model_revision)
+            fetch_model(reward_path)
+            saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code)
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
+    train, unseen = hold_out(split.train, args, data.prompt_seed)
+    if unseen:
+        counts |= {"split_train": len(train), "split_train_held_out": len(unseen)}
+    print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
+
+    if args.dry_run:
+        limits = args.max_prompt_tokens, args.long_prompts
+        prompts = read_prompts([as_row(p) for p in train], tokenizer, *limits)
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        estimate(args, model_args, (base, reward_path), lengths)
+        return
+    trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
+    config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
+    config["reward_model_path"] = reward_path
+    # A signal while the models are loaded ends the run at once; one after that, with all of it kept.
+    with StopRequest(), Stage(folder, name, config, args.seed) as stage:
+        stage.record(
+            data={"prompts": counts},
+            batch=batch_facts(args),
+            engine=engine_name(trainer.accelerator),
+            models=trainer.models,
+            train_tree_ids=sorted({p.tree_id for p in split.train}),
+        )
+        if stage.is_main:
+            print(f"PPO steps: {trainer.num_total_batches}; {batch_line(args, 'prompts')}")
+        trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
+        if trainer.stopped:
+            stage.stopped = True
+            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            return
+        trainer.save_model(folder)
+    if stage.is_main:
+        write_card(folder)  # once more: the stage has ended
+        print(f"{name}: policy in {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)

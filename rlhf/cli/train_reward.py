@@ -1,0 +1,185 @@
+"""Train the reward model of a run: python scripts/train_reward.py --config RECIPE/reward.yaml --run NAME."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, set_seed
+from trl import ModelConfig
+from trl.models import unwrap_model_for_generation
+
+from rlhf.cli.parsing import parse, required
+from rlhf.cli.script import run_script
+from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.model import LOADING, check_reward_model_config
+from rlhf.data.chat import prompt_text
+from rlhf.data.hh_rlhf import Pair, fetch_pairs, load_pairs, openings, split_pairs
+from rlhf.distributed.collectives import from_main, main_process_first, on_all
+from rlhf.distributed.launch import engine_name, is_fsdp
+from rlhf.distributed.preemption import StopRequest
+from rlhf.distributed.sharding import gathered
+from rlhf.errors import UserError
+from rlhf.memory_estimate.account import read_config
+from rlhf.memory_estimate.reward import check_positions, dry_run
+from rlhf.model_card.card import write_card
+from rlhf.models.load import (
+    base_options,
+    check_attention,
+    fetch_model,
+    load_tokenizer,
+    model_options,
+    new_reward_model,
+)
+from rlhf.models.lora import trainable_share
+from rlhf.reward.audit import audit
+from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.storage.disk import written_aside
+from rlhf.storage.run_folder import Stage, is_done, write_json
+from rlhf.tracking.recorder import write_summary
+
+CHUNK = 500  # pairs that are tokenised between two moves of the progress bar
+
+
+def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config: dict[str, Any]) -> None:
+    """The test's figures and four of its pairs to the trackers, the accuracy to the terminal."""
+    numbers = {
+        f"test/{when}/{name}": value
+        for when in ("before", "after")
+        for name, value in report[when].items()
+        if isinstance(value, float)
+    }
+    samples = {
+        f"pair/{i}": f"{prompt_text(pair.prompt)}\n\nchosen: {pair.chosen}\n\nrejected: {pair.rejected}"
+        for i, pair in enumerate(pairs[:4])
+    }
+    write_summary(folder, numbers, samples, config)
+    low, high = report["after"]["accuracy_interval"]
+    print(
+        f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "
+        f"{report['after']['accuracy']:.1%} after [{low:.1%}, {high:.1%}], n = {report['n']}"
+    )
+
+
+def outcome(
+    args: RewardStageConfig, before: dict[str, Any], after: dict[str, Any], best: dict[str, Any], splits: dict[str, Any]
+) -> dict[str, Any]:
+    """What evaluation.json says; before and after: of the test split, as `evaluate_pairs` has them."""
+    scores, figures = after.pop("scores"), ("loss", "accuracy", "mean_margin")
+    return {
+        "split": "test",
+        "loss_type": args.loss_type,
+        "before": {name: before[name] for name in figures},
+        "after": {name: after.pop(name) for name in (*figures, "accuracy_interval")},
+        "best": best,
+        **after,
+        "audit": audit(splits["train"], splits["test"], scores["chosen"], scores["rejected"]),
+    }
+
+
+def split_fitting(
+    pairs: list[Pair],
+    counts: dict[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreferenceConfig,
+    args: RewardStageConfig,
+) -> dict[str, list[Pair]]:
+    """The splits, of pairs that fit into max_length; counts gets those that do not, and the splits' sizes."""
+    # All of them, for a few: which pairs fit decides which are dealt to what split.
+    show = PartialState().is_main_process and not args.disable_tqdm
+    fitting: list[Pair] = []
+    with tqdm(total=len(pairs), desc="tokenise pairs", unit="pair", disable=not show) as bar:
+        for start in range(0, len(pairs), CHUNK):
+            part = pairs[start : start + CHUNK]
+            fitting += encode_pairs(tokenizer, part, args.max_length)[0]
+            bar.update(len(part))
+    counts["too_long"] = len(pairs) - len(fitting)
+    sizes = data.max_examples, data.validation_examples, data.test_examples
+    splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
+    counts |= {f"split_{name}": len(part) for name, part in splits.items()}
+    return splits
+
+
+def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: dict[str, list[Any]]) -> None:
+    """The dry run. rows: token rows of the pairs, by split."""
+    for name, found, expected in (
+        ("dtype", model_args.dtype or "float32", "float32"),
+        ("trust_remote_code", args.trust_remote_code, False),
+    ):
+        if found != expected:  # memory is counted on a model that is built from its config
+            raise UserError(f"dry_run: expected {name} {expected}, found {found}: memory is counted for that")
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    with main_process_first():
+        config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
+    check_attention(base, config)
+    check_positions(config, rows)
+    dry_run(args, config, rows["train"])
+
+
+def main() -> None:
+    run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig])
+    check_reward_model_config(model_args)
+    name = "reward_gold" if data.gold else "reward"
+    folder = run.folder() / name
+    if from_main(lambda: is_done(folder)):
+        print(f"{name}: done already in {folder}")
+        return
+    args.output_dir = str(folder)
+    set_seed(args.seed)
+    base = required("model_name_or_path", model_args.model_name_or_path)
+    source = data.dataset_name, data.dataset_dir, data.dataset_revision
+    where = base_options(base, model_args, args.trust_remote_code)
+    with main_process_first():
+        fetch_pairs(*source)
+    pairs, counts = on_all(lambda: load_pairs(*source))
+    with main_process_first():
+        tokenizer = load_tokenizer(base, **where)
+        if not args.dry_run:
+            fetch_model(base, model_args.model_revision)
+    splits = split_fitting(pairs, counts, tokenizer, data, args)
+    print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
+
+    rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
+    if args.dry_run:
+        estimate(args, model_args, base, rows)
+        return
+    model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
+    check_positions(model.config, rows)
+    loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
+    config: dict[str, Any] = asdict(run) | asdict(data) | loaded | args.to_dict()
+    with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # told after the training, it ends by itself
+        trainable, total = trainable_share(model)
+        stage.record(
+            data={"preferences": counts},
+            batch=batch_facts(args),
+            models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
+            train_openings=openings([*splits["train"], *splits["validation"]]),
+        )
+        if stage.is_main:
+            print(batch_line(args, "pairs"))
+        with gathered([model]):
+            before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
+        pair_ids = [pair.source for pair in splits["train"]]
+        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args, pair_ids)
+        stage.record(engine=engine_name(trainer.accelerator))
+        if not ended:
+            stage.stopped = True
+            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            return
+        engine = trainer.accelerator
+        with gathered([model]) if is_fsdp(engine) else unwrap_model_for_generation(trainer.model_wrapped, engine):
+            after = evaluate_pairs(model, rows["test"], args)
+        with written_aside(folder, stage.is_main) as aside:
+            trainer.save_model(str(aside))
+        report = outcome(args, before, after, best_step(trainer), splits)
+        if stage.is_main:
+            write_json(folder / "evaluation.json", report)
+            show_outcome(folder, report, splits["test"], config)
+    if stage.is_main:
+        write_card(folder)
+
+
+if __name__ == "__main__":
+    run_script(main)

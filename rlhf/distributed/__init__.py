@@ -1,0 +1,1 @@
+"""Several processes: what crosses them, how they were launched, weights that an engine has sharded."""

@@ -1,0 +1,57 @@
+"""Accelerate, as the training arguments say."""
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from transformers import enable_full_determinism
+from transformers.utils import logging
+
+from rlhf.config import PPOConfig
+from rlhf.distributed.launch import (
+    check_engine,
+    configure_deepspeed,
+    configure_fsdp,
+    is_deepspeed,
+    wants_deepspeed,
+    wants_fsdp,
+)
+from rlhf.distributed.offload import prepare_offload
+
+
+def make_accelerator(args: PPOConfig) -> Accelerator:
+    """Accelerate, as the arguments say; seeds every random stream, too."""
+    given = {
+        "find_unused_parameters": args.ddp_find_unused_parameters,
+        "bucket_cap_mb": args.ddp_bucket_cap_mb,
+        "broadcast_buffers": args.ddp_broadcast_buffers,
+        "static_graph": args.ddp_static_graph,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    # Under FSDP2 gradients are sharded after each micro-batch: kept until the last, they would be whole on each rank.
+    accumulation = GradientAccumulationPlugin(num_steps=1, sync_each_batch=True) if wants_fsdp() else None
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        # On CPUs the training arguments have set the processes up already; cpu=True would turn DeepSpeed off.
+        cpu=args.use_cpu and not wants_deepspeed(),
+        gradient_accumulation_plugin=accumulation,
+        log_with=args.report_to or None,
+        project_config=ProjectConfiguration(project_dir=args.output_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(**options)] if options else None,
+    )
+    check_engine(accelerator)
+    configure_fsdp(accelerator)
+    if is_deepspeed(accelerator):
+        configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
+        prepare_offload(accelerator.state.deepspeed_plugin, args.optim)
+    logging.set_verbosity(args.get_process_log_level())
+    if args.full_determinism:
+        enable_full_determinism(args.seed)
+    else:
+        set_seed(args.seed)
+    return accelerator
+
+
+def clear_cache(device: torch.device) -> None:
+    """Give cached accelerator memory back (torch_empty_cache_steps)."""
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()

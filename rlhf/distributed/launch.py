@@ -1,0 +1,109 @@
+"""What `accelerate launch` was asked for, and what became of it."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from rlhf.distributed.collectives import is_fsdp_module, precision_policy
+from rlhf.errors import UserError
+
+# Of fsdp_config, as `accelerate launch` puts it into the environment, what is not supported: variable -> (the value
+# that it has where nothing was said, whether a value will do, the line).
+_FSDP_LIMITS: dict[str, tuple[str, Callable[[str], bool], str]] = {
+    "FSDP_VERSION": ("1", lambda x: x == "2", "fsdp_version: expected 2"),
+    "FSDP_OFFLOAD_PARAMS": ("false", lambda x: x == "false", "fsdp_offload_params: expected false (or zero3_offload)"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
+        "false",
+        lambda x: x == "false",
+        "fsdp_cpu_ram_efficient_loading: expected false, since frozen models stay whole on each process",
+    ),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "false",
+        lambda x: x == "false",
+        "fsdp_activation_checkpointing: expected false (see gradient_checkpointing)",
+    ),
+    "FSDP_AUTO_WRAP_POLICY": (
+        "no_wrap",
+        lambda x: x != "size_based_wrap",
+        "fsdp_auto_wrap_policy: expected TRANSFORMER_BASED_WRAP",
+    ),
+}
+
+_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def wants_deepspeed() -> bool:
+    """Whether `accelerate launch` was given a DeepSpeed config."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether the engine is DeepSpeed."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def wants_fsdp() -> bool:
+    """Whether `accelerate launch` was given an FSDP config."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def is_fsdp(accelerator: Accelerator) -> bool:
+    """Whether the engine is FSDP2; version 1 is refused by `check_engine`."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_fsdp(*names: str) -> None:
+    """A UserError where the launcher's FSDP config asks for what is not supported. names: variables; none for all."""
+    for name in (names or _FSDP_LIMITS) if wants_fsdp() else ():
+        default, will_do, line = _FSDP_LIMITS[name]
+        found = os.environ.get(name, default).lower()
+        if not will_do(found):
+            raise UserError(f"{line}, found {found}; see accelerate_configs/fsdp2.yaml")
+
+
+def engine_name(accelerator: Accelerator) -> str:
+    """What became of it, as run.json has it: NO, MULTI_GPU, FSDP2, DEEPSPEED ZeRO-3, ..."""
+    name = "FSDP2" if is_fsdp(accelerator) else str(accelerator.distributed_type.value)
+    return f"{name} ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}" if is_deepspeed(accelerator) else name
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    """A UserError where the engine or the number of processes is not what was asked for.
+
+    Several pairs of config and environment silently train one model a process, or plain data parallel instead of
+    ZeRO or FSDP.
+    """
+    world = int(os.environ.get("WORLD_SIZE") or 1)
+    found = accelerator.distributed_type
+    if accelerator.num_processes != world:
+        raise UserError(f"processes: expected {world} that know of one another, found {accelerator.num_processes}")
+    if wants_deepspeed() and found != DistributedType.DEEPSPEED:
+        raise UserError(f"engine: expected DeepSpeed, found {found.value}; ACCELERATE_USE_CPU turns it off")
+    if wants_fsdp() and found != DistributedType.FSDP:
+        raise UserError(f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero3")
+    check_fsdp()
+
+
+def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """A UserError where several processes hold models that do not share their gradients."""
+    together = accelerator.unwrap_model(model) is not model or is_fsdp_module(model)
+    if accelerator.num_processes > 1 and not together:
+        raise UserError(f"engine: expected a model that is trained together, found {type(model).__name__} on each rank")
+
+
+def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_norm: float) -> None:
+    """What the launcher's config leaves to the training arguments. Accumulation is counted by the learner."""
+    plugin = accelerator.state.deepspeed_plugin
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
+    plugin.deepspeed_config["gradient_accumulation_steps"] = 1
+    plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
+
+
+def configure_fsdp(accelerator: Accelerator) -> None:
+    """The precision in which FSDP2 gathers weights: that of the training arguments."""
+    dtype = _PRECISION.get(accelerator.mixed_precision)
+    if is_fsdp(accelerator) and dtype is not None:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = precision_policy(dtype)

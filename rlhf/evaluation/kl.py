@@ -1,0 +1,41 @@
+"""How far a tuned policy is from the base, along the responses that it gave."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, texts_of, trunk_states
+from rlhf.models.unwrap import base_of
+
+_ROWS = 16  # at a time
+
+
+@torch.no_grad()
+def response_kl(
+    policy: PreTrainedModel,
+    base: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+) -> list[float]:
+    """KL of policy to base in nats a response: at each of its positions over the whole vocabulary, summed.
+
+    Both distributions are those that are sampled from, softmax(logits / temperature). Its mean over responses of
+    the policy estimates the KL of the two distributions over responses.
+    """
+
+    def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
+        return (exact_kl(head_logits(base_of(policy), mine), head_logits(base_of(base), other), temperature),)
+
+    starts = range(0, len(prompts), _ROWS)
+    groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]
+    width = max(map(len, responses))
+    found = torch.zeros(len(prompts) * width, device=policy.device)
+    for texts in texts_of(prompts, responses, groups, width, policy.device):
+        states = [texts.at_tokens(trunk_states(base_of(m), texts.ids, texts.lengths)) for m in (policy, base)]
+        (kl,) = in_chunks(per_token, policy.config.vocab_size, *states)
+        found.index_copy_(0, texts.places, kl)
+    sums: list[float] = found.view(len(prompts), width).sum(1).tolist()
+    return sums

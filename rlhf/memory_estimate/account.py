@@ -1,0 +1,208 @@
+"""How much memory a run will need on each device, before it is started.
+
+Counted and not guessed where that is cheap: parameters on models without storage, activations by what autograd keeps
+of a forward pass through one and two layers.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, TrainingArguments
+
+from rlhf.distributed.sharding import numel
+from rlhf.errors import UserError
+from rlhf.models.load import resolve_model
+from rlhf.perf.hardware import total_memory
+
+GB = 1e9
+
+# Bytes of optimizer state for each byte of a trained fp32 parameter, by the optimizer's name; AdamW has 2.
+_STATES = {"8bit": 0.5, "4bit": 0.25, "sgd": 0.0, "adafactor": 0.0, "lion": 1.0}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory, in bytes: always, while responses are made, while learning, while saving."""
+
+    name: str
+    weights: float = 0.0
+    optimizer: float = 0.0
+    gradients: float = 0.0
+    rollout: float = 0.0
+    learning: float = 0.0
+    saving: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Over how many processes what is spread (Rajbhandari et al. 2020): ZeRO stage 0 to 3."""
+
+    stage: int
+    processes: int
+    offload: bool = False  # optimizer states in main memory
+    offload_weights: bool = False  # weights, too, except for a rollout
+    half: bool = False  # weights and gradients in 2 bytes, as DeepSpeed has them under bf16 and fp16
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "Sharding":
+        """As the launcher has set it up."""
+        world = int(os.environ.get("WORLD_SIZE") or 1)
+        plugin: Any = args.deepspeed_plugin
+        if plugin is None:
+            return cls(0, world)
+        devices = plugin.offload_optimizer_device, plugin.offload_param_device
+        states, weights = (device not in (None, "none") and not args.use_cpu for device in devices)
+        return cls(plugin.zero_stage, world, states, weights, half=bool(args.bf16 or args.fp16))
+
+    def trained(self, name: str, model: torch.nn.Module, optim: str) -> Part:
+        """A trained role: weights, gradients, optimizer states, and what an engine keeps beside them."""
+        parameters = list(model.parameters())
+        weights = self._bytes(parameters)
+        learned = [p for p in parameters if p.requires_grad]
+        own = self._bytes(learned)
+        states = (2 if self.half else 1) * own * next((size for key, size in _STATES.items() if key in optim), 2.0)
+        share = [1 / self.processes if self.stage >= stage else 1.0 for stage in (1, 2)]
+        if self.stage:  # a flat fp32 copy of what this process updates
+            states += 4 * sum(numel(p) for p in learned)
+        elif self.processes > 1:  # data parallel sends gradients in buckets of their own
+            own *= 2
+        optimizer = 0.0 if self.offload else states * share[0]
+        held = self._held(weights)
+        # ZeRO-3 makes the weights whole for a rollout.
+        return Part(name, held, optimizer, own * share[1], rollout=weights - held)
+
+    def frozen(self, name: str, model: torch.nn.Module) -> Part:
+        """A role that is never trained."""
+        weights = self._bytes(list(model.parameters()))
+        held = self._held(weights)
+        return Part(name, held, rollout=weights - held)
+
+    def _bytes(self, parameters: Sequence[torch.nn.Parameter]) -> float:
+        return float(sum(numel(p) * min(p.element_size(), 2 if self.half else 8) for p in parameters))
+
+    def _held(self, weights: float) -> float:
+        if self.stage < 3:
+            return weights
+        return 0.0 if self.offload_weights else weights / self.processes
+
+
+def read_config(name: str, **options: Any) -> PretrainedConfig:
+    """A model's configuration; a UserError where there is none, or where a folder has no weights."""
+    path = resolve_model(name)
+    options.setdefault("trust_remote_code", False)  # not told, transformers asks on the terminal
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name!r}: expected a model that transformers can load, found: {reason}") from error
+    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
+        raise UserError(f"model {name!r}: expected weights as .safetensors, found none in {path}")
+    return config
+
+
+def reward_config(name: str, **options: Any) -> PretrainedConfig:
+    """A reward model's configuration; a UserError where it names another kind of model, or several labels."""
+    config = read_config(name, **options)
+    kinds = config.architectures or []
+    if kinds and not any("ForSequenceClassification" in kind for kind in kinds):
+        raise UserError(f"reward model {name!r}: expected a trained head with 1 label, found a {kinds[0]}")
+    if config.num_labels != 1:
+        raise UserError(f"reward model {name!r}: expected a trained head with 1 label, found {config.num_labels}")
+    return config
+
+
+def shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same model with fewer layers."""
+    config = copy.deepcopy(config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
+    return config
+
+
+def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
+    """Bytes that autograd keeps of a forward pass for the backward pass, parameters aside."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # else its place could be given to another
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def by_depth(measure: Callable[[int], int], layers: int) -> float:
+    """measure(1) and measure(2) layers, extended to all of them."""
+    one, two = measure(1), measure(2)
+    return one + (two - one) * (layers - 1)
+
+
+def peak(parts: Sequence[Part], base: float, keeps_freed: bool) -> float:
+    """The most bytes at any time: base, what is always there, and the largest of what comes and goes.
+
+    keeps_freed: the allocator has not given back what learning took when the policy is saved.
+    """
+    always = sum(part.weights + part.optimizer for part in parts)
+    rollout = sum(part.rollout for part in parts)
+    learning = sum(part.gradients + part.learning for part in parts)
+    saving = sum(part.saving for part in parts)
+    busy = max(rollout, learning)
+    return base + always + (busy + saving if keeps_freed else max(busy, saving))
+
+
+def base_bytes(use_cpu: bool) -> float:
+    """What a process takes before it holds a model: on CPUs its own size by now, on a GPU about CUDA's context."""
+    if not use_cpu:
+        return 0.5 * GB
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0.5 * GB)
+
+
+def device_bytes(use_cpu: bool) -> float:
+    """What this process can have: its accelerator's memory, or its share of the machine's."""
+    device = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and (found := total_memory(device)) is not None:
+        return found
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / processes
+
+
+def table(parts: Sequence[Part], base: float) -> list[str]:
+    """The parts as lines, in GB."""
+    columns = ("weights", "optimizer", "gradients", "rollout", "learning", "saving")
+    lines = ["GB per device".ljust(22) + "".join(name.rjust(11) for name in columns)]
+    for part in parts:
+        lines.append(part.name.ljust(22) + "".join(f"{getattr(part, name) / GB:11.2f}" for name in columns))
+    return [*lines, "the process itself".ljust(22) + f"{base / GB:11.2f}"]
+
+
+def check_writable(folder: Path) -> None:
+    """A UserError where the folder cannot be made or written to."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output folder {folder}: expected one that can be written, found {there} that cannot")
+
+
+def verdict(parts: Sequence[Part], base: float, use_cpu: bool, say: Callable[[str], None] = print) -> None:
+    """Say the table and the peak; a UserError where the device has less."""
+    say("\n".join(table(parts, base)))
+    # glibc was told so by scripts/environment.sh: fresh memory is slow.
+    keeps_freed = use_cpu and "MALLOC_TRIM_THRESHOLD_" in os.environ
+    need, have = peak(parts, base, keeps_freed), device_bytes(use_cpu)
+    say(f"peak: {need / GB:.2f} GB of {have / GB:.1f} GB per device")
+    if need > have:
+        raise UserError(f"memory: expected {need / GB:.1f} GB per device, found {have / GB:.1f} GB")

@@ -1,0 +1,162 @@
+"""What a PPO run would do and take, without loading a weight: `train_ppo.py --dry_run true`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rlhf.config import PPOConfig
+from rlhf.config.batch import batch_line
+from rlhf.distributed.accelerator import make_accelerator
+from rlhf.distributed.launch import engine_name
+from rlhf.distributed.sharding import numel
+from rlhf.generation.static import cache_size
+from rlhf.memory_estimate.account import (
+    Part,
+    Sharding,
+    base_bytes,
+    by_depth,
+    check_writable,
+    kept_bytes,
+    shallow,
+    verdict,
+)
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.kernels.onednn_linear import Prepacked, available, layout_bytes
+from rlhf.models.sampling_copy import can_copy, copied_bytes
+from rlhf.models.token_logprobs import texts_of
+from rlhf.perf.flops import key_values
+from rlhf.ppo.optim import count_steps
+from rlhf.ppo.prompts import check_positions
+from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
+
+
+def dry_run(
+    args: PPOConfig,
+    policy: PretrainedConfig,
+    reward: PretrainedConfig,
+    lengths: Sequence[int],
+    dtype: Any,
+    peft_config: LoraConfig | None,
+) -> None:
+    """Print roles, steps and memory per device; a UserError where the run cannot work.
+
+    lengths: tokens of each training prompt. reward has one label.
+    """
+    accelerator = make_accelerator(args)  # refuses what the start of training would
+    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
+    check_writable(Path(args.output_dir or "."))
+    check_positions(args, policy, max(lengths), "train_dataset")
+    base = base_bytes(args.use_cpu)  # before anything is built here
+
+    def roles(layers: int | None) -> Roles:
+        configs = [policy, reward] if layers is None else [shallow(config, layers) for config in (policy, reward)]
+        with torch.device("meta" if layers is None else "cpu"):
+            model = AutoModelForCausalLM.from_config(configs[0], dtype=dtype)
+            judge = AutoModelForSequenceClassification.from_config(configs[1], dtype=dtype)
+        model.name_or_path, judge.name_or_path = policy.name_or_path, reward.name_or_path
+        return build_roles(args, model, None, judge, None, peft_config)
+
+    whole = roles(None)
+    sharding = Sharding.of(args)
+    accelerator.print("\n".join(parameter_lines(describe_roles(whole))))
+    steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
+    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
+    accelerator.print(batch_line(args, "prompts"))
+    parts = _models(args, whole, sharding)
+    width, rows = max(lengths), args.per_device_train_batch_size
+    layouts = args.use_cpu and available() and sharding.stage < 3
+
+    def activations(layers: int) -> int:
+        return _activations(args, roles(layers).trained, width, layouts and peft_config is not None)
+
+    learning = rows * by_depth(activations, policy.num_hidden_layers)
+    learning += 2 * rows * _logits(args, policy)  # their gradients
+    kept = 0.0 if args.use_cpu or sharding.stage == 3 else _keys_and_values(args, policy, width)
+    rollout = _rollout(args, policy, width, kept=bool(kept))
+    parts.append(Part("activations, logits", learning=learning, rollout=rollout))
+    if kept:
+        parts += _for_a_gpu(args, whole, kept, sharding)
+    if layouts:
+        parts.append(_layouts(args, whole, peft_config is not None))
+    if peft_config is not None and args.use_cpu:  # a GPU's is merged in main memory
+        merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
+        parts.append(Part("merged copy", saving=merged))
+    verdict(parts, base, args.use_cpu, accelerator.print)
+
+
+def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
+    """Policy, critic, and what is frozen beside them."""
+    parts = [
+        sharding.trained("policy", roles.trained.policy, args.optim),
+        sharding.trained("critic", roles.trained.critic, args.optim),
+    ]
+    for name, frozen in (("reference", roles.reference), ("reward", roles.reward)):
+        if frozen is not None and not frozen.shared:
+            parts.append(sharding.frozen(name, frozen.model))
+    return parts
+
+
+def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
+    """Bytes that a pass over one text keeps, with frozen layers by layouts or as they are."""
+    (texts,) = texts_of([[0] * width], [[0] * args.response_length], [[0]], args.response_length, "cpu")
+    frozen = Prepacked().active(*([trained] if layouts else []))
+    with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+        return kept_bytes(lambda: trained.train()(texts), trained)
+
+
+def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
+    """Weights as a CPU's kernels read them: under adapters for good and both ways, otherwise while sampling."""
+    size = 2 if args.bf16 else 4
+    if not adapters:
+        return Part("layouts of weights", rollout=layout_bytes(roles.trained.policy, size))
+    return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True))
+
+
+def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
+    """What decoding keeps from rollout to rollout, where its graphs read it; frozen weights as autocast wants them."""
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    dtype = None if sharding.half else half  # DeepSpeed's weights are in it
+    policy = roles.trained.policy
+    copied = copied_bytes(policy, dtype) if can_copy(policy) else 0
+    parts = [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
+    if dtype is not None:
+        trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
+        own = [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
+        others = sum(2 * layout_bytes(model, 1) for model in own)
+        parts.append(Part("frozen weights, cast", rollout=trained + others, learning=trained))
+    return parts
+
+
+def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
+    """Bytes of the cache of a batch, whose rows and columns come in few sizes."""
+    size = 2 if args.bf16 or args.fp16 else 4
+    rows, columns = cache_size(args.local_batch_size, width + args.response_length)
+    return float(rows * columns * key_values(config.get_text_config(decoder=True)) * size)
+
+
+def _logits(args: PPOConfig, config: PretrainedConfig) -> float:
+    """Bytes of one response's logits, float32."""
+    return 4.0 * (args.response_length + 1) * config.vocab_size
+
+
+def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) -> float:
+    """The larger of generation and one look at the responses, which holds logits.
+
+    kept: keys and values stay from rollout to rollout, and are counted apart.
+    """
+    size = 2 if args.bf16 else 4
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_token = 2 * config.num_hidden_layers * heads * head * size
+    rows, tokens = args.local_batch_size, width + args.response_length
+    states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
+    generation = rows * (0 if kept else tokens * per_token) + rows * width * states
+    # Two models' logits, and three temporaries: scaled, probabilities, their product.
+    looks = min(rows, args.local_rollout_forward_batch_size) * (5 * _logits(args, config) + tokens * states)
+    return max(generation, looks)

@@ -1,0 +1,78 @@
+"""What reward training would do and take, without loading a weight: `train_reward.py --dry_run true`."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rlhf.config import RewardStageConfig
+from rlhf.config.batch import batch_facts, batch_line
+from rlhf.distributed.launch import check_engine, engine_name
+from rlhf.distributed.offload import prepare_offload
+from rlhf.errors import UserError
+from rlhf.memory_estimate.account import (
+    Part,
+    Sharding,
+    base_bytes,
+    by_depth,
+    check_writable,
+    kept_bytes,
+    shallow,
+    verdict,
+)
+from rlhf.models.actor_critic import column_values
+from rlhf.models.lora import trainable_share
+
+
+def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
+    """A UserError where the longest of the pairs, as token rows, has more tokens than the model has positions."""
+    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")
+
+
+def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
+    """Print the model, steps and memory per device; a UserError where the run cannot work.
+
+    rows: token rows of the training pairs. config has one label.
+    """
+    accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer makes its own
+    check_engine(accelerator)
+    prepare_offload(args.deepspeed_plugin, args.optim)
+    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
+    check_writable(Path(args.output_dir or "."))
+    longest = max(len(side) for row in rows for side in row.values())
+    base = base_bytes(args.use_cpu)
+
+    def build(layers: int | None) -> Any:
+        with torch.device("meta" if layers is None else "cpu"):
+            own = config if layers is None else shallow(config, layers)
+            return AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
+
+    sharding = Sharding.of(args)
+    whole = build(None)
+    trainable, total = trainable_share(whole)
+    accelerator.print(
+        f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})"
+    )
+    batch = batch_facts(args)["global_batch_size"]
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / batch))
+    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
+    accelerator.print(f"{len(rows)} pairs, {steps} steps of {batch}")
+    accelerator.print(batch_line(args, "pairs"))
+
+    def activations(layers: int) -> int:
+        model = build(layers).train()
+        ids = torch.zeros(1, longest, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+            return kept_bytes(lambda: column_values(model, ids), model)
+
+    # Both sides of each pair go through in one pass.
+    learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
+    parts = [sharding.trained("reward", whole, str(args.optim)), Part("activations", learning=learning)]
+    verdict(parts, base, args.use_cpu, accelerator.print)

@@ -1,0 +1,110 @@
+"""What a model card says of a model's figures: those in the evaluation.json of a stage that is done, and no others."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.model_card.markdown import code, table
+from rlhf.storage.run_folder import read_json, read_run
+
+Record = Mapping[str, Any]
+
+_TEXT_FIGURES = {
+    "response_length": ("length of a response, tokens", ".1f"),
+    "eos_rate": ("responses that end by themselves", ".1%"),
+    "distinct_2": ("distinct bigrams", ".3f"),
+    "repetition": ("repetition", ".3f"),
+    "kl": ("KL to the base model, nats a response", ".3f"),
+    "kl_per_token": ("KL to the base model, nats a token", ".4f"),
+}
+
+
+def number(value: Any, form: str = ".3f") -> str:
+    """A finite number in that form; "not measured" for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "not measured"
+    return format(value, form)
+
+
+def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
+    """Template values from a reward model's evaluation on its test pairs; {} before the stage is done."""
+    found = read_json(folder / "evaluation.json") if facts.get("status") == "done" else {}
+    before, after, audit = (_part(found, name) for name in ("before", "after", "audit"))
+    if not after:
+        return {}
+    accuracy = f"{number(after.get('accuracy'), '.1%')} {_interval(after.get('accuracy_interval'), '.1%')}".strip()
+    rows = [["accuracy", number(before.get("accuracy"), ".1%"), accuracy]]
+    for name, label in (("loss", "loss"), ("mean_margin", "mean margin, reward units")):
+        rows.append([label, number(before.get(name)), number(after.get(name))])
+    rules = [
+        [code(name), f"{number(rule.get('accuracy'), '.1%')} {_interval(rule.get('interval'), '.1%')}".strip()]
+        for name, rule in _part(audit, "baselines").items()
+        if isinstance(rule, dict)
+    ]
+    correlation = audit.get("length_correlation")
+    return {
+        "n": number(found.get("n"), "d"),
+        "metrics": table(["figure", "before training", "after"], rows),
+        "baselines": table(["rule", "accuracy"], rules),
+        "agreement": accuracy,
+        "length_correlation": None if correlation is None else number(correlation, "+.2f"),
+    }
+
+
+def policy_metrics(folder: Path, facts: Record) -> dict[str, Any]:
+    """Template values from the run's evaluation of a PPO model; {} before there is one of this very model."""
+    stage = folder.parent / "evaluation"
+    run, name, own = read_run(stage), str(facts.get("stage")).removeprefix("ppo_"), facts.get("id")
+    # Of another start: it was another model, which stood in this folder before.
+    evaluated = own is not None and _part(run, "model_ids").get(name) == own
+    if run.get("status") != "done" or facts.get("status") != "done" or not evaluated:
+        return {}
+    found = read_json(stage / "evaluation.json")
+    models = _part(found, "models")
+    base, model, gain = _part(models, "base"), _part(models, name), _part(_part(found, "gains"), name)
+    if not model or not gain:
+        return {}
+    rows = [["mean reward", _with_interval(base, "mean_reward"), _with_interval(model, "mean_reward")]]
+    rows += [["gain in reward", "", _with_interval(gain, "gain", "+.3f")], *_more_gains(found, name)]
+    counts = ", ".join(f"{number(gain.get(key), 'd')} {key}" for key in ("wins", "ties", "losses"))
+    rows.append(["win rate over the base model", "", f"{number(gain.get('win_rate'), '.1%')} ({counts})"])
+    for key, (label, form) in _TEXT_FIGURES.items():
+        if key in model:
+            own = "" if key.startswith("kl") else number(base.get(key), form)
+            rows.append([label, own, number(model[key], form)])
+    judge = _part(run, "config").get("reward_model_path") or f"{folder.absolute().parent.name}/reward"
+    return {
+        "n": number(found.get("n_prompts"), "d"),
+        "level": number(found.get("confidence"), ".0%").replace("%", " %"),
+        "judge": code(judge),
+        "metrics": table(["figure", "base model", "this model"], rows),
+    }
+
+
+def _more_gains(found: Record, name: str) -> list[list[str]]:
+    validity = _part(_part(found, "validity"), name)
+    labels = {
+        "length": "gain at equal length",
+        "gold": "gain by a second reward model, which PPO did not see",
+    }
+    return [
+        [label, "", _with_interval(_part(validity, key), "gain", "+.3f")]
+        for key, label in labels.items()
+        if _part(validity, key)
+    ]
+
+
+def _part(record: Record, name: str) -> dict[str, Any]:
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _with_interval(record: Record, name: str, form: str = ".3f") -> str:
+    return f"{number(record.get(name), form)} {_interval(record.get('interval'), form)}".strip()
+
+
+def _interval(ends: Any, form: str) -> str:
+    if not isinstance(ends, list) or len(ends) != 2:
+        return ""
+    return f"[{number(ends[0], form)}, {number(ends[1], form)}]"

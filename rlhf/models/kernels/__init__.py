@@ -1,0 +1,1 @@
+"""The same numbers by faster means. Nothing here changes what is computed."""

@@ -1,0 +1,24 @@
+"""What is inside a PEFT model, and what kind of model it is."""
+
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+Model = PreTrainedModel | PeftModel
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT one; any other model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
+    return bool(getattr(base_of(model), "is_quantized", False))
+
+
+def has_token_head(model: Any) -> bool:
+    """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return hasattr(inner, "score") and not inner.config.is_encoder_decoder

@@ -1,0 +1,1 @@
+"""What a pass needs, and what this machine can do."""

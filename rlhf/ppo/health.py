@@ -1,0 +1,125 @@
+"""What a PPO run shows when it goes wrong, in words, while it still runs."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config import PPOConfig
+
+EXPLODED = 0.5  # nats a token; the usual band is 0.02 to 0.1
+
+BAND = 0.05  # nats a token, where kl_target is not set
+
+JUMP, WITHIN = 3, 5  # times, within so many steps
+
+COLLAPSED = 0.1  # of the entropy that a run began with
+
+BEGINNING = 3  # steps whose mean that is
+
+PATIENCE = 3  # steps in a row before a warning; an exploding KL does not wait
+
+AGAIN = 50  # steps until a warning is repeated
+
+WORSE = 2  # times the value that was warned of: repeated at once
+
+_HELPS = {
+    "kl_exploded": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target), fewer num_ppo_epochs, "
+    "updates that end early (target_kl)",
+    "kl_jumped": "a lower learning_rate or a longer warmup_steps, updates that end early (target_kl), score_clip",
+    "all_empty": "a reward that likes an answer better than none, a higher kl_coef, a lower learning_rate",
+    "all_cut": "a longer response_length, the stop_token_id that the policy was trained with, missing_eos_penalty",
+    "all_same": "a higher kl_coef, a lower learning_rate, a higher temperature; see in samples.jsonl what it earns",
+    "scores_flat": "a reward that tells responses apart: see samples.jsonl; nothing but KL is learned from these",
+    "entropy_collapsed": "a higher kl_coef, a lower learning_rate, fewer num_ppo_epochs, a higher temperature",
+}
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Something that a row of metrics shows. value grows as it gets worse, and is 0 where there is no more or less."""
+
+    kind: str
+    seen: str
+    value: float = 0.0
+
+
+class Watch:
+    """Looks at the rows of a run, one a step, and says each kind once; again when it got worse, or AGAIN steps later.
+
+    say gets a row of warnings.jsonl: step, kind, since (the step from which on it is so), seen, helps.
+    """
+
+    def __init__(self, args: PPOConfig, say: Callable[[dict[str, Any]], None]) -> None:
+        self.args, self.say = args, say
+        self.kls: deque[float] = deque(maxlen=WITHIN)
+        self.entropies: list[float] = []  # nats a token, of the beginning
+        self.since: dict[str, int] = {}
+        self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run that goes on warns as one that was never stopped."""
+        return {"kls": list(self.kls), "entropies": self.entropies, "since": self.since, "said": self.said}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` gave, as JSON brings it back."""
+        self.kls.extend(state["kls"])
+        self.entropies, self.since = list(state["entropies"]), dict(state["since"])
+        self.said = {kind: (step, value) for kind, (step, value) in state["said"].items()}
+
+    def look(self, step: int, row: dict[str, float], n: int) -> None:
+        """n: responses of the step, over all ranks."""
+        if row["objective/response_length"] == 0:  # nothing finite in it: skipped.jsonl tells
+            return
+        signs = [*self._kl(row), *_responses(row, n), *self._entropy(row)]
+        self.since = {sign.kind: self.since.get(sign.kind, step) for sign in signs}
+        for sign in signs:
+            since = self.since[sign.kind]
+            lasts = step - since + 1 >= (1 if sign.kind.startswith("kl") else PATIENCE)
+            if lasts and self._is_news(sign, step):
+                self.said[sign.kind] = step, sign.value
+                what = {"kind": sign.kind, "since": since, "seen": sign.seen, "helps": _HELPS[sign.kind]}
+                self.say({"step": step, **what})
+
+    def _is_news(self, sign: Sign, step: int) -> bool:
+        if sign.kind not in self.said:
+            return True
+        when, value = self.said[sign.kind]
+        return step - when >= AGAIN or sign.value > WORSE * value
+
+    def _kl(self, row: dict[str, float]) -> Iterator[Sign]:
+        kl, target = row["objective/kl_per_token"], self.args.kl_target or BAND
+        lowest = min(self.kls, default=kl)
+        self.kls.append(kl)
+        limit = max(EXPLODED, 5 * target)
+        if kl > limit:
+            yield Sign("kl_exploded", f"KL to the reference is {kl:.3g} nats a token, over {limit:g}", kl)
+        elif kl > max(2 * target, JUMP * lowest):
+            yield Sign("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats a token", kl)
+
+    def _entropy(self, row: dict[str, float]) -> Iterator[Sign]:
+        entropy = row["objective/entropy"] / row["objective/response_length"]
+        if len(self.entropies) < BEGINNING:
+            self.entropies.append(entropy)
+            return
+        first = sum(self.entropies) / BEGINNING
+        if entropy < COLLAPSED * first:
+            yield Sign("entropy_collapsed", f"entropy is {entropy:.3g} nats a token, and was {first:.3g} at first")
+
+
+def _responses(row: dict[str, float], n: int) -> Iterator[Sign]:
+    length, ended = row["objective/response_length"], row["objective/eos_rate"]
+    if length <= 1 and ended == 1:
+        yield Sign("all_empty", "all responses are empty, an EOS alone")
+    elif row["val/all_responses_same"]:
+        yield Sign("all_same", "all responses are the same text")
+    if ended == 0:
+        yield Sign("all_cut", f"no response ends by itself, all are cut after {length:.0f} tokens")
+    mean = row["objective/scores"]
+    if n > 1 and row["objective/scores_std"] <= 1e-6 * max(1, abs(mean)):
+        yield Sign("scores_flat", f"all scores are {mean:.4g}")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of warnings.jsonl in words."""
+    return f"warning: step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"

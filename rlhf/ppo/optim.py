@@ -1,0 +1,61 @@
+"""Optimizer, schedule, and how many steps there are."""
+
+import math
+from typing import Any
+
+from transformers import Trainer
+
+from rlhf.config import PPOConfig
+from rlhf.config.schedule import check_given_schedule, make_schedule
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import ActorCritic
+
+
+def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, Any]]:
+    """What is trained, in groups: policy and critic, each with its learning rate, matrices with weight decay
+    and biases and norms without."""
+    groups = []
+    critic_rate = args.critic_learning_rate or args.learning_rate
+    for role, part, rate in (
+        ("policy", trained.policy, args.learning_rate),
+        ("critic", trained.critic, critic_rate),
+    ):
+        shared = {"lr": rate, "role": role}
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay, **shared},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **shared},
+        ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
+    """Optimizer and schedule over `steps` PPO steps; those that the user gave, where they did."""
+    optimizer, scheduler = given
+    if optimizer is None:
+        try:
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        except (ValueError, ImportError) as error:  # unknown, not installed, or one that wants the model itself
+            raise UserError(f"optim: expected an optimizer that can be had, found {args.optim}: {error}") from error
+        optimizer = kind(optimizer_groups(trained, args), **options)
+    if scheduler is None:
+        scheduler = make_schedule(args, optimizer, steps)
+    else:
+        check_given_schedule(scheduler)
+    return optimizer, scheduler
+
+
+def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:
+    """PPO steps: max_steps, else total_episodes, else num_train_epochs over the prompts."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if args.total_episodes is not None:
+        return max(1, math.ceil(args.total_episodes / batch_size))
+    # Epoch by epoch: each ends with its own partial batch.
+    if n_prompts == 0:
+        raise UserError(
+            "max_steps: expected max_steps or total_episodes where there is no train_dataset, found neither"
+        )
+    whole, rest = divmod(args.num_train_epochs, 1)
+    per_epoch = math.ceil(n_prompts / batch_size)
+    return max(1, int(whole) * per_epoch + math.ceil(rest * n_prompts / batch_size))

@@ -1,0 +1,132 @@
+"""Plots over several runs: every run's curve thin, their mean thick, the interval of the mean as a band."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf.reporting.plots import training as plots
+from rlhf.reporting.plots.training import KL_BAND, Record
+from rlhf.reporting.seeds import Summary, t_interval
+
+Curve = Mapping[float, float]  # step -> value
+
+Histories = Mapping[str, Sequence[Sequence[Record]]]  # "full" or "lora" -> a metrics.jsonl a run
+
+_REWARD = "#B8588F"  # as in the report of one run
+
+
+def curve(rows: Sequence[Record], key: str, width: int = 1) -> dict[float, float]:
+    """step -> running mean over width rows of the value under key; a step that comes twice counts as it came last."""
+    steps, values = plots.series(rows, key)
+    last = dict(zip(steps, values, strict=True))
+    return dict(zip(last, plots.running_mean(list(last.values()), width), strict=True))
+
+
+def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float]]:
+    """(step, mean, low, high) with the t interval of the mean, at the steps that all curves have.
+
+    Empty for fewer than two curves: one has no spread.
+    """
+    if len(curves) < 2:
+        return []
+    points = []
+    for step in sorted(set.intersection(*(set(one) for one in curves))):
+        values = [one[step] for one in curves]
+        low, high = t_interval(values) or (math.nan, math.nan)
+        points.append((step, math.fsum(values) / len(values), low, high))
+    return points
+
+
+def learning(logs: Sequence[Sequence[Record]]) -> Figure:
+    """Plot validation loss and accuracy of the reward models against the optimizer step.
+
+    logs: the rows of a metrics.jsonl, a run each.
+    """
+    figure, axes = plots.panels(2)
+    for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
+        curves = [curve(rows, f"eval_{key}") for rows in logs]
+        _draw(axis, curves, _REWARD, "-", "validation")
+        _show_curves(axis)
+        plots.label_axes(axis, "optimizer step", f"validation {key}")
+    plots.add_legend(axes[0])
+    return figure
+
+
+def scores(histories: Histories) -> Figure:
+    """Plot the mean score of a PPO step, as a running mean, against the step."""
+    figure, (axis,) = plots.panels(1, height=3.6)
+    for name, runs in histories.items():
+        look = plots.line_of(name)
+        curves = [curve(rows, "objective/scores", plots.SMOOTH) for rows in runs]
+        _draw(axis, curves, look["color"], look["linestyle"], look["label"])
+    _show_curves(axis)
+    plots.label_axes(axis, "PPO step", "mean score (reward units)")
+    plots.add_legend(axis)
+    return figure
+
+
+def kl(histories: Histories) -> Figure:
+    """Plot the KL per response token against the PPO step, the target band shaded."""
+    figure, (axis,) = plots.panels(1, height=3.6)
+    low, high = KL_BAND
+    axis.axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+    for name, runs in histories.items():
+        look = plots.line_of(name)
+        curves = [curve(rows, "objective/kl_per_token") for rows in runs]
+        _draw(axis, curves, look["color"], look["linestyle"], look["label"])
+    _show_curves(axis, 0.0, high)
+    plots.label_axes(axis, "PPO step", "KL (nats per response token)")
+    plots.add_legend(axis)
+    return figure
+
+
+def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
+    """Plot each run's gains, full and LoRA joined, and below them the means with their intervals; 0 is marked.
+
+    names: of the runs; summaries: "full" or "lora" -> its gain over these runs.
+    """
+    figure, (axis,) = plots.panels(1, height=1.5 + 0.36 * (len(names) + 1))
+    axis.axvline(0, color=plots.COLOURS["base"], linestyle=":")
+    for row in range(len(names)):
+        ends = [value for one in summaries.values() if (value := one.values[row]) is not None]
+        axis.plot(ends, [row] * len(ends), color=plots.COLOURS["base"], linewidth=1.2, zorder=1)
+    for place, (model, one) in enumerate(summaries.items()):
+        colour, marker = plots.colour_of(model), "oD"[place % 2]  # told apart in grey too
+        points = [(value, row) for row, value in enumerate(one.values) if value is not None]
+        axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=plots.NAMES.get(model, model))
+        below = len(names) + 0.3 * place
+        if one.interval:
+            axis.plot(one.interval, [below, below], color=colour, linewidth=3, label=f"_{model} interval")
+        axis.plot([one.mean], [below], marker, color=colour, markersize=9, label=f"_{model} mean")
+    axis.axhline(len(names) - 0.5, color=plots.COLOURS["base"], linewidth=0.6)
+    # Names are the user's: a dollar sign in one must not be read as mathematics.
+    axis.set_yticks([*range(len(names)), len(names) + 0.15], [*names, "mean, 95% interval"], parse_math=False)
+    axis.set_ylim(len(names) + 0.8, -0.6)  # the first run on top
+    plots.label_axes(axis, "gain in mean reward over base (reward units)", "")
+    plots.add_legend(axis)
+    return figure
+
+
+def _draw(axis: Axes, curves: Sequence[Curve], colour: str, style: str, label: str) -> None:
+    """Every curve thin, and where they share steps their mean thick in its interval."""
+    curves = [one for one in curves if one]
+    points = mean_curve(curves)
+    for i, one in enumerate(curves):
+        name = f"_{label}" if points or i else label  # the legend has the mean, where there is one
+        steps, values = list(one), list(one.values())
+        axis.plot(steps, values, color=colour, linestyle=style, linewidth=0.8, alpha=0.55, label=name)
+    if points:
+        steps, means, lows, highs = map(list, zip(*points, strict=True))
+        axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0, label=f"_{label} interval")
+        axis.plot(steps, means, color=colour, linestyle=style, linewidth=2.2, label=f"{label}, mean of {len(curves)}")
+
+
+def _show_curves(axis: Axes, *also: float) -> None:
+    """Limit y by the curves and the values `also`: the interval of two runs can be ten times as wide."""
+    values = [float(y) for one in axis.get_lines() for y in np.asarray(one.get_ydata(), float)] + list(also)
+    if values:
+        margin = 0.3 * (max(values) - min(values)) or 1.0
+        axis.set_ylim(min(values) - margin, max(values) + margin)

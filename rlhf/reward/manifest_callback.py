@@ -1,0 +1,69 @@
+"""Checkpoints that transformers' Trainer writes, under the same protection as PPO's."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from rlhf.distributed.collectives import from_main, wait_for_everyone
+from rlhf.storage.checkpoint import REWARD, SAVE_ERRORS, not_written, numbered, rotate, run_facts, write_step
+from rlhf.storage.disk import MANIFEST, write_manifest
+from rlhf.tracking.recorder import flush_events, save_rows
+
+
+def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, Any]:
+    """What step.json says of a run besides its step."""
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    return {"batch_size": size} | run_facts(accelerator)
+
+
+class SealCheckpoint(TrainerCallback):
+    """Writes a checkpoint's manifest once all ranks have written their files, and only then deletes older ones.
+
+    The rows of metrics so far are in it, too.
+
+    Inside its `with` block the Trainer, which would delete them before, knows no limit; a checkpoint that could not
+    be written is removed, and the user told. facts: what goes into step.json; set before training.
+    """
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.args, self.limit = args, args.save_total_limit
+        self.folder = Path(args.output_dir or ".")
+        self.facts: Callable[[], dict[str, Any]] = dict
+
+    def __enter__(self) -> "SealCheckpoint":
+        self.args.save_total_limit = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.args.save_total_limit = self.limit
+        half = [path for path in numbered(self.folder, REWARD) if not (path / MANIFEST).exists()]
+        if half and isinstance(error, SAVE_ERRORS):
+            if PartialState().is_main_process:
+                shutil.rmtree(half[-1], ignore_errors=True)
+            raise not_written(half[-1], error) from error
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        """Rows, manifest, then limit."""
+        wait_for_everyone()
+        # transformers asks each rank's file system whether it is there, and all load it together at the end.
+        state.best_model_checkpoint = from_main(lambda: state.best_model_checkpoint)
+        checkpoint = self.folder / f"{REWARD}{state.global_step}"
+        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+
+        facts = self.facts()
+
+        def seal() -> None:
+            save_rows(self.folder, checkpoint)
+            flush_events(self.folder / "tensorboard")
+            write_step(checkpoint, state.global_step, facts)
+            write_manifest(checkpoint)
+            rotate(checkpoint, REWARD, self.limit, best)
+
+        from_main(seal)

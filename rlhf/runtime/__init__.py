@@ -1,1 +1,0 @@
-"""Processes, run folders and trackers."""

@@ -1,0 +1,131 @@
+"""Files that outlive a crash: on the disk before anything counts on them, whole or absent, and checked when read."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from rlhf.errors import UserError
+
+MANIFEST = "manifest.json"
+
+# Without these a folder is no model to anyone: they go first and come back last.
+_HEADS = ("config.json", "adapter_config.json")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def cannot_write(error: OSError) -> str | None:
+    """What a full or read-only disk says; None where it was something else."""
+    return error.strerror if error.errno in _FULL else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing there (a full disk, no permission) as one line for the user."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: expected to write there, found: {reason}") from error
+
+
+def flush(path: Path) -> None:
+    """A file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """All that is in a folder, to the disk."""
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+    flush(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """FOLDER/manifest.json: path, size and sha256 of every file in it. Everything is on the disk when this returns.
+
+    Each file is read once, while the system still has it in memory; the manifest is written after all of them.
+    """
+    files: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    flush_folder(folder)
+    aside = folder / f".{MANIFEST}"
+    aside.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    flush(aside)
+    os.replace(aside, folder / MANIFEST)
+    flush(folder)
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a folder by its manifest, None when it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {folder / name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+        led_out = any(".." in path.parts or not path.is_relative_to(folder) for path in expected)
+    except FileNotFoundError:
+        return f"no {MANIFEST}, which is written last"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"a {MANIFEST} that cannot be read"
+    if led_out:
+        return f"a {MANIFEST} that names files elsewhere"
+    for path, (size, digest) in expected.items():
+        name = path.relative_to(folder)
+        if not path.is_file():
+            return f"no {name}"
+        if path.stat().st_size != size:
+            return f"{name} of {path.stat().st_size} bytes where {size} were written"
+        if _sha256(path) != digest:
+            return f"{name} with other content than was written"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def written_aside(folder: Path, is_main: bool) -> Iterator[Path]:
+    """A folder to write a model to, whose files stand in FOLDER once the block has ended without an error.
+
+    Before that FOLDER is as it was, and in between it holds no config: a model there is whole or absent. On ranks
+    other than 0 the block runs, and nothing else is done.
+    """
+    aside = folder / ".aside"
+    with writing(folder):
+        if is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        try:
+            yield aside
+            if is_main:
+                flush_folder(aside)
+                _move_in(aside, folder)
+        finally:
+            if is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_in(aside: Path, folder: Path) -> None:
+    for name in _HEADS:
+        (folder / name).unlink(missing_ok=True)
+    flush(folder)
+    for path in sorted(aside.iterdir(), key=lambda path: path.name in _HEADS):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        os.replace(path, folder / path.name)
+    flush(folder)

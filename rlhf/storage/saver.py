@@ -1,0 +1,158 @@
+"""Writing the checkpoints of a run: files at once, and while the run goes on what makes them whole."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rlhf.distributed.collectives import all_rows, from_main, on_all
+from rlhf.distributed.launch import is_deepspeed, is_fsdp
+from rlhf.distributed.sharded_state import save_state
+from rlhf.distributed.trained_weights import without_frozen_weights
+from rlhf.storage.checkpoint import PPO, SAVE_ERRORS, not_written, remove, rotate, run_facts, write_step
+from rlhf.storage.disk import flush, write_manifest
+
+_SEEN_WITHIN = 60.0  # seconds after which a network file system shows what another machine has written
+
+
+class Saver:
+    """Writes FOLDER/checkpoints/step-N: trained weights, optimizer, scheduler, scaler, KL coefficient, random states.
+
+    Everything is written to a folder aside, by all ranks, before `write` returns. Reading it once more for its
+    manifest, flushing it to the disk, renaming it, and deleting older ones afterwards is left to a thread of rank 0,
+    one checkpoint at a time, inside the `with` block of a Saver; outside of one `write` waits for it. What goes wrong
+    there ends the run on all ranks at the next `check`. A run that is killed before leaves the checkpoint before as
+    its newest.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, trained: torch.nn.Module) -> None:
+        """trained: the model, as it was before it was prepared."""
+        self.accelerator, self.parent, self.trained = accelerator, folder / "checkpoints", trained
+        self.step = 0  # of the last one written in the block
+        self._since = time.monotonic()  # on rank 0, of the last one, or of the start
+        self._in_block = self._pending = False  # alike on all ranks
+        self._thread: threading.Thread | None = None
+        self._problem: Exception | None = None
+
+    def __enter__(self) -> "Saver":
+        self.step, self._since, self._in_block = 0, time.monotonic(), True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._in_block = False
+        if error is None:
+            self.check(wait=True)
+        elif self._thread is not None:  # what ended the run is what the user hears of
+            self._thread.join()
+            self._pending = False
+
+    def is_due(self, minutes: float) -> bool:
+        """Whether so many minutes have passed since the last one; rank 0 looks at its clock, all are told."""
+        return from_main(lambda: time.monotonic() - self._since >= 60 * minutes)
+
+    def write(
+        self,
+        step: int,
+        limit: int | None,
+        facts: dict[str, Any],
+        beside: Callable[[Path], None],
+        wait: bool = False,
+    ) -> None:
+        """Write the checkpoint of a step; a UserError where that fails.
+
+        facts: for step.json; beside: writes further files on rank 0. With a limit, the oldest checkpoints beyond it
+        are deleted once this one is whole; wait: before this returns.
+        """
+        self.check(wait=True)
+        accelerator, main = self.accelerator, self.accelerator.is_main_process
+        alone = is_deepspeed(accelerator) or is_fsdp(accelerator)
+        target, aside = self.parent / f"{PPO}{step}", self.parent / f".{PPO}{step}"
+        if main:
+            for old in self.parent.glob(f".{PPO}*"):  # of a run that was killed as it wrote or deleted one
+                shutil.rmtree(old, ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+        def write() -> None:
+            self._write_files(aside)
+            if main:
+                write_step(aside, step, facts | run_facts(accelerator))
+                beside(aside)
+
+        try:
+            # Engines have collectives of their own in there: the other ranks are at one of them, and end with this one.
+            write() if alone else on_all(write)
+        except BaseException as error:
+            if main or alone:
+                shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, SAVE_ERRORS):
+                raise not_written(target, error) from error
+            raise
+        names = set(all_rows([path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]))
+        self.step, self._since, self._pending = step, time.monotonic(), True
+        if main:
+            self._thread = threading.Thread(target=self._make_whole, args=(aside, target, limit, names))
+            self._thread.start()
+        self.check(wait=wait or not self._in_block)
+
+    def _write_files(self, aside: Path) -> None:
+        os.makedirs(aside, exist_ok=True)
+        if is_fsdp(self.accelerator):
+            save_state(self.accelerator, aside)
+            return
+        options = {"exclude_frozen_parameters": True} if is_deepspeed(self.accelerator) else {}
+        with without_frozen_weights(self.trained):
+            save_state(self.accelerator, aside, **options)
+
+    def _make_whole(self, aside: Path, target: Path, limit: int | None, names: set[str]) -> None:
+        try:
+            try:
+                wait_to_see(aside, names)
+                write_manifest(aside)
+                remove(target)
+                os.replace(aside, target)
+                flush(target.parent)
+            except OSError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise not_written(target, error) from error
+            rotate(target, PPO, limit)
+        except Exception as error:
+            self._problem = error
+
+    def check(self, wait: bool = False) -> None:
+        """Called on all ranks at the same time: where the last checkpoint could not be made whole all end.
+
+        wait: until it is. One collective where the last one was not known to be whole, none otherwise.
+        """
+        if self._pending:
+            self._pending = False
+            self._pending = not from_main(lambda: self._is_whole(wait))
+
+    def _is_whole(self, wait: bool) -> bool:
+        assert self._thread is not None
+        if wait:
+            self._thread.join()
+        if self._thread.is_alive():
+            return False
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+        return True
+
+
+def wait_to_see(folder: Path, names: Iterable[str], within: float = _SEEN_WITHIN) -> None:
+    """Until all these files are in the folder, of which other machines have written some; an OSError after a time."""
+    end = time.monotonic() + within
+    while missing := sorted(name for name in names if not (folder / name).is_file()):
+        if time.monotonic() >= end:
+            raise OSError(0, f"no {missing[0]}, which another process has written", str(folder))
+        os.listdir(folder)  # opening it makes such a file system ask again
+        time.sleep(min(1.0, within))

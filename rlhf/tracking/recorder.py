@@ -1,0 +1,238 @@
+"""Where numbers and sample texts go: metrics.jsonl, samples.jsonl, and the trackers that report_to names."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import TensorBoardTracker
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainingArguments
+
+from rlhf.errors import printable
+from rlhf.storage.disk import flush, writing
+from rlhf.storage.run_folder import append_row, write_bytes, write_rows
+
+METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
+
+SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"
+
+_FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # a row a line, each with its step
+
+# What each tracker calls the name of a run, where it takes one as it starts.
+_RUN_NAME = {
+    "wandb": "name",
+    "trackio": "name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+    "clearml": "task_name",
+    "dvclive": "exp_name",
+}
+
+
+class Recorder:
+    """Writes on rank 0; on the other ranks it does nothing."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self.accelerator = accelerator
+        self.folder = folder
+        self.is_open = False  # between start and end
+        self.wrote = False  # a row, before the start or after it
+
+    def start(self, args: TrainingArguments, step: int) -> None:
+        """Begin at `step`: rows of later steps, from a run that was cut, are taken out.
+
+        So are those of step 0, which a run that begins writes anew, unless they are our own.
+        """
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            last = step if step or self.wrote else -1
+            for name in _FILES:
+                keep_rows(self.folder / name, last)
+            keep_events(self.folder / board_folder(args.run_name), last)
+        # Trackers take numbers, truth values and texts; everything else is shown as text.
+        config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
+        self._init_trackers(args.project, args.run_name, config)
+        self.is_open = True
+
+    def _init_trackers(self, project: str, run_name: str | None, config: dict[str, Any]) -> None:
+        # TensorBoard has no projects, and names a run by its folder, which Accelerate would call by the project.
+        board = TensorBoardTracker("", self.folder / board_folder(run_name))
+        accelerator = self.accelerator
+        accelerator.log_with = [board if _is_board(tracker) else tracker for tracker in accelerator.log_with]
+        options: dict[str, Any] = {"aim": {"experiment": project}}
+        if run_name:
+            options |= {tracker: {key: run_name} for tracker, key in _RUN_NAME.items()}
+        accelerator.init_trackers(project, config=config, init_kwargs=options)
+        if run_name and accelerator.is_main_process:
+            for tracker in accelerator.trackers:
+                if tracker.name == "comet_ml":
+                    tracker.tracker.set_name(run_name)
+                elif tracker.name == "aim":
+                    tracker.tracker.name = run_name
+
+    def save(self, checkpoint: Path) -> None:
+        """The rows so far into a checkpoint, and TensorBoard's to the disk."""
+        save_rows(self.folder, checkpoint)
+        if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            writer.flush()
+            flush_events(Path(writer.log_dir))
+
+    def load(self, checkpoint: Path) -> None:
+        """The rows that were written before a checkpoint, whatever has become of them since."""
+        if self.accelerator.is_main_process:
+            load_rows(self.folder, checkpoint)
+
+    def row(self, step: int, row: dict[str, float]) -> None:
+        """One row of metrics."""
+        self._row(METRICS, step, row)
+
+    def evaluation(self, step: int, row: dict[str, float]) -> None:
+        """One evaluation's metrics, in a file of their own."""
+        self._row(EVALUATIONS, step, row)
+
+    def event(self, file: str, row: dict[str, Any], text: str) -> None:
+        """Something that went wrong: a row of a file, SKIPPED or WARNINGS, and a printed line."""
+        write_event(self.folder / file, row, text)
+
+    def _row(self, file: str, step: int, row: dict[str, float]) -> None:
+        self.wrote = True
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_row(self.folder / file, {"step": step, **row})
+        if self.is_open:
+            self.accelerator.log(row, step=step)
+
+    def completions(self, rows: list[dict[str, Any]]) -> None:
+        """Rows of completions.jsonl."""
+        if self.accelerator.is_main_process:
+            write_rows(self.folder / "completions.jsonl", rows)
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Sample responses of a step: rows with prompt, response, score."""
+        if not self.accelerator.is_main_process:
+            return
+        for row in rows:
+            append_row(self.folder / SAMPLES, {"step": step, **row})
+        if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            for i, row in enumerate(rows):
+                text = f"prompt: {row['prompt']}\n\nresponse: {row['response']}\n\nscore: {row['score']:.3f}"
+                writer.add_text(f"samples/{i}", verbatim(text), step)
+
+    def end(self) -> None:
+        """Flush and close the trackers; the process group stays."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.is_open = False
+
+
+def _is_board(tracker: Any) -> bool:
+    return str(tracker) == "tensorboard" or isinstance(tracker, TensorBoardTracker)  # the latter from an earlier start
+
+
+def board_folder(run_name: str | None) -> str:
+    """Where TensorBoard's files go, in the run's folder: `tensorboard`, and in it a folder of the run's name."""
+    return os.path.join("tensorboard", (run_name or "").replace(os.sep, "_").strip("."))
+
+
+def verbatim(text: str) -> str:
+    """Markdown that shows text as it is: every line indented by four blanks, whatever ends it."""
+    return "    " + text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\n    ")
+
+
+def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: dict[str, Any]) -> None:
+    """TensorBoard scalars, texts and settings of a stage that has one result and no steps, in the place of earlier."""
+    board = folder / "tensorboard"
+    for old in board.glob("events.*.summary"):
+        old.unlink()
+    with SummaryWriter(str(board), filename_suffix=".summary") as writer:
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, 0)
+        for name, text in texts.items():
+            writer.add_text(name, verbatim(text), 0)
+        writer.add_text("config", verbatim(json.dumps(config, indent=2, default=str)), 0)
+
+
+def write_event(path: Path, row: dict[str, Any], text: str) -> None:
+    """A row of a file and a printed line, on rank 0."""
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        append_row(path, row)
+        print(printable(text), flush=True)  # it names prompts, whose ids may be anything
+
+
+def save_rows(folder: Path, checkpoint: Path) -> None:
+    """The rows so far into a checkpoint."""
+    for name in _FILES:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, checkpoint / name)
+
+
+def load_rows(folder: Path, checkpoint: Path) -> None:
+    """The rows that were written before a checkpoint, whatever has become of them since."""
+    for name in _FILES:
+        if (checkpoint / name).exists():
+            write_bytes(folder / name, (checkpoint / name).read_bytes())
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def flush_events(board: Path) -> None:
+    """TensorBoard's files, to the disk."""
+    for path in board.glob("events.*"):
+        flush(path)
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after last_step, and a last line that was cut off while it was written.
+
+    So goes the row by which transformers' Trainer sums a run up: whoever goes on writes another.
+    """
+    if not path.exists():
+        return
+    kept = []
+    # Not splitlines: it would also cut inside a text with U+2028 or U+0085, which JSON leaves as they are.
+    # And bytes, since a line may be cut inside a character.
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError:
+            continue
+        if row.get("step", 0) <= last_step and "train_runtime" not in row:
+            kept.append(line)
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def keep_events(board: Path, last_step: int) -> None:
+    """Drop TensorBoard's values after last_step, and a last one that was cut off while it was written.
+
+    TensorBoard itself would hide them (`purge_step`), but by the order of the files' names, in which there is a clock.
+    """
+    for path in board.glob("events.*"):
+        if not path.name.endswith(".summary"):
+            records = list(RawEventFileLoader(str(path)).Load())
+            ended = next((i for i, record in enumerate(records) if _sums_up(Event.FromString(record))), None)
+            kept = [record for record in records[:ended] if _is_kept(Event.FromString(record), last_step)]
+            aside = path.with_name(f".{path.name}")
+            with writing(path):
+                with aside.open("wb") as file:
+                    for record in kept:
+                        RecordWriter(file).write(record)
+                flush(aside)
+                os.replace(aside, path)
+
+
+def _is_kept(event: Event, last_step: int) -> bool:
+    return event.WhichOneof("what") != "summary" or event.step <= last_step
+
+
+def _sums_up(event: Event) -> bool:
+    """Of the row by which transformers' Trainer sums a run up; after it come the epoch, and the end of the file."""
+    return any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)

@@ -1,0 +1,224 @@
+"""Before an allocation is burnt: what a run would take, held against what it takes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from tiny_recipe import recipe
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from rlhf.cli import train_ppo, train_reward
+from rlhf.cli.script import run_script
+from rlhf.memory_estimate import account as memory
+from rlhf.memory_estimate.account import GB, Part, Sharding, peak
+
+ROOT = Path(__file__).parents[2]
+
+
+def ask(main, monkeypatch, capsys, *argv):
+    monkeypatch.setattr("sys.argv", ["script", *map(str, argv), "--dry_run", "true"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    said = capsys.readouterr()
+    return stop.value.code, said.out, [line for line in said.err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A recipe, and the reward stage of its run as if trained."""
+    folder = recipe(tmp_path / "recipe")
+    reward = tmp_path / "runs" / "tiny" / "reward"
+    tiny.gpt2_reward().save_pretrained(reward)
+    tiny.gpt2_tokenizer().save_pretrained(reward)
+    (reward / "run.json").write_text(json.dumps({"stage": "reward", "status": "done"}))
+    return folder, ["--run", "tiny", "--runs_dir", tmp_path / "runs"]
+
+
+def test_ppo_says_roles_steps_and_memory_and_leaves_nothing(study, monkeypatch, capsys, tmp_path):
+    folder, where = study
+    code, said, _ = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_lora.yaml", *where)
+    assert code == 0, said
+    assert "engine NO, 1 processes, 3 PPO steps" in said  # 10 prompts in batches of 4
+    assert re.search(r"policy: .*base, [\d,]+ parameters, [\d,]+ trained \(\d+\.\d+%\)", said)
+    assert re.search(r"peak: \d+\.\d+ GB of", said)
+    assert sorted(p.name for p in (tmp_path / "runs" / "tiny").iterdir()) == ["reward"]
+
+
+def test_reward_says_pairs_and_steps(study, monkeypatch, capsys):
+    folder, where = study
+    where[1] = "other"
+    code, said, _ = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
+    assert code == 0, said
+    assert "engine NO, 1 processes\n16 pairs, 2 steps of 8" in said
+
+
+def test_too_little_memory_is_an_error(study, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "device_bytes", lambda use_cpu: 0.1 * GB)
+    folder, where = study
+    code, _, errors = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_full.yaml", *where)
+    assert code == 2
+    assert re.fullmatch(r"error: memory: expected \d+\.\d GB per device, found 0\.1 GB", errors[0])
+
+
+def test_a_model_without_weights_is_an_error(study, monkeypatch, capsys):
+    folder, where = study
+    (folder / "base" / "model.safetensors").unlink()
+    code, _, errors = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_full.yaml", *where)
+    assert code == 2
+    assert "expected weights as .safetensors, found none" in errors[0]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(study, monkeypatch, capsys, tmp_path):
+    folder, _ = study
+    (tmp_path / "file").write_text("")
+    where = ["--run", "x", "--runs_dir", tmp_path / "file"]
+    code, _, errors = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
+    assert code == 2
+    assert "expected one that can be written" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            ["--response_length", "250"],
+            r"error: train_dataset: expected prompts of at most 6 tokens, so that response_length=250 more fit the "
+            r"model's 256 positions, found one of \d+; see max_prompt_tokens and long_prompts",
+        ),
+        (["--max_prompt_tokens", "5"], r"error: train_dataset row 0: expected 1 to 5 tokens, found \d+"),
+    ],
+)
+def test_prompts_are_refused_as_the_run_would_refuse_them(study, monkeypatch, capsys, argv, expected):
+    folder, where = study
+    told = []
+    for dry in ("true", "false"):
+        command = ["--config", folder / "ppo_full.yaml", *where, *argv, "--dry_run", dry]
+        monkeypatch.setattr("sys.argv", ["script", *map(str, command)])
+        with pytest.raises(SystemExit):
+            run_script(train_ppo.main)
+        told += [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(expected, told[0])
+    assert told == told[:1] * 2
+
+
+def test_long_prompts_may_be_left_out(study, monkeypatch, capsys):
+    folder, where = study
+    argv = ["--response_length", "200", "--max_prompt_tokens", "56", "--long_prompts", "drop"]
+    code, said, errors = ask(train_ppo.main, monkeypatch, capsys, "--config", folder / "ppo_full.yaml", *where, *argv)
+    assert code == 0, errors
+    assert "PPO steps" in said
+
+
+def test_pairs_longer_than_the_model_are_refused(study, monkeypatch, capsys):
+    folder, where = study
+    where[1] = "other"
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps(config | {"n_positions": 16}))
+    code, _, errors = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
+    assert code == 2
+    assert re.fullmatch(r"error: max_length: expected at most the model's 16 positions, found a pair of \d+", errors[0])
+
+
+@pytest.mark.parametrize(("name", "script"), [("ppo_full", train_ppo), ("reward", train_reward)])
+def test_an_engine_that_training_refuses_is_refused(study, monkeypatch, capsys, name, script):
+    folder, where = study
+    where[1] = "tiny" if name == "ppo_full" else "other"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, said, errors = ask(script.main, monkeypatch, capsys, "--config", folder / f"{name}.yaml", *where)
+    assert code == 2, said
+    assert errors[0].startswith("error: engine: expected FSDP, found NO; on CPUs accelerate does not apply it")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo_full", "ppo_lora"])
+def test_zero3_is_counted_and_not_applied(study, tmp_path, name):
+    """Under it no model could be copied, nor a layer of it be run without an engine."""
+    folder, where = study
+    file = tmp_path / "zero3.yaml"
+    config = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
+    file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": 2, "main_process_port": 0}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
+    command += [ROOT / "scripts" / "train_ppo.py", "--config", folder / f"{name}.yaml", *where, "--dry_run", "true"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("engine DEEPSPEED ZeRO-3, 2 processes, 2 PPO steps") == 1  # 10 prompts in batches of 8
+    assert done.stdout.count("peak: ") == 1
+
+
+def test_what_each_stage_spreads():
+    """100 parameters of 4 bytes under AdamW on 4 processes, by hand."""
+    model = torch.nn.Linear(100, 1, bias=False)
+
+    def taken(stage):
+        part = Sharding(stage, 4).trained("policy", model, "adamw_torch")
+        return part.weights, part.optimizer, part.gradients, part.rollout
+
+    assert taken(0) == (400, 800, 800, 0)  # gradients, and the buckets they are sent in
+    assert taken(1) == (400, 300, 400, 0)  # two states and a copy of the weights, a quarter of each
+    assert taken(2) == (400, 300, 100, 0)
+    assert taken(3) == (100, 300, 100, 300)  # whole while responses are made
+    assert Sharding(3, 4).frozen("reward", model) == Part("reward", 100, rollout=300)
+    assert Sharding(0, 1).trained("policy", model, "adamw_bnb_8bit").optimizer == 200
+    # In main memory until they are gathered for a rollout.
+    offloaded = Sharding(3, 4, offload=True, offload_weights=True)
+    assert offloaded.trained("policy", model, "adamw_torch") == Part("policy", 0, 0, 100, rollout=400)
+    # bf16 under ZeRO-2: weights and gradients of 2 bytes, states and a copy of the weights of 4.
+    half = Sharding(2, 4, half=True)
+    assert half.trained("policy", model, "adamw_torch") == Part("policy", 200, 300, 50)
+    assert half.frozen("reward", model) == Part("reward", 200)
+
+
+def test_the_peak_is_what_is_there_at_once():
+    parts = [Part("policy", 5, 10, 5), Part("activations", rollout=3, learning=7), Part("merged", saving=6)]
+    assert peak(parts, 1, keeps_freed=False) == 1 + 15 + 12
+    assert peak(parts, 1, keeps_freed=True) == 1 + 15 + 12 + 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppo_full", "ppo_lora"])
+def test_the_estimate_is_within_a_quarter_of_the_peak(tmp_path, stage):
+    """45 million parameters, so that the models outweigh the process."""
+    config = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config |= {"vocab_size": 16000, "max_position_embeddings": 512, "eos_token_id": 2, "pad_token_id": 2}
+    folder = recipe(tmp_path / "recipe", **{stage: {"response_length": 32}})
+    shutil.rmtree(folder / "base")
+    reward = tmp_path / "runs" / "big" / "reward"
+    for model, path in (
+        (LlamaForCausalLM(LlamaConfig(**config)), folder / "base"),
+        (LlamaForSequenceClassification(LlamaConfig(**config, num_labels=1)), reward),
+    ):
+        model.save_pretrained(path)
+        tiny.chat_tokenizer().save_pretrained(path)
+    (reward / "run.json").write_text(json.dumps({"stage": "reward", "status": "done"}))
+    settings = yaml.safe_load((folder / f"{stage}.yaml").read_text()) | {"per_device_train_batch_size": 4}
+    settings |= {"max_steps": 2}  # the second one has the optimizer's states beside its gradients
+    (folder / f"{stage}.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, str(ROOT / "scripts" / "train_ppo.py"), "--config", str(folder / f"{stage}.yaml")]
+    command += ["--run", "big", "--runs_dir", str(tmp_path / "runs")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    environment |= dict.fromkeys(["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"], "4294967296")
+    dry = subprocess.run(
+        [*command, "--dry_run", "true"], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    estimate = float(re.search(r"peak: (\d+\.\d+) GB", dry.stdout)[1])
+    # A process of its own in between, so that the peak is this child's alone.
+    watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+    watch += "print('kilobytes', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    real = subprocess.run(
+        [sys.executable, "-c", watch, *command], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert real.returncode == 0, real.stderr[-2000:]
+    measured = int(re.search(r"kilobytes (\d+)", real.stdout)[1]) * 1024 / GB
+    print(dry.stdout)
+    print(f"{stage}: estimated {estimate:.2f} GB, measured {measured:.2f} GB")
+    assert measured == pytest.approx(estimate, rel=0.25)

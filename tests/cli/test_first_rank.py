@@ -1,0 +1,32 @@
+"""Whether a stage is done, or the one before it is, all ranks hear from rank 0: their own file systems may be late."""
+
+import pytest
+
+from rlhf.cli import evaluate, train_ppo, train_reward
+from rlhf.errors import UserError
+from rlhf.storage import run_folder
+
+# Script -> flags, by which it ends where it would fetch something; and what rank 0 says before.
+SCRIPTS = {
+    train_reward: (["--model_name_or_path", "./none", "--dataset_name", "./none"], [False]),
+    train_ppo: (["--model_name_or_path", "./none", "--bf16", "false"], [False, "reward"]),
+    evaluate: (["--base_model", "./none"], [False, ("reward", None), ({}, {})]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("done", [True, False])
+def test_a_rank_looks_at_no_stage_itself(script, done, tmp_path, monkeypatch, capsys):
+    """On another rank from_main returns what rank 0 has found, and asks nothing."""
+    argv, said = SCRIPTS[script]
+    answers = iter([True] if done else said)
+    monkeypatch.setattr(run_folder, "read_json", None)
+    monkeypatch.setattr(script, "from_main", lambda ask: next(answers))
+    monkeypatch.setattr("sys.argv", ["script", "--run", "none", "--runs_dir", str(tmp_path), *argv])
+    if done:
+        script.main()
+        assert ": done already in " in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match=r"\./none"):
+            script.main()
+    assert list(answers) == []

@@ -1,0 +1,90 @@
+"""How many processes pipeline.py starts, and under what: the commands, without running them."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf.cli import pipeline
+from rlhf.errors import UserError
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Call pipeline.py on a machine with so many accelerators; returns the commands of its stages."""
+    commands = []
+
+    def start(devices, *flags):
+        commands.clear()
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: devices > 0)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+        argv = ["pipeline", "--run", "x", "--runs_dir", str(tmp_path), *flags]
+        monkeypatch.setattr("sys.argv", argv)
+        pipeline.main()
+        return [" ".join(command) for command in commands if "report.py" not in command[1]]
+
+    def record(command, **options):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    done = iter([False, True] * 99)
+    monkeypatch.setattr(pipeline, "is_done", lambda folder: next(done))
+    monkeypatch.setattr(subprocess, "run", record)
+    for name in ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    return start
+
+
+@pytest.mark.parametrize(
+    ("devices", "flags", "engine", "processes"),
+    [
+        (8, [], "multi_gpu", 8),
+        (1, [], "single_gpu", 1),
+        (8, ["--num_processes", "1"], "single_gpu", 1),
+        (8, ["--num_processes", "4"], "multi_gpu", 4),
+        (1, ["--engine", "zero2"], "zero2", 1),
+        (1, ["--engine", "zero3"], "zero3", 1),
+        (1, ["--engine", "fsdp2"], "fsdp2", 1),
+        (8, ["--engine", "zero3"], "zero3", 8),
+        (8, ["--engine", "multi_cpu", "--num_processes", "3"], "multi_cpu", 3),
+    ],
+)
+def test_a_process_for_each_device_unless_told_otherwise(machine, devices, flags, engine, processes):
+    commands = machine(devices, *flags)
+    assert len(commands) == 5
+    for command in commands:
+        assert f"accelerate_configs/{engine}.yaml --num_processes {processes} " in command
+    assert os.environ.get("ACCELERATE_USE_CPU") == ("true" if engine == "multi_cpu" else None)
+
+
+def test_without_a_device_one_process_and_no_launcher(machine):
+    assert not any("accelerate" in command for command in machine(0))
+    assert os.environ["ACCELERATE_USE_CPU"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("devices", "flags", "words"),
+    [
+        (2, ["--num_processes", "3"], "^num_processes: expected at most 2, one for each device, found 3$"),
+        (4, ["--engine", "single_gpu", "--num_processes", "4"], "^num_processes: expected 1 with engine single_gpu"),
+        (0, ["--engine", "cpu", "--num_processes", "2"], "^num_processes: expected 1 with engine cpu, found 2"),
+        (2, ["--num_processes", "0"], "^num_processes: expected at least 1, found 0$"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(machine, devices, flags, words):
+    with pytest.raises(UserError, match=words):
+        machine(devices, *flags)
+
+
+def test_slurm_is_told_the_processes_of_a_node(machine, monkeypatch):
+    told = {}
+    monkeypatch.setattr(pipeline.shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, env, check: told.update(env) or SimpleNamespace(returncode=0)
+    )
+    machine(0, "--executor", "slurm", "--num_processes", "4")
+    assert told["RLHF_PROCESSES"] == "4"
+    assert told["RLHF_ENGINE"] == ""

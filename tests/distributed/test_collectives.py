@@ -1,0 +1,94 @@
+"""What processes agree on before they compute, and sums on devices that have no float64."""
+
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import PartialState
+from tiny_ppo import trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rlhf.cli import evaluate
+from rlhf.distributed.collectives import all_sum, join_processes
+from rlhf.functional.gae import wide, widest
+
+
+class Met(Exception):  # noqa: N818
+    """The processes would have met here."""
+
+
+@pytest.fixture
+def meeting(monkeypatch):
+    """One of two ranks, as a launcher starts it, up to the moment when it would wait for the other."""
+    asked = {}
+
+    def meet(**given):
+        asked.update(given)
+        raise Met
+
+    before = dict(PartialState._shared_state)
+    PartialState._reset_state()
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    yield asked
+    PartialState._reset_state()
+    PartialState._shared_state.update(before)
+
+
+def test_scripts_without_training_arguments_wait_as_long_as_training(meeting):
+    with pytest.raises(Met):
+        join_processes(1800)
+    assert meeting["timeout"] == timedelta(minutes=30)
+    assert meeting["backend"] == "gloo"
+
+
+def test_the_evaluation_waits_as_long_as_its_recipe_says(meeting, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["evaluate", "--runs_dir", str(tmp_path), "--ddp_timeout", "77"])
+    with pytest.raises(Met):
+        evaluate.main()
+    assert meeting["timeout"] == timedelta(seconds=77)
+
+
+class NoDoubles(TorchDispatchMode):
+    """A device without float64, as Apple's: making such a tensor is a TypeError."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(found)):
+            raise TypeError(f"Cannot convert to float64 on this device: {func}")
+        return found
+
+
+@pytest.fixture
+def without_doubles():
+    widest.cache_clear()
+    with NoDoubles():
+        yield
+    widest.cache_clear()
+
+
+def test_a_step_of_ppo_needs_no_float64_where_there_is_none(tmp_path):
+    widest.cache_clear()
+    run = trainer(tmp_path, max_steps=1, use_score_scaling=False)
+    try:
+        with NoDoubles():
+            run.train()
+    finally:
+        widest.cache_clear()
+    assert run.state.global_step == 1
+
+
+def test_sums_are_double_where_the_device_has_it(without_doubles):
+    accelerator = SimpleNamespace(reduce=lambda values, reduction: values)
+    assert all_sum(accelerator, torch.ones(2)).dtype == torch.float32
+
+
+def test_sums_are_double_elsewhere():
+    accelerator = SimpleNamespace(reduce=lambda values, reduction: values)
+    assert all_sum(accelerator, torch.ones(2)).dtype == torch.float64
+    assert wide(torch.ones(2, dtype=torch.int64)).dtype == torch.float64

@@ -1,0 +1,77 @@
+"""What of an FSDP config is not supported is refused by one line, before anything trains."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+
+from rlhf.distributed.launch import check_engine, check_fsdp, engine_name
+from rlhf.errors import UserError
+from rlhf.ppo.roles import check_shardable
+
+FSDP = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, mixed_precision="no")
+REFUSED = {
+    ("FSDP_VERSION", "1"): "fsdp_version: expected 2, found 1",
+    ("FSDP_OFFLOAD_PARAMS", "true"): "fsdp_offload_params: expected false",
+    ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true"): "fsdp_cpu_ram_efficient_loading: expected false",
+    ("FSDP_ACTIVATION_CHECKPOINTING", "true"): "fsdp_activation_checkpointing: expected false",
+    ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP"): "fsdp_auto_wrap_policy: expected TRANSFORMER_BASED_WRAP",
+}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """As `accelerate launch` starts a process with accelerate_configs/fsdp2.yaml."""
+    for name in ("OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING", "ACTIVATION_CHECKPOINTING"):
+        monkeypatch.setenv(f"FSDP_{name}", "false")
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+
+
+def test_the_projects_own_config_is_taken(launched):
+    check_engine(FSDP)
+    assert engine_name(FSDP) == "FSDP2"
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_other_fsdp_configs_are_refused(launched, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        check_engine(FSDP)
+    assert str(error.value).startswith(REFUSED[name, value])
+    assert str(error.value).endswith("; see accelerate_configs/fsdp2.yaml")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # another engine does not read it
+    check_fsdp()
+
+
+def test_without_a_version_accelerate_takes_the_first(launched, monkeypatch):
+    monkeypatch.delenv("FSDP_VERSION")
+    with pytest.raises(UserError, match="fsdp_version: expected 2, found 1"):
+        check_engine(FSDP)
+
+
+class Trained(nn.Module):
+    """As much of an actor-critic as says what is sharded with what."""
+
+    _no_split_modules = ("Linear",)
+
+    def __init__(self, block: torch.dtype, head: torch.dtype, quantised: bool = False) -> None:
+        super().__init__()
+        self.policy, self.critic = nn.Sequential(nn.Linear(2, 2, dtype=block)), nn.LayerNorm(2, dtype=head)
+        self.policy.is_quantized = quantised
+
+
+def test_a_block_is_of_one_precision():
+    bf16, whole = torch.bfloat16, torch.float32
+    check_shardable(FSDP, Trained(bf16, whole))  # each a group of its own
+    mixed = Trained(bf16, whole)
+    mixed.critic.more = nn.Embedding(2, 2, dtype=bf16)
+    with pytest.raises(UserError, match="dtype: expected one for policy and critic under FSDP2, found bfloat16 and fl"):
+        check_shardable(FSDP, mixed)
+    mixed.critic.more.requires_grad_(False)  # what is not trained may be in another
+    check_shardable(FSDP, mixed)
+    with pytest.raises(UserError, match="engine: expected no quantised weights under FSDP2"):
+        check_shardable(FSDP, Trained(whole, whole, quantised=True))

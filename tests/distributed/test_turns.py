@@ -1,0 +1,33 @@
+"""Several processes: who goes first, and that all end where one fails."""
+
+from workers import launch
+
+TURNS = """
+import time
+from rlhf.distributed.collectives import all_rows, main_process_first, on_all
+run = trainer(**options)
+rank, diary = run.accelerator.process_index, folder / "diary"
+with main_process_first():
+    if rank == 0:
+        time.sleep(0.5)
+    with diary.open("a") as file:
+        file.write(f"{rank} ")
+assert diary.read_text().startswith("0 ")
+ends = []
+for failing in (0, 1):
+    try:
+        with main_process_first():
+            if rank == failing:
+                raise KeyError(f"of {rank}")
+            ends.append("ran")
+    except (KeyError, SystemExit) as end:
+        ends.append(repr(end))
+assert ends == (["KeyError('of 0')", "ran", "SystemExit(2)"], ["SystemExit(2)", "KeyError('of 1')"])[rank], ends
+assert on_all(lambda: rank) == rank
+assert all_rows([len(ends)]) == [3, 2]
+"""
+
+
+def test_rank_0_goes_first_and_where_one_fails_all_end(tmp_path):
+    launch(tmp_path, TURNS, {"max_steps": 1}, processes=2)
+    assert (tmp_path / "diary").read_text() == "0 1 "

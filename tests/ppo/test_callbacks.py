@@ -1,0 +1,195 @@
+"""Steps, logs, evaluations, checkpoints and callbacks happen when the arguments say so."""
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_ppo import metrics, trainer
+from transformers import TrainerCallback
+
+from rlhf.errors import UserError
+from rlhf.storage.checkpoint import checkpoints
+
+UNSEEN = [{"prompt": f"unseen {i}", "prompt_id": f"u{i}"} for i in range(5)]
+
+
+class Diary(TrainerCallback):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.events = []
+
+    def __getattribute__(self, name):
+        if name.startswith("on_"):
+            return lambda args, state, control, **kwargs: self.events.append((name, state.global_step))
+        return super().__getattribute__(name)
+
+
+def steps(folder, name="metrics.jsonl"):
+    return [json.loads(line)["step"] for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "logged"),
+    [
+        ({}, [1, 2, 3, 4]),
+        ({"logging_steps": 2}, [2, 4]),
+        ({"logging_steps": 3, "logging_first_step": True}, [1, 3]),
+        ({"logging_strategy": "epoch"}, [2, 4]),
+        ({"logging_strategy": "no"}, []),
+        ({"max_steps": 3}, [1, 2, 3]),
+        ({"total_episodes": 9}, [1, 2, 3]),
+        ({"num_train_epochs": 1}, [1, 2]),
+    ],
+)
+def test_rows_are_logged_when_the_arguments_say_so(tmp_path, options, logged):
+    trainer(tmp_path, **options).train()
+    file = tmp_path / "metrics.jsonl"
+    assert (steps(tmp_path) if file.exists() else []) == logged
+
+
+def test_callbacks_are_told_everything_in_order(tmp_path):
+    diary = Diary()
+    given = {"callbacks": [diary], "eval_dataset": UNSEEN}
+    trainer(tmp_path, given=given, eval_strategy="epoch", save_strategy="epoch", num_ppo_epochs=1).train()
+    step = ["on_step_begin", "on_substep_end", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step"]
+    epoch = ["on_epoch_begin", *step, "on_step_end", "on_log", *step, "on_step_end", "on_log"]
+    epoch += ["on_epoch_end", "on_evaluate", "on_save"]
+    assert [name for name, _ in diary.events] == ["on_init_end", "on_train_begin", *epoch, *epoch, "on_train_end"]
+    assert [n for name, n in diary.events if name == "on_step_end"] == [1, 2, 3, 4]
+
+
+def test_a_callback_may_stop_the_run(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    trainer(tmp_path, given={"callbacks": [Stop]}).train()
+    assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluated"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 2}, [2, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 4]),
+        ({"eval_strategy": "epoch"}, [2, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 3}, [4]),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}, [0, 2, 4]),
+    ],
+)
+def test_evaluation_over_the_whole_set(tmp_path, options, evaluated):
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, per_device_eval_batch_size=2, **options)
+    asked = []
+    sample = run.actor.sample
+    run.actor.sample = lambda prompts, step, *rest: (
+        asked.extend(p.prompt_id for p in prompts),
+        sample(prompts, step, *rest),
+    )[1]
+    run.train()
+    assert steps(tmp_path, "eval_metrics.jsonl") == evaluated
+    assert [i for i in asked if i.startswith("u")] == ["u0", "u1", "u2", "u3", "u4"] * len(evaluated)
+    row = json.loads((tmp_path / "eval_metrics.jsonl").read_text().splitlines()[-1])
+    assert {
+        "eval/scores",
+        "eval/kl_per_token",
+        "eval/response_length",
+        "eval/eos_rate",
+        "eval/rewards/reward/mean",
+    } <= set(row)
+
+
+def test_several_evaluation_sets_have_their_own_names(tmp_path):
+    run = trainer(tmp_path, given={"eval_dataset": {"easy": UNSEEN[:2], "hard": UNSEEN[2:]}})
+    found = run.evaluate()
+    assert {name.split("/")[0] for name in found} == {"eval_easy", "eval_hard"}
+    assert found == run.evaluate()  # the same random numbers each time
+    whole = run.evaluate(UNSEEN)
+    assert whole["eval/scores"] == pytest.approx(
+        0.4 * found["eval_easy/scores"] + 0.6 * found["eval_hard/scores"], abs=1e-5
+    )
+
+
+def test_completions_over_the_whole_set_and_over_one_batch(tmp_path):
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, per_device_eval_batch_size=2)
+    rows = run.generate_completions()
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in UNSEEN]
+    assert {"response", "score"} <= set(rows[0])
+    assert [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()] == rows
+    assert run.generate_completions(sampling=True) == rows[:2]
+
+
+def test_without_an_evaluation_set_it_says_so(tmp_path):
+    run = trainer(tmp_path)
+    for call in (run.evaluate, run.generate_completions):
+        with pytest.raises(UserError, match="eval_dataset: expected one"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({"save_strategy": "steps", "save_steps": 1}, [1, 2, 3, 4]),
+        ({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}, [3, 4]),
+        ({"save_strategy": "steps", "save_steps": 3}, [3, 4]),
+        ({"save_strategy": "epoch"}, [2, 4]),
+        ({"save_strategy": "no"}, []),
+    ],
+)
+def test_checkpoints_are_kept_as_asked_for(tmp_path, options, saved):
+    trainer(tmp_path, **options).train()
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n}" for n in saved]
+
+
+def test_resume_from_the_newest_and_without_one(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="expected checkpoints in"):
+        trainer(tmp_path / "none").train(resume_from_checkpoint=True)
+
+
+def test_tensorboard_has_scalars_texts_and_settings(tmp_path):
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, report_to="tensorboard", eval_strategy="epoch", max_steps=2)
+    run.train()
+    (folder,) = {path.parent for path in (tmp_path / "tensorboard").glob("events*")}
+    seen = EventAccumulator(str(folder)).Reload()
+    rows = metrics(tmp_path)
+    for name in ("objective/kl_per_token", "objective/scores", "lr", "value/explained_variance"):
+        assert [(e.step, pytest.approx(e.value, abs=1e-5)) for e in seen.Scalars(name)] == [
+            (r["step"], r[name]) for r in rows
+        ]
+    assert [e.step for e in seen.Scalars("eval/scores")] == [2]
+    assert any(tag.startswith("samples/0") for tag in seen.Tags()["tensors"])
+
+
+def test_the_data_order_follows_data_seed_and_sampling_does_not(tmp_path):
+    orders = []
+    for i, options in enumerate([{}, {"data_seed": 5}, {"data_seed": 6}]):
+        run = trainer(tmp_path / str(i), max_steps=1, **options)
+        run.act = lambda step, batch, act=run.act: (orders.append([p.prompt_id for p in batch]), act(step, batch))[1]
+        run.train()
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("options", [{"eval_strategy": "steps", "eval_steps": 2}, {"eval_on_start": True}])
+def test_evaluations_without_an_evaluation_set_are_refused_before_training(tmp_path, options):
+    with pytest.raises(UserError, match=f"^eval_dataset: expected one for {next(iter(options))}, found none"):
+        trainer(tmp_path, **options)
+
+
+def test_a_schedule_that_follows_a_metric_is_refused(tmp_path):
+    weights = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    given = {"optimizers": (weights, torch.optim.lr_scheduler.ReduceLROnPlateau(weights))}
+    with pytest.raises(UserError, match=r"^optimizers: expected .*found ReduceLROnPlateau"):
+        trainer(tmp_path, given=given)
+
+
+def test_the_schedule_has_the_options_it_was_given(tmp_path):
+    """Half a cosine from 1 down to a tenth, over four steps, by hand."""
+    options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    trainer(tmp_path, max_steps=4, **options).train()
+    # min + (1 - min) * (1 + cos(pi * t)) / 2 at t = 0, 1/4, 1/2, 3/4
+    expected = [1.0, 0.1 + 0.9 * 0.853553, 0.1 + 0.9 * 0.5, 0.1 + 0.9 * 0.146447]
+    assert [row["lr"] / 1e-3 for row in metrics(tmp_path)] == pytest.approx(expected, abs=1e-5)

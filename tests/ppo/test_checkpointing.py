@@ -1,0 +1,96 @@
+"""A run goes on from a checkpoint with what it was written with, or one line says what differs."""
+
+import json
+import shutil
+
+import pytest
+from peft import LoraConfig
+from tiny_ppo import PROMPTS, trainer
+
+from rlhf.errors import UserError
+from rlhf.storage.disk import write_manifest
+
+OPTIONS = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    trainer(folder, lora=True, **OPTIONS).train()
+    return folder / "checkpoints" / "step-1"
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "step-1")
+
+
+def refusal(folder, checkpoint, given=None, **options):
+    """What a run says that is to go on from the checkpoint: one line."""
+    settings = {"lora": True, "max_steps": 2} | options
+    with pytest.raises(UserError) as refused:
+        trainer(folder, given=given, **settings).train(resume_from_checkpoint=checkpoint)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_another_adapter_is_one_line(tmp_path, checkpoint):
+    wider = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    said = refusal(tmp_path / "new", checkpoint, given={"peft_config": wider})
+    assert said.startswith(f"{checkpoint}: expected the models and the optimizer that it was written with (")
+    assert "lora_r" in said
+    assert "size mismatch" in said
+
+
+def test_no_adapter_is_one_line(tmp_path, checkpoint):
+    said = refusal(tmp_path / "new", checkpoint, lora=False)
+    assert said.startswith(f"{checkpoint}: expected the models and the optimizer that it was written with (")
+
+
+@pytest.mark.parametrize("name", ["warnings", "skipped_in_a_row", "episode"])
+def test_a_step_json_without_a_fact_names_it(tmp_path, checkpoint, name):
+    path = checkpoint / "step.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+    write_manifest(checkpoint)
+    assert refusal(tmp_path / "new", checkpoint) == f"{path}: expected what a PPO run writes there, found no '{name}'"
+
+
+@pytest.mark.parametrize("warnings", [None, [], {}, {"kls": 1}])
+def test_warnings_that_are_none_are_named(tmp_path, checkpoint, warnings):
+    path = checkpoint / "step.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": warnings}))
+    write_manifest(checkpoint)
+    assert refusal(tmp_path / "new", checkpoint).startswith(f"{path}: expected what a PPO run writes there, found ")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"no": 1}'])
+def test_a_state_of_callbacks_that_is_none_is_named(tmp_path, checkpoint, content):
+    path = checkpoint / "trainer_state.json"
+    path.unlink() if content is None else path.write_text(content)
+    write_manifest(checkpoint)
+    assert refusal(tmp_path / "new", checkpoint).startswith(f"{path}: expected what a PPO run writes there, found ")
+
+
+WORDS = [{"prompt": [{"role": "user", "content": f"other words {i}"}]} for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"rows": WORDS}, "train_dataset 7 prompts "),  # the same ids, which are the numbers of the rows
+        ({"rows": PROMPTS[::-1]}, "train_dataset 7 prompts "),
+        ({"rows": [row | {"prompt_id": f"p{i}"} for i, row in enumerate(PROMPTS)]}, "train_dataset 7 prompts "),
+        ({"seed": 6}, "seed 5, with which it was written, found 6"),
+        ({"data_seed": 6}, "data_seed 5, with which it was written, found 6"),
+        ({"seed": 6, "data_seed": 5}, "seed 5, with which it was written, found 6"),
+    ],
+)
+def test_other_data_in_another_order_are_refused(tmp_path, checkpoint, changes, name):
+    assert refusal(tmp_path / "new", checkpoint, **changes).startswith(f"{checkpoint}: expected {name}")
+
+
+def test_more_steps_and_the_seed_by_its_other_name_are_no_other_data(tmp_path, checkpoint):
+    run = trainer(tmp_path / "new", lora=True, max_steps=2, data_seed=5)
+    run.train(resume_from_checkpoint=checkpoint)
+    assert run.state.global_step == 2
+    assert run.episode == 7  # 4 and 3: every prompt once

@@ -1,0 +1,146 @@
+"""What a run that goes wrong says, on rows worked by hand, and through the trainer."""
+
+import json
+
+import pytest
+from test_rollout import config
+from tiny_ppo import trainer
+
+from rlhf.ppo.health import AGAIN, Watch, line
+
+# A step that nothing is to be said of.
+WELL = {
+    "objective/kl_per_token": 0.03,
+    "objective/entropy": 20.0,
+    "objective/response_length": 10.0,
+    "objective/eos_rate": 0.75,
+    "objective/scores": 1.0,
+    "objective/scores_std": 0.5,
+    "val/all_responses_same": 0.0,
+}
+
+
+def said(rows, n=8, **options):
+    """(step, kind, since) of every warning that rows, changes of WELL, lead to."""
+    found = []
+    watch = Watch(config(**options), found.append)
+    for step, row in enumerate(rows, start=1):
+        watch.look(step, WELL | row, n)
+    return [(row["step"], row["kind"], row["since"]) for row in found]
+
+
+def kls(*values):
+    return [{"objective/kl_per_token": value} for value in values]
+
+
+def kinds(folder):
+    return {json.loads(text)["kind"] for text in (folder / "warnings.jsonl").read_text().splitlines()}
+
+
+def two_points(completions, **_):
+    return [2.0] * len(completions)
+
+
+def test_a_run_that_is_well_is_quiet():
+    assert said([{}] * 200) == []
+    assert said(kls(0.0, 0.02, 0.05, 0.08, 0.09, -0.01, 0.1, 0.06)) == []
+
+
+def test_kl_over_the_limit_is_said_at_once_and_again_when_twice_as_large():
+    values = [0.2, 0.3, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0]
+    assert said(kls(*values)) == [(4, "kl_exploded", 4), (7, "kl_exploded", 4)]  # 1.3 is over 2 x 0.6
+
+
+def test_the_limit_of_kl_is_five_times_a_larger_target():
+    assert said(kls(0.9, 0.95, 1.05), kl_target=0.2) == [(3, "kl_exploded", 3)]
+
+
+def test_kl_that_triples_within_five_steps():
+    assert said(kls(0.04, 0.05, 0.11, 0.13)) == [(4, "kl_jumped", 4)]  # 0.13 is over 3 x 0.04, 0.11 is not
+    assert said(kls(0.01, 0.02, 0.05, 0.09)) == []  # ninefold, but within the band
+    assert said(kls(0.04, *[0.07] * 5, 0.13)) == []  # 0.04 is more than five steps ago
+    assert said(kls(0.04, 0.05, 0.11, 0.13), kl_target=0.1) == []  # not over twice the target
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("all_empty", {"objective/response_length": 1.0, "objective/eos_rate": 1.0, "val/all_responses_same": 1.0}),
+        ("all_cut", {"objective/eos_rate": 0.0}),
+        ("all_same", {"val/all_responses_same": 1.0}),
+        ("scores_flat", {"objective/scores_std": 0.0}),
+        ("scores_flat", {"objective/scores": -40.0, "objective/scores_std": 3e-6}),  # rounding of 40 x 40
+    ],
+)
+def test_what_collapsed_is_said_after_three_steps_in_a_row(kind, row):
+    row = {"objective/entropy": 2.0 * row.get("objective/response_length", 10.0)} | row  # a token's stays
+    assert said([{}, row, row, {}, row, row]) == []
+    assert said([{}, row, row, row, row, {}, row, row, row]) == [(4, kind, 2)]
+    assert said([row] * (AGAIN + 3)) == [(3, kind, 1), (3 + AGAIN, kind, 1)]
+
+
+def test_one_response_a_step_has_no_spread_to_speak_of():
+    assert said([{"objective/scores_std": 0.0}] * 9, n=1) == []
+
+
+def test_entropy_is_held_against_the_first_three_steps():
+    """2 nats a token at first; less than a tenth of it for three steps."""
+    begin, low = [{}] * 4, {"objective/entropy": 1.9}
+    assert said([*begin, *[{"objective/entropy": 2.1}] * 9]) == []
+    assert said([*begin, low, low, low]) == [(7, "entropy_collapsed", 5)]
+    shorter = {"objective/entropy": 5.0, "objective/response_length": 2.5}  # still 2 nats a token
+    assert said([*begin, *[shorter] * 9]) == []
+
+
+def test_a_step_with_nothing_finite_says_nothing():
+    assert said([dict.fromkeys(WELL, 0.0)] * 9) == []
+
+
+def test_scores_of_one_value_are_told_in_words_while_the_run_goes_on(tmp_path, capsys):
+    trainer(tmp_path, reward=two_points, max_steps=6).train()
+    rows = [json.loads(text) for text in (tmp_path / "warnings.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["kind"] == "scores_flat"]
+    assert (row["step"], row["since"], row["seen"]) == (3, 1, "all scores are 2")
+    assert line(row) in capsys.readouterr().out.splitlines()
+    assert line(row).startswith("warning: step 3: all scores are 2, since step 1; what usually helps: a reward that")
+
+
+def test_a_run_that_goes_on_repeats_the_warnings_of_the_steps_it_repeats(tmp_path):
+    options = {"reward": two_points, "save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, max_steps=4, **options).train()
+    assert "scores_flat" in kinds(tmp_path)  # of step 3
+    checkpoint = tmp_path / "checkpoints" / "step-2"
+    trainer(tmp_path, max_steps=5, **options).train(resume_from_checkpoint=checkpoint)
+    rows = [json.loads(text) for text in (tmp_path / "warnings.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["since"]) for row in rows if row["kind"] == "scores_flat"] == [(3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("response", "found"), [("eos", {"all_empty"}), ([9, 8, 7, 9, 8, 7], {"all_cut", "all_same"}), ("own", {"all_cut"})]
+)
+def test_responses_that_collapsed_are_seen_in_the_rollout(tmp_path, response, found):
+    def by_place(completions, **_):
+        return [float(i) for i in range(len(completions))]
+
+    run = trainer(tmp_path, reward=by_place, max_steps=3, num_ppo_epochs=1, learning_rate=0.0)
+    told = {"eos": [run.actor.eos_ids[0]], "own": None}.get(str(response), response)
+    run.actor.sample = lambda prompts, *_, **__: [told or [9 + i] * 6 for i, _ in enumerate(prompts)]
+    run.train()
+    assert kinds(tmp_path) == found
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_run_that_goes_on_warns_as_one_that_was_not_stopped(cut):
+    rows = [WELL | row for row in kls(0.2, 0.3, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0, 0.1)]
+    rows = [row | {"objective/eos_rate": 0.0} for row in rows]
+    whole, parts = [], []
+    watch = Watch(config(), whole.append)
+    for step, row in enumerate(rows, start=1):
+        watch.look(step, row, 8)
+    first, second = Watch(config(), parts.append), Watch(config(), parts.append)
+    for step, row in enumerate(rows, start=1):
+        if step == cut:
+            second.load(json.loads(json.dumps(first.state())))
+        (first if step < cut else second).look(step, row, 8)
+    assert parts == whole
+    assert len(whole) == 3  # KL twice, and what is cut

@@ -1,0 +1,211 @@
+"""Rewards as people have them: models of any head and family, functions, several with weights."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_ppo import metrics, trainer
+from torch.testing import assert_close
+from transformers import LlamaForSequenceClassification
+
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import FrozenRole
+from rlhf.reward.reward_functions import Finished, TokenReward
+from rlhf.reward.scoring import score_rows, score_tokens
+
+TEXTS = [{"prompt": f"say {i}", "topic": f"t{i}", "weight": i} for i in range(4)]
+
+
+def lengths(prompts, completions, completion_ids, **columns):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def sometimes(completion_ids, **_):
+    return [None if i % 2 else 10.0 for i in range(len(completion_ids))]
+
+
+def experience(run):
+    return run.act(1, run.prompts[: run.batch_size])
+
+
+def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
+    seen = {}
+
+    def keep(prompts, completions, completion_ids, **columns):
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids, columns=columns)
+        return [1.5] * len(prompts)
+
+    run = trainer(tmp_path, rows=TEXTS, reward=keep)
+    out = experience(run)
+    assert seen["prompts"] == [row["prompt"] for row in TEXTS]
+    assert seen["ids"] == out.responses
+    assert seen["completions"] == [
+        run.processing_class.decode(r, skip_special_tokens=True).strip() for r in out.responses
+    ]
+    assert seen["columns"] == {"topic": ["t0", "t1", "t2", "t3"], "weight": [0, 1, 2, 3]}
+    assert out.rewards == ["keep"]
+    assert out.rollout.raw_score.tolist() == [1.5] * 4
+
+
+def test_conversations_are_answered_by_messages(tmp_path):
+    seen = []
+
+    def keep(completions, **_):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    experience(trainer(tmp_path, reward=keep))
+    assert all([message["role"] for message in completion] == ["assistant"] for completion in seen)
+
+
+def test_several_rewards_are_weighed_and_logged_by_name(tmp_path):
+    model = tiny.llama_reward()
+    model.config.name_or_path = "some/judge"
+    run = trainer(tmp_path, reward=[lengths, model, sometimes], reward_weights=[0.5, 2.0, -1.0], max_steps=1)
+    out = experience(run)
+    scores = out.rollout.scores
+    assert out.rewards == ["lengths", "judge", "sometimes"]
+    assert scores[:, 0].tolist() == [len(r) for r in out.responses]
+    assert [math.isnan(x) for x in scores[:, 2].tolist()] == [False, True, False, True]
+    no_opinion_is_0 = torch.tensor([10.0, 0.0, 10.0, 0.0])
+    assert_close(out.rollout.raw_score, 0.5 * scores[:, 0] + 2.0 * scores[:, 1] - no_opinion_is_0)
+    run.train()
+    (row,) = metrics(tmp_path)
+    assert row["rewards/sometimes/mean"] == 10.0
+    assert row["rewards/sometimes/std"] == 0.0
+    assert row["rewards/lengths/mean"] == pytest.approx(row["objective/response_length"])
+    mean = 0.5 * row["rewards/lengths/mean"] + 2 * row["rewards/judge/mean"] - 5.0
+    assert row["objective/scores"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_raw_and_penalised_scores_are_apart(tmp_path):
+    run = trainer(tmp_path, reward=lengths, missing_eos_penalty=3.0, score_clip=4.0, max_steps=1)
+    run.train()
+    (row,) = metrics(tmp_path)
+    assert row["objective/scores"] == pytest.approx(row["rewards/lengths/mean"])
+    assert row["objective/eos_rate"] < 1
+    clipped = row["objective/penalised_scores"] + 3.0 * (1 - row["objective/eos_rate"])
+    assert clipped <= 4.0
+    assert clipped < row["objective/scores"]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_peft_reward_model_scores_with_its_adapter_and_starts_the_critic(tmp_path, lora):
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny.llama_reward(), config).eval()
+    row = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        expected = score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))
+    run = trainer(tmp_path, lora=lora, reward=model, max_steps=1)
+    with torch.no_grad(), run.roles.reward.active() as reward:
+        assert_close(score_tokens(reward, row, torch.ones_like(row, dtype=torch.bool)), expected, atol=1e-5, rtol=0)
+        assert_close(
+            score_tokens(run.roles.trained.critic.eval(), row, torch.ones_like(row, dtype=torch.bool)),
+            expected,
+            atol=1e-5,
+            rtol=0,
+        )
+    run.train()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_without_a_model_the_critic_starts_as_the_policy_at_0(tmp_path, lora):
+    run = trainer(tmp_path, reward=lengths, lora=lora, max_steps=1)
+    assert experience(run).rollout.values.abs().max() == 0
+    run.train()
+    assert isinstance(run.roles.trained.critic, LlamaForSequenceClassification) or lora
+
+
+def two_labels():
+    config = tiny.llama_reward().config
+    config.num_labels = 2
+    return LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "words"),
+    [
+        (tiny.llama(), {}, "expected a sequence-classification model, found LlamaForCausalLM"),
+        (two_labels(), {}, "expected a head with 1 label, found 2"),
+        (torch.nn.Linear(2, 2), {}, "function of .prompts, completions, ....*found Linear"),
+        ("some/model", {}, "found str"),
+        ([lengths, lengths], {"reward_weights": [1.0]}, "reward_weights: expected 2, one a reward, found 1"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_refused(tmp_path, reward, options, words):
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, reward=reward, **options)
+
+
+def test_a_function_with_too_few_numbers_is_named(tmp_path):
+    def short(completions, **_):
+        return [1.0]
+
+    with pytest.raises(UserError, match="reward short: expected 4 numbers, found 1"):
+        experience(trainer(tmp_path, reward=short))
+
+
+def test_scores_of_the_reference_have_mean_0_and_deviation_1_before_ppo(tmp_path, capsys):
+    rows = [{"prompt": "a b c d e"[: i % 9 + 1], "prompt_id": str(i)} for i in range(1024)]
+    run = trainer(tmp_path, rows=rows, score_norm_samples=1024, max_steps=1, disable_tqdm=False)
+    run._begin(0)
+    scores = torch.cat([run.act(2 + i, run.prompts[i * 128 :][:128]).rollout.score for i in range(8)])  # new samples
+    assert abs(scores.mean()) < 0.05
+    assert abs(scores.std() - 1) < 0.05
+    assert "scores of the reference: mean" in capsys.readouterr().out
+
+
+def test_prompts_as_rows_of_any_kind_train(tmp_path):
+    tokenizer = tiny.chat_tokenizer()
+    dialogue = [{"role": "user", "content": "hi"}]
+    for i, rows in enumerate(
+        [
+            [{"prompt": "hello", "other": None}] * 3,
+            [{"prompt": dialogue, "other": "x"}] * 3,
+            [{"messages": [*dialogue, {"role": "assistant", "content": "never seen"}]}] * 3,
+            [
+                {
+                    "input_ids": tokenizer("hello")["input_ids"],
+                    "attention_mask": [1] * len(tokenizer("hello")["input_ids"]),
+                }
+            ]
+            * 3,
+        ]
+    ):
+        tokenizer.padding_side = "right"
+        run = trainer(tmp_path / str(i), rows=rows, reward=lengths, max_steps=1, given={"processing_class": tokenizer})
+        run.train()
+        assert "never" not in str(run.prompts[0].text)
+
+
+def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
+    """Token by token by hand: an EOS where a response was cut, nothing beside one that ended."""
+    finished = Finished(
+        prompts=["say", "say"],
+        prompt_ids=[[5, 6], [5, 6]],
+        response_ids=[[7, 8], [9, 1]],
+        ended=[False, True],
+        columns=[{}, {}],
+    )
+    role = FrozenRole(tiny.llama_reward())
+    as_is = score_rows(role.model, [[5, 6, 7, 8], [5, 6, 9, 1]], 2)
+    closed = score_rows(role.model, [[5, 6, 7, 8, 1], [5, 6, 9, 1]], 2)
+    assert_close(TokenReward("judge", role, 2)(finished), as_is)
+    assert_close(TokenReward("judge", role, 2, close=1)(finished), closed)
+    assert as_is[0] != closed[0]
+
+
+@pytest.mark.parametrize("family", ["same", "other"])
+def test_close_truncated_reaches_every_model(tmp_path, family):
+    """The tiny policy answers 6 tokens and is cut: the score is that of the text with an EOS."""
+    model, given = tiny.gpt2_reward(), {"reward_processing_classes": tiny.gpt2_tokenizer()} if family == "other" else {}
+    model = model if family == "other" else tiny.llama_reward()
+    cut, closed = (
+        trainer(tmp_path / str(value), reward=model, given=given, close_truncated=value) for value in (False, True)
+    )
+    first, second = experience(cut), experience(closed)
+    assert first.responses == second.responses
+    assert not first.rollout.ended.any()
+    assert (first.rollout.raw_score != second.rollout.raw_score).all()

@@ -1,0 +1,69 @@
+"""A reward run that was cut logs what one that was not cut logs, whatever became of its files since a checkpoint."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
+
+from rlhf.errors import UserError
+from rlhf.storage.disk import write_manifest
+
+
+def timeless(path):
+    return [{k: v for k, v in row.items() if not k.endswith(("runtime", "per_second"))} for row in strict(path)]
+
+
+def stop(loss):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
+def test_means_go_on_in_the_middle_of_a_row(train):  # noqa: F811
+    """Rows at steps 3, 6, ...; the cut is after step 5, and step 4 was left out before it."""
+    options = {"num_train_epochs": 2, "logging_steps": 3, "eval_steps": 4, "save_total_limit": 9}
+    bad = {4: lambda loss: loss * math.nan}
+    whole, _ = train("whole", bad, **options)
+    train("cut", bad | {5: stop}, **options)
+    folder, other = train.folder / "whole", train.folder / "cut"
+    assert (other / "checkpoint-5" / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert "metrics.jsonl" in (other / "checkpoint-5" / "manifest.json").read_text()
+    # Rows lost, half a row, and one of a step that is yet to come, as a crash may leave them.
+    kept = (other / "metrics.jsonl").read_text().splitlines()[:1]
+    (other / "metrics.jsonl").write_text("\n".join([*kept, '{"step": 7, "loss": 0.5}', '{"step": 6, "lo']))
+    (other / "skipped.jsonl").unlink()
+    again, _ = train("cut", **options)
+    assert again.state.global_step == whole.state.global_step == 8
+    assert timeless(other / "metrics.jsonl") == timeless(folder / "metrics.jsonl")
+    assert strict(other / "skipped.jsonl") == strict(folder / "skipped.jsonl")
+    rows = timeless(folder / "metrics.jsonl")
+    assert [(row["step"], row["skipped_updates"]) for row in rows if "loss" in row] == [(3, 0), (6, 1)]
+    assert rows[-1]["train_loss"] > 0
+    assert rows[-1]["total_flos"] > 0
+
+
+def test_what_it_sets_aside_is_within_the_limit(train):  # noqa: F811
+    options = {"eval_steps": 1, "save_total_limit": 9}
+    train("cut", **options)
+    folder = train.folder / "cut"
+    for step in (2, 3, 4):
+        (folder / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"broken")
+    train("cut", **options | {"save_total_limit": 2})
+    assert sorted(path.name for path in folder.glob("left-*")) == ["left-checkpoint-3", "left-checkpoint-4"]
+
+
+@pytest.mark.parametrize("key", ["tokens", "losses", "metrics"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_a_step_file_that_lacks_something_is_a_broken_checkpoint(train, key, value):  # noqa: F811
+    train("cut", {2: stop})
+    made = train.folder / "cut" / "checkpoint-2"
+    facts = json.loads((made / "step.json").read_text())
+    del facts[key]
+    (made / "step.json").write_text(json.dumps(facts | ({key: value} if value else {})))
+    write_manifest(made)
+    expected = r"checkpoint-2: expected a whole checkpoint, found a step\.json that cannot be read; move them away"
+    with pytest.raises(UserError, match=expected):
+        train("cut")
+    assert made.is_dir()

@@ -1,0 +1,105 @@
+"""run.json tells the truth about a stage, and files are whole or absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.cli.script import run_script
+from rlhf.errors import UserError
+from rlhf.storage.run_folder import Stage, append_row, is_done, read_run, require_stage, write_json
+from rlhf.tracking.recorder import keep_rows
+
+
+def test_a_stage_is_running_then_done(tmp_path):
+    folder = tmp_path / "reward"
+    assert not is_done(folder)
+    with Stage(folder, "reward", {"learning_rate": 1e-5}, seed=3) as stage:
+        assert read_run(folder)["status"] == "running"
+        stage.record(data={"rows": 7})
+        with pytest.raises(UserError, match="expected a stage that is done, found: running"):
+            require_stage(folder)
+    facts = read_run(folder)
+    assert (facts["status"], facts["seed"], facts["data"]) == ("done", 3, {"rows": 7})
+    assert facts["versions"].keys() >= {"torch", "transformers", "trl", "peft", "accelerate"}
+    assert facts["seconds"] >= 0
+    assert require_stage(folder) == folder
+
+
+def test_a_token_on_the_command_line_is_not_kept(tmp_path, monkeypatch):
+    token = "hf_" + "x" * 34
+    monkeypatch.setattr("sys.argv", ["train.py", "--hub_token", token, f"--hub-token={token}", token, "--run", "hf_a"])
+    with Stage(tmp_path, "reward", {}, seed=0):
+        pass
+    assert read_run(tmp_path)["command"] == "train.py --hub_token ... --hub-token=... hf_... --run hf_a"
+
+
+@pytest.mark.parametrize("what", ["a folder", "brackets", "a list", "cut"])
+def test_a_run_json_that_is_none_is_named(tmp_path, what):
+    path = tmp_path / "run.json"
+    if what == "a folder":
+        path.mkdir()
+    else:
+        path.write_text({"brackets": "[" * 100_000, "a list": "[1]", "cut": '{"a": '}[what])
+    with pytest.raises(UserError, match=f"{path}: expected "):
+        read_run(tmp_path)
+
+
+def test_a_stage_that_breaks_says_so(tmp_path):
+    with pytest.raises(ZeroDivisionError), Stage(tmp_path, "reward", {}, seed=0):
+        _ = 1 / 0
+    assert read_run(tmp_path)["status"] == "failed"
+    assert read_run(tmp_path)["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_writing_leaves_nothing_beside_the_file(tmp_path):
+    write_json(tmp_path / "a" / "x.json", {"text": "ü"})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(tmp_path / "a" / "x.json", loop)
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"text": "ü"}
+
+
+def test_a_broken_run_json_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: expected JSON"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(UserError, match=r"run\.json: expected a JSON object, found list"):
+        read_run(tmp_path)
+
+
+def test_rows_of_later_steps_and_a_cut_line_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_row(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 2, "obj')
+    keep_rows(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_full_disk_is_one_line_with_the_files_name(capsys):
+    full = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^/dev/full: expected to write there, found: No space left on device$"):
+        append_row(full, {"step": 1})
+
+    def main():
+        with full.open("w") as file:
+            file.write("x")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: disk: expected to write there, found: No space left on device\n"
+
+
+def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
+    stage = Stage(tmp_path, "reward", {}, seed=0).__enter__()
+    stage.folder = Path("/dev/full")  # no folder: run.json cannot be written any more
+    error = ZeroDivisionError("division by zero")
+    assert stage.__exit__(type(error), error, None) is None
+    assert read_run(tmp_path)["status"] == "running"
+    assert not (tmp_path / ".lock").exists()

@@ -1,0 +1,186 @@
+"""Trackers get the project and the name of the run that the arguments give."""
+
+import json
+import os
+
+import pytest
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType, ProjectConfiguration
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from rlhf.config import PPOConfig
+from rlhf.tracking import recorder as tracking
+from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, write_summary
+from rlhf.tracking.skipped_updates import Skips, line
+
+
+class Run:
+    """In the place of a tracker's own run."""
+
+    def set_name(self, name):
+        self.name = name
+
+
+class Fake(GeneralTracker):
+    """Keeps what Accelerate starts it with."""
+
+    name, requires_logging_directory, main_process_only = "", False, True
+    started = []  # noqa: RUF012
+
+    def __init__(self, project, *folder, **options):
+        super().__init__()
+        self.run = Run()
+        Fake.started.append((self.name, project, options, self.run))
+
+    def start(self):
+        pass
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None, **_):
+        pass
+
+    @property
+    def tracker(self):
+        return self.run
+
+
+def started(folder, monkeypatch, name, **options):
+    """What the tracker of that name, and TensorBoard beside it, are started with."""
+    fake = type("Fake_" + name, (Fake,), {"name": name, "requires_logging_directory": name == "aim"})
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, fake)
+    there = [LoggerType("tensorboard"), LoggerType(name)]
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: there)
+    monkeypatch.setattr("rlhf.config.trackers.get_available_trackers", lambda: there)
+    args = PPOConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to=["tensorboard", name], project="kindness", **options
+    )
+    accelerator = Accelerator(
+        cpu=True, log_with=args.report_to, project_config=ProjectConfiguration(project_dir=args.output_dir)
+    )
+    recorder = Recorder(accelerator, folder)
+    Fake.started.clear()
+    recorder.start(args, 0)
+    recorder.row(1, {"x": 1.0})
+    recorder.end()
+    return Fake.started[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("wandb", "name"),
+        ("trackio", "name"),
+        ("mlflow", "run_name"),
+        ("swanlab", "experiment_name"),
+        ("clearml", "task_name"),
+        ("dvclive", "exp_name"),
+        ("comet_ml", None),
+        ("aim", None),
+    ],
+)
+def test_project_and_run_name_reach_every_tracker(tmp_path, monkeypatch, name, key):
+    _, project, options, run = started(tmp_path, monkeypatch, name, run_name="first")
+    assert project == "kindness"
+    assert options.get(key) == "first" if key else run.name == "first"
+    assert options.get("experiment", "kindness") == "kindness"
+    (events,) = {path.parent for path in tmp_path.rglob("events*") if path.parent.name == "first"}
+    assert events == tmp_path / "tensorboard" / "first"  # TensorBoard calls a run by its folder
+
+
+@pytest.mark.parametrize(("run_name", "folder"), [(None, "."), ("../../up", "_.._up"), ("/root", "_root"), ("..", ".")])
+def test_tensorboard_stays_in_the_runs_folder(tmp_path, monkeypatch, run_name, folder):
+    run = tmp_path / "runs" / "run"
+    started(run, monkeypatch, "wandb", run_name=run_name)
+    assert list((run / "tensorboard" / folder).glob("events*"))
+    assert [path.name for path in (*tmp_path.iterdir(), *run.parent.iterdir())] == ["runs", "run"]
+
+
+def values(board):
+    """(tag, step, value) of all scalars in all files of a folder, in no order of files."""
+    found = []
+    for path in board.glob("events.*"):
+        for event in EventFileLoader(str(path)).Load():
+            found += [(v.tag, event.step, v.tensor.float_val[0]) for v in event.summary.value if v.tensor.float_val]
+    return sorted(found)
+
+
+def written(board, steps, **options):
+    with SummaryWriter(str(board), **options) as writer:
+        for step in steps:
+            writer.add_scalar("x", 10.0 * step, step)
+
+
+def test_values_of_later_steps_and_one_that_was_cut_off_go(tmp_path):
+    written(tmp_path, range(1, 6))
+    written(tmp_path, range(4, 8))  # a second start, from step 3
+    (first, second) = sorted(tmp_path.glob("events.*"))
+    with second.open("ab") as file:
+        file.write(b"\x18\x00\x00\x00\x00\x00\x00\x00half")
+    keep_events(tmp_path, 3)
+    assert values(tmp_path) == [("x", 1, 10.0), ("x", 2, 20.0), ("x", 3, 30.0)]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [first.name, second.name]
+
+
+def test_tensorboard_itself_reads_what_is_kept_whatever_the_clock_said(tmp_path, monkeypatch):
+    written(tmp_path, range(1, 6))
+    keep_events(tmp_path, 3)
+    monkeypatch.setattr("time.time", lambda: 1000.0)  # the new file's name comes before the old one's
+    written(tmp_path, range(4, 7))
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("x")
+    assert sorted((point.step, point.value) for point in shown) == [(step, 10.0 * step) for step in range(1, 7)]
+
+
+def test_the_row_that_sums_a_run_up_is_written_anew_by_who_goes_on(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for tag in ("train/loss", "train/train_loss", "train/train_runtime", "train/total_flos"):
+            writer.add_scalar(tag, 1.0, 4)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n{"step": 4, "train_runtime": 1.0}\n')
+    keep_events(tmp_path, 4)
+    keep_rows(tmp_path / "metrics.jsonl", 4)
+    assert values(tmp_path) == [("train/loss", 4, 1.0)]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 4, "loss": 1.0}\n'
+
+
+def test_a_row_cut_inside_a_character_goes_and_the_others_stay_as_they_are(tmp_path):
+    rows = [b'{"step": 1, "response": "a\xe2\x80\xa8b"}', '{"step": 2, "response": "Ä"}'.encode()]
+    torn = '{"step": 2, "response": "漢'.encode()[:-1]
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b"\n".join([*rows, torn]))
+    keep_rows(path, 2)
+    assert path.read_bytes() == b"\n".join([*rows, b""])
+
+
+def test_events_are_on_the_disk_before_they_take_the_place_of_the_old_ones(tmp_path, monkeypatch):
+    written(tmp_path, range(1, 3))
+    (path,) = tmp_path.glob("events.*")
+    done, flushed, replaced = [], tracking.flush, os.replace
+    monkeypatch.setattr(tracking, "flush", lambda path: (done.append(("flush", path.name)), flushed(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("replace", b.name)), replaced(a, b)))
+    keep_events(tmp_path, 1)
+    assert done == [("flush", f".{path.name}"), ("replace", path.name)]
+    assert values(tmp_path) == [("x", 1, 10.0)]
+
+
+def test_what_is_printed_of_an_event_does_not_steer_a_terminal(tmp_path, capsys):
+    row = {"prompt_id": "a\x1b[2J\nerror: b\x9b", "scores": {"half": "inf"}}
+    recorder = Recorder(Accelerator(cpu=True), tmp_path)
+    skips = Skips(2, lambda left: recorder.event("skipped.jsonl", left, line(left)))
+    skips.left_out(1, ["score"], [row])
+    said = capsys.readouterr().out
+    assert said == (
+        r"step 1: an update was left out, score not finite, prompts a\x1b[2J error: b\x9b (half inf); see skipped.jsonl"
+        "\n"
+    )
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["rows"] == [row]  # there it is what it is
+
+
+def test_a_stages_one_result_is_there_once(tmp_path):
+    for number in (1.0, 2.0):
+        write_summary(tmp_path, {"test/accuracy": number}, {}, {})
+        keep_events(tmp_path / "tensorboard", 0)
+    assert values(tmp_path / "tensorboard") == [("test/accuracy", 0, 2.0)]
