@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from rlhf.errors import UserError
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 _MAX_BYTES = 1 << 20  # of a recipe; ours have a thousandth
 
