@@ -17,7 +17,7 @@ from rlhf.evaluation.kl import response_kl
 from rlhf.generation.decode import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.models.actor_critic import FrozenRole
-from rlhf.reward.reward_functions import Finished, RewardSource, model_reward
+from rlhf.reward.reward_functions import Completions, RewardFunction, model_reward
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 # Of the sampling streams' (seed, step, prompt): PPO's steps count from 1, so evaluation has streams of its own.
@@ -87,13 +87,13 @@ def _judge(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
-) -> RewardSource:
+) -> RewardFunction:
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
 
 
-def _scores(judge: RewardSource, finished: Finished, batch: Sequence[Prompt]) -> list[float]:
+def _scores(judge: RewardFunction, finished: Completions, batch: Sequence[Prompt]) -> list[float]:
     scores = judge(finished).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
@@ -104,8 +104,8 @@ def _scores(judge: RewardSource, finished: Finished, batch: Sequence[Prompt]) ->
 
 def _finished(
     prompts: Sequence[Prompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
-) -> Finished:
-    return Finished(
+) -> Completions:
+    return Completions(
         prompts=[as_messages(prompt.text) for prompt in prompts],
         prompt_ids=inputs,
         response_ids=responses,

@@ -31,7 +31,14 @@ from rlhf.models.unwrap import Model, base_of
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.score_scaling import ScoreScaler
-from rlhf.reward.reward_functions import Finished, FunctionReward, RewardSource, TextReward, TokenReward, weighted
+from rlhf.reward.reward_functions import (
+    Completions,
+    FunctionReward,
+    RewardFunction,
+    TextReward,
+    TokenReward,
+    weighted_sum,
+)
 from rlhf.tracking.skipped_updates import number
 
 
@@ -191,7 +198,7 @@ class Actor:
         self,
         args: PPOConfig,
         roles: Roles,
-        rewards: Sequence[RewardSource],
+        rewards: Sequence[RewardFunction],
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: list[int],
         accelerator: Accelerator,
@@ -214,7 +221,7 @@ class Actor:
         # finished texts, and the sources that were asked about them.
         self.decoded: list[tuple[int, int]] = []
         self.observed: list[list[int]] = []
-        self.asked: Sequence[RewardSource] = []
+        self.asked: Sequence[RewardFunction] = []
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -348,7 +355,7 @@ class Actor:
             else:
                 weights = torch.ones(scores.shape[1], device=device)
                 abstains = weights.bool()
-        raw = weighted(scores, weights, abstains)
+        raw = weighted_sum(scores, weights, abstains)
         mask = mask & real_there.unsqueeze(1)  # filler rows count for nothing from here on
         return Rollout(ids, attention, mask, ended, real_there, scores=scores, raw_score=raw, score=raw, **seen)
 
@@ -378,16 +385,16 @@ class Actor:
                 responses = self.sample(part, 0, model=model)
             with self._computing():
                 scores = self.score(part, responses, real[start : start + size])
-                raw.append(weighted(scores, self.weights, self.abstains))
+                raw.append(weighted_sum(scores, self.weights, self.abstains))
         m = self.scaler.fit(torch.cat(raw), real.to(raw[0].device), lambda x: all_sum(self.accelerator, x))
         mean, std = m.mean.item(), m.std.item()
         if not math.isfinite(mean + std):
             raise UserError(f"score_norm_samples: expected finite scores, found mean {mean} and deviation {std}")
         return mean, std
 
-    def _finished(self, prompts: Sequence[Prompt], responses: list[list[int]], rows: list[int]) -> Finished:
+    def _finished(self, prompts: Sequence[Prompt], responses: list[list[int]], rows: list[int]) -> Completions:
         part = [responses[i] for i in rows]
-        return Finished(
+        return Completions(
             prompts=[prompts[i].content for i in rows],
             prompt_ids=[prompts[i].input_ids for i in rows],
             response_ids=part,

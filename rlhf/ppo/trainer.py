@@ -58,13 +58,13 @@ from rlhf.ppo.rollout import Actor, Experience, Rollout
 from rlhf.ppo.throughput import conditions, report
 from rlhf.ppo.work import Meter, Work, total
 from rlhf.reward.reward_functions import (
-    Reward,
-    RewardSource,
+    RewardFunction,
+    RewardModelOrFunction,
     TextReward,
     TokenReward,
-    read_rewards,
-    reward_sources,
-    token_model,
+    build_reward_functions,
+    first_token_model,
+    resolve_rewards,
 )
 from rlhf.reward.tokenizers import check_value_model
 from rlhf.storage.checkpoint import PPO, set_later_aside
@@ -107,7 +107,7 @@ class PPOTrainer(Resumable):
         processing_class: PreTrainedTokenizerBase,
         model: PreTrainedModel | PeftModel,
         ref_model: PreTrainedModel | PeftModel | None = None,
-        reward_model: Reward | list[Reward] | None = None,
+        reward_model: RewardModelOrFunction | list[RewardModelOrFunction] | None = None,
         train_dataset: Rows | None = None,
         value_model: PreTrainedModel | PeftModel | None = None,
         data_collator: Any = None,
@@ -125,15 +125,17 @@ class PPOTrainer(Resumable):
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)
-        given = read_rewards(reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model)
+        given = resolve_rewards(
+            reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model
+        )
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
-        self.roles = build_roles(args, model, ref_model, token_model(given), value_model, peft_config)
+        self.roles = build_roles(args, model, ref_model, first_token_model(given), value_model, peft_config)
         check_shardable(self.accelerator, self.roles.trained)
         self.roles.reference.to(self.accelerator.device)
         self.models = describe_roles(self.roles)
         self.roles.reference.to(self.accelerator.device)
-        rewards = reward_sources(given, self.roles.reward, self.processing_class, args, self.accelerator.device)
+        rewards = build_reward_functions(given, self.roles.reward, self.processing_class, args, self.accelerator.device)
         self._read_data(train_dataset, eval_dataset)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
@@ -163,7 +165,7 @@ class PPOTrainer(Resumable):
         self.stopped = self.save_is_due = False
         self.flow.event("on_init_end")
 
-    def _frozen(self, rewards: Sequence[RewardSource]) -> list[Any]:
+    def _frozen(self, rewards: Sequence[RewardFunction]) -> list[Any]:
         """Models that are never trained, those with quantised weights left out."""
         roles = [self.roles.reference, *(s.role for s in rewards if isinstance(s, TokenReward | TextReward))]
         return [role.model for role in roles if not role.shared and not is_quantised(role.model)]

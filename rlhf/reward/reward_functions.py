@@ -1,4 +1,4 @@
-"""What a user passes as `reward_model`: models and functions, named, checked and turned into reward sources."""
+"""Reward functions: what scores completions, and how a user's `reward_model` argument becomes a list of them."""
 
 import math
 from collections import Counter
@@ -20,245 +20,252 @@ from rlhf.models.unwrap import Model, base_of, has_token_head
 from rlhf.reward.scoring import score_rows
 from rlhf.reward.tokenizers import tokenizer_to_read
 
-RewardModel = PreTrainedModel | PeftModel
-
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardModelOrFunction = PreTrainedModel | PeftModel | Callable[..., Any]  # what users pass, one of them or several
 
 
 @dataclass(frozen=True)
-class Finished:
-    """B prompts with their responses, as any kind of reward may want them."""
+class Completions:
+    """A batch of B prompts with their responses, in every form that a reward function may read."""
 
     prompts: list[str | Messages]
     prompt_ids: list[list[int]]
     response_ids: list[list[int]]
-    ended: list[bool]  # False where the response was cut
-    columns: list[dict[str, Any]]  # what else the row of the data set holds
+    ended: list[bool]  # False where the response was truncated: it has no EOS
+    columns: list[dict[str, Any]]  # the other columns of each prompt's row
 
 
-class RewardSource(Protocol):
-    """Anything that scores finished responses."""
+class RewardFunction(Protocol):
+    """Scores a batch of completions."""
 
     name: str
 
-    def __call__(self, finished: Finished) -> Tensor:
-        """float32 [B], of a function on the CPU, of a model on its device; NaN is a function's "no opinion"."""
+    def __call__(self, completions: Completions) -> Tensor:
+        """float32 [B], from a model on the model's device, otherwise on the CPU; NaN stands for a function's None."""
         ...
 
 
 class TokenReward:
     """A sequence-classification model that reads the policy's own token ids.
 
-    close: the id that it sees after a response that was cut; None for none.
+    eos_token_id: appended to truncated responses; None appends nothing.
     """
 
-    def __init__(self, name: str, role: FrozenRole, batch_size: int, close: int | None = None) -> None:
+    def __init__(self, name: str, role: FrozenRole, batch_size: int, eos_token_id: int | None = None) -> None:
         self.name, self.role, self.batch_size = name, role, batch_size
-        self.close = [] if close is None else [close]
-        self.rows: list[list[int]] = []  # token ids last scored
+        self.appended = [] if eos_token_id is None else [eos_token_id]
+        self.rows: list[list[int]] = []  # token ids of the last call
 
-    def __call__(self, finished: Finished) -> Tensor:
+    def __call__(self, completions: Completions) -> Tensor:
         """Scores of prompt and response ids."""
-        rows = [
-            prompt + response + ([] if ended else self.close)
-            for prompt, response, ended in zip(finished.prompt_ids, finished.response_ids, finished.ended, strict=True)
+        c = completions
+        self.rows = [
+            prompt + response + ([] if ended else self.appended)
+            for prompt, response, ended in zip(c.prompt_ids, c.response_ids, c.ended, strict=True)
         ]
-        self.rows = rows
         with self.role.active() as model:
-            return score_rows(model, rows, self.batch_size)
+            return score_rows(model, self.rows, self.batch_size)
 
 
 class TextReward:
-    """A sequence-classification model of another tokenizer family: the text, in its own tokens.
+    """A sequence-classification model of another tokenizer family: it reads the text in its own tokens.
 
     A decoder reads prompt and response in its own chat template. Any other model reads them as its tokenizer joins
-    a pair (`[CLS] prompt [SEP] response [SEP]`, all of one token type), or in a chat template that it came with.
+    a pair (`[CLS] prompt [SEP] response [SEP]`, all of one token type), or in its chat template if it has one.
+    tokenizer: the reward model's; policy_tokenizer: decodes the responses; append_eos: to truncated responses, too
+    (decoders only).
     """
 
     def __init__(
         self,
         name: str,
         role: FrozenRole,
+        batch_size: int,
         tokenizer: PreTrainedTokenizerBase,
-        policy: PreTrainedTokenizerBase,
-        size: int,
-        close: bool = False,
+        policy_tokenizer: PreTrainedTokenizerBase,
+        append_eos: bool = False,
     ) -> None:
-        """close: a response that was cut gets an EOS, too; only decoders know one."""
-        self.close = close
-        self.name, self.role, self.tokenizer, self.policy, self.batch_size = name, role, tokenizer, policy, size
+        self.name, self.role, self.batch_size = name, role, batch_size
+        self.tokenizer, self.policy_tokenizer, self.append_eos = tokenizer, policy_tokenizer, append_eos
         self.is_decoder = has_token_head(role.model)
-        self.rows: list[list[int]] = []  # token ids last scored
+        self.rows: list[list[int]] = []  # token ids of the last call
 
-    def __call__(self, finished: Finished) -> Tensor:
-        """Scores of the decoded texts; a response that was cut gets no EOS, unless told so."""
-        texts = [decode_response(self.policy, ids) for ids in finished.response_ids]
-        read = self._decoder_row if self.is_decoder else self._pair_row
-        rows = [read(*row) for row in zip(finished.prompts, texts, finished.ended, strict=True)]
-        self.rows = rows
+    def __call__(self, completions: Completions) -> Tensor:
+        """Scores of the decoded texts."""
+        texts = [decode_response(self.policy_tokenizer, ids) for ids in completions.response_ids]
+        encode = self._encode_for_decoder if self.is_decoder else self._encode_pair
+        self.rows = [encode(*row) for row in zip(completions.prompts, texts, completions.ended, strict=True)]
         with self.role.active() as model:
-            return score_rows(model, rows, self.batch_size)
+            return score_rows(model, self.rows, self.batch_size)
 
-    def _decoder_row(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
+    def _encode_for_decoder(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
         response = encode_response(self.tokenizer, prompt, text)
-        return encode_prompt(self.tokenizer, prompt) + (response if ended or self.close else response[:-1])
+        return encode_prompt(self.tokenizer, prompt) + (response if ended or self.append_eos else response[:-1])
 
-    def _pair_row(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
+    def _encode_pair(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
         if self.tokenizer.chat_template and not isinstance(prompt, str):
-            whole = [*prompt, {"role": "assistant", "content": text}]
-            ids: list[int] = self.tokenizer(render(self.tokenizer, whole), add_special_tokens=False)["input_ids"]
+            dialogue = [*prompt, {"role": "assistant", "content": text}]
+            ids: list[int] = self.tokenizer(render(self.tokenizer, dialogue), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
         config = base_of(self.role.model).config
-        most = getattr(config, "max_position_embeddings", None) or 0
-        if most > 0 and getattr(config, "position_biased_input", True):  # others know distances only
-            most = min(most, self.tokenizer.model_max_length)
-            if len(ids) > most:
+        limit = getattr(config, "max_position_embeddings", None) or 0
+        if limit > 0 and getattr(config, "position_biased_input", True):  # without it, positions are only relative
+            limit = min(limit, self.tokenizer.model_max_length)
+            if len(ids) > limit:
                 raise UserError(
-                    f"reward {self.name}: expected prompt and response of at most {most} tokens, found {len(ids)}; "
-                    "see max_prompt_tokens and response_length"
+                    f"reward {self.name}: expected prompt and response of at most {limit} tokens, found {len(ids)}; "
+                    "lower max_prompt_tokens or response_length"
                 )
         return ids
 
 
 class FunctionReward:
-    """A function as TRL's `reward_funcs`: f(prompts, completions, completion_ids, **columns) -> B numbers.
+    """A Python function with the signature of TRL's `reward_funcs`.
 
-    Completions are texts, or for conversational prompts lists of one assistant message. None is no opinion. NaN is
-    a number gone wrong, and counts as inf does; NaN itself stands for None in a column.
+    f(prompts, completions, completion_ids, **columns) -> B numbers. Completions are texts, or for conversational
+    prompts lists of one assistant message. None means no score for this row. A NaN that the function returns is an
+    error of its own: it becomes inf, which is not finite either, since NaN stands for None from here on.
     """
 
-    def __init__(self, name: str, function: RewardFunction, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.name, self.function, self.tokenizer = name, function, tokenizer
 
-    def __call__(self, finished: Finished) -> Tensor:
-        """Whatever the function says, as numbers."""
-        completions: list[Any] = [decode_response(self.tokenizer, ids) for ids in finished.response_ids]
-        if not isinstance(finished.prompts[0], str):
-            completions = [[{"role": "assistant", "content": text}] for text in completions]
-        names = sorted(set().union(*finished.columns))
+    def __call__(self, completions: Completions) -> Tensor:
+        """What the function returns, as float32 [B] on the CPU; a UserError if it is not B numbers."""
+        texts: list[Any] = [decode_response(self.tokenizer, ids) for ids in completions.response_ids]
+        if not isinstance(completions.prompts[0], str):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        columns = sorted(set().union(*completions.columns))
         values = self.function(
-            prompts=finished.prompts,
-            completions=completions,
-            completion_ids=finished.response_ids,
-            **{name: [row.get(name) for row in finished.columns] for name in names},
+            prompts=completions.prompts,
+            completions=texts,
+            completion_ids=completions.response_ids,
+            **{name: [row.get(name) for row in completions.columns] for name in columns},
         )
         values = list(values)
-        if len(values) != len(completions):
-            raise UserError(f"reward {self.name}: expected {len(completions)} numbers, found {len(values)}")
-        return torch.tensor([math.nan if value is None else _opinion(float(value)) for value in values])
+        if len(values) != len(texts):
+            raise UserError(f"reward {self.name}: expected {len(texts)} numbers, found {len(values)}")
+        return torch.tensor([math.nan if value is None else _nan_to_inf(float(value)) for value in values])
 
 
-def _opinion(value: float) -> float:
+def _nan_to_inf(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def weighted(scores: Tensor, weights: Tensor, abstains: Tensor) -> Tensor:
-    """float [B, K] by weights float [K] -> [B]; a source without an opinion on a row adds nothing to it.
+def weighted_sum(scores: Tensor, weights: Tensor, abstains: Tensor) -> Tensor:
+    """float [B, K] by weights float [K] -> [B]; the NaN of a function adds nothing to its row.
 
-    abstains: bool [K], sources whose NaN is no opinion; that of another, a model, makes the sum NaN.
+    abstains: bool [K], True for functions. The NaN of a model, where it is False, makes the sum NaN.
     """
     return (torch.where(scores.isnan() & abstains, 0, scores) * weights).sum(dim=1)
 
 
-def model_reward(
-    name: str,
-    role: FrozenRole,
-    tokenizer: PreTrainedTokenizerBase | None,
-    policy: PreTrainedTokenizerBase,
-    size: int,
-    close: bool,
-) -> TokenReward | TextReward:
-    """A model as a source. tokenizer: what `tokenizer_to_read` says; size: rows a pass; close: EOS after a cut."""
-    if tokenizer is None:
-        return TokenReward(name, role, size, policy.eos_token_id if close else None)
-    return TextReward(name, role, tokenizer, policy, size, close)
-
-
-Reward = PreTrainedModel | PeftModel | Callable[..., Any]
-
-
 @dataclass(frozen=True)
-class Given:
-    """One reward as it was passed."""
+class RewardSpec:
+    """One of the rewards that a user passes, with its name and tokenizer."""
 
     name: str
-    reward: Any
+    reward: Any  # a model or a function
     tokenizer: PreTrainedTokenizerBase | None  # of a model of another family; None: it reads the policy's ids
 
     @property
     def is_model(self) -> bool:
-        """A model, not a function."""
+        """True for a model, False for a function."""
         return isinstance(self.reward, PreTrainedModel | PeftModel)
 
 
-def read_rewards(
-    given: Reward | Sequence[Reward] | None,
+def resolve_rewards(
+    reward_model: RewardModelOrFunction | Sequence[RewardModelOrFunction] | None,
     tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
     weights: Sequence[float] | None,
-    policy: PreTrainedTokenizerBase,
-    model: Model,
-) -> list[Given]:
-    """One entry a reward, in order; what cannot be one, or a list of another length, is a UserError.
+    policy_tokenizer: PreTrainedTokenizerBase,
+    policy: Model,
+) -> list[RewardSpec]:
+    """The rewards in order, each with a name of its own; a UserError for an unfit one or lists of unequal length.
 
-    policy, model: the policy's tokenizer and itself. A reward model without a tokenizer here is asked for the one
-    saved beside it; see `tokenizer_to_read`.
+    A reward model for which `tokenizers` has none is read with the tokenizer saved beside it; see `tokenizer_to_read`.
     """
-    rewards: list[Any] = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    rewards: list[Any] = _as_list(reward_model)
     kinds: list[Any] = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
-    for name, found in (("reward_processing_classes", kinds), ("reward_weights", weights)):
-        if found is not None and len(found) != len(rewards):
-            raise UserError(f"{name}: expected {len(rewards)}, one a reward, found {len(found)}")
+    for name, values in (("reward_processing_classes", kinds), ("reward_weights", weights)):
+        if values is not None and len(values) != len(rewards):
+            raise UserError(f"{name}: expected {len(rewards)} values, one per reward, found {len(values)}")
     names = [_checked_name(reward) for reward in rewards]
     count = Counter(names)
     names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
-    all_given = [Given(*row) for row in zip(names, rewards, kinds, strict=True)]
-    return [
-        replace(g, tokenizer=tokenizer_to_read(f"reward_model {g.name}", g.reward, g.tokenizer, policy, model))
-        if g.is_model
-        else g
-        for g in all_given
-    ]
+    specs = [RewardSpec(*row) for row in zip(names, rewards, kinds, strict=True)]
+    return [_with_tokenizer(spec, policy_tokenizer, policy) if spec.is_model else spec for spec in specs]
 
 
-def token_model(rewards: Sequence[Given]) -> Model | None:
-    """The first model that reads the policy's token ids: a critic can start from it."""
-    return next((r.reward for r in rewards if r.is_model and r.tokenizer is None), None)
-
-
-def reward_sources(
-    rewards: Sequence[Given],
-    role: FrozenRole | None,
-    policy: PreTrainedTokenizerBase,
-    args: PPOConfig,
-    device: torch.device,
-) -> list[RewardSource]:
-    """The rewards as things that score. role: of the first token model, where PPO has one; the others are their own."""
-    size, first = args.local_rollout_forward_batch_size, token_model(rewards)
-    sources: list[RewardSource] = []
-    for given in rewards:
-        if not given.is_model:
-            sources.append(FunctionReward(given.name, given.reward, policy))
-            continue
-        own = role if given.reward is first and role is not None else FrozenRole(given.reward)
-        own.to(device)
-        sources.append(model_reward(given.name, own, given.tokenizer, policy, size, args.close_truncated))
-    return sources
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _checked_name(reward: Any) -> str:
     if isinstance(reward, PreTrainedModel | PeftModel):
-        inner = base_of(reward)
-        kind = type(inner)
-        own = not kind.__module__.startswith("transformers.") and hasattr(inner, "score")  # a user's class
-        if not own and "ForSequenceClassification" not in kind.__name__:
+        model = base_of(reward)
+        kind = type(model)
+        is_users_class = not kind.__module__.startswith("transformers.") and hasattr(model, "score")
+        if not is_users_class and "ForSequenceClassification" not in kind.__name__:
             raise UserError(f"reward_model: expected a sequence-classification model, found {kind.__name__}")
-        if inner.config.num_labels != 1:
-            raise UserError(f"reward_model: expected a head with 1 label, found {inner.config.num_labels}")
-        return Path(inner.config.name_or_path or "reward").name
+        if model.config.num_labels != 1:
+            raise UserError(f"reward_model: expected a head with 1 label, found {model.config.num_labels}")
+        return Path(model.config.name_or_path or "reward").name
     if isinstance(reward, torch.nn.Module) or not callable(reward):
         raise UserError(
             "reward_model: expected a sequence-classification model or a function of (prompts, completions, ...), "
             f"found {type(reward).__name__}"
         )
     return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _with_tokenizer(spec: RewardSpec, policy_tokenizer: PreTrainedTokenizerBase, policy: Model) -> RewardSpec:
+    name = f"reward_model {spec.name}"
+    tokenizer = tokenizer_to_read(name, spec.reward, spec.tokenizer, policy_tokenizer, policy)
+    return replace(spec, tokenizer=tokenizer)
+
+
+def first_token_model(specs: Sequence[RewardSpec]) -> Model | None:
+    """The first model that reads the policy's token ids: a critic can start from it."""
+    return next((spec.reward for spec in specs if spec.is_model and spec.tokenizer is None), None)
+
+
+def build_reward_functions(
+    specs: Sequence[RewardSpec],
+    role: FrozenRole | None,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    args: PPOConfig,
+    device: torch.device,
+) -> list[RewardFunction]:
+    """One reward function per spec, models on the device. role: that of the first token model, if PPO has one."""
+    batch_size, first = args.local_rollout_forward_batch_size, first_token_model(specs)
+    functions: list[RewardFunction] = []
+    for spec in specs:
+        if not spec.is_model:
+            functions.append(FunctionReward(spec.name, spec.reward, policy_tokenizer))
+            continue
+        own = role if spec.reward is first and role is not None else FrozenRole(spec.reward)
+        own.to(device)
+        functions.append(
+            model_reward(spec.name, own, spec.tokenizer, policy_tokenizer, batch_size, args.close_truncated)
+        )
+    return functions
+
+
+def model_reward(
+    name: str,
+    role: FrozenRole,
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    append_eos: bool,
+) -> TokenReward | TextReward:
+    """The reward function of a model.
+
+    tokenizer: the result of `tokenizer_to_read`, None for the policy's own; append_eos: to truncated responses.
+    """
+    if tokenizer is None:
+        return TokenReward(name, role, batch_size, policy_tokenizer.eos_token_id if append_eos else None)
+    return TextReward(name, role, batch_size, tokenizer, policy_tokenizer, append_eos)

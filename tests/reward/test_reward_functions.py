@@ -12,7 +12,7 @@ from transformers import LlamaForSequenceClassification
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
-from rlhf.reward.reward_functions import Finished, TokenReward
+from rlhf.reward.reward_functions import Completions, TokenReward
 from rlhf.reward.scoring import score_rows, score_tokens
 
 TEXTS = [{"prompt": f"say {i}", "topic": f"t{i}", "weight": i} for i in range(4)]
@@ -131,7 +131,7 @@ def two_labels():
         (two_labels(), {}, "expected a head with 1 label, found 2"),
         (torch.nn.Linear(2, 2), {}, "function of .prompts, completions, ....*found Linear"),
         ("some/model", {}, "found str"),
-        ([lengths, lengths], {"reward_weights": [1.0]}, "reward_weights: expected 2, one a reward, found 1"),
+        ([lengths, lengths], {"reward_weights": [1.0]}, "reward_weights: expected 2 values, one per reward, found 1"),
     ],
 )
 def test_what_cannot_be_a_reward_is_refused(tmp_path, reward, options, words):
@@ -182,7 +182,7 @@ def test_prompts_as_rows_of_any_kind_train(tmp_path):
 
 def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
     """Token by token by hand: an EOS where a response was cut, nothing beside one that ended."""
-    finished = Finished(
+    completions = Completions(
         prompts=["say", "say"],
         prompt_ids=[[5, 6], [5, 6]],
         response_ids=[[7, 8], [9, 1]],
@@ -192,8 +192,8 @@ def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
     role = FrozenRole(tiny.llama_reward())
     as_is = score_rows(role.model, [[5, 6, 7, 8], [5, 6, 9, 1]], 2)
     closed = score_rows(role.model, [[5, 6, 7, 8, 1], [5, 6, 9, 1]], 2)
-    assert_close(TokenReward("judge", role, 2)(finished), as_is)
-    assert_close(TokenReward("judge", role, 2, close=1)(finished), closed)
+    assert_close(TokenReward("judge", role, 2)(completions), as_is)
+    assert_close(TokenReward("judge", role, 2, eos_token_id=1)(completions), closed)
     assert as_is[0] != closed[0]
 
 
