@@ -4,8 +4,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -18,6 +19,7 @@ from rlhf.config.common import check_device_count, cpu_is_asked_for
 from rlhf.functional.gae import wide
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 
 def join_processes(timeout: int = 1800) -> PartialState:
@@ -142,20 +144,66 @@ def all_rows(rows: Sequence[Any]) -> list[Any]:
     return gather_object(list(rows))
 
 
-def share(items: Sequence[Any], state: PartialState | Accelerator) -> list[Any]:
-    """This rank's part, every world-size-th item: the parts differ in length by one at most."""
-    return list(items[state.process_index :: state.num_processes])
+@dataclass(frozen=True)
+class Shard:
+    """The items of a global batch that one rank works on: rank, rank + world, rank + 2 world, …
 
+    Every rank has equally many rows, since under a sharded engine each forward pass is a collective. Where items run
+    out, a rank gets padding rows: they hold the batch's first item, their position is -1, and `is_valid` is False.
 
-def equal_share(items: Sequence[Any], state: PartialState | Accelerator) -> tuple[list[Any], Tensor]:
-    """This rank's part, filled up to the same length on all ranks, and bool [B], False on what is filler.
-
-    Lock-step needs equal lengths: under a sharded engine every forward pass is a collective.
+        shard = Shard.of_rank(len(batch), accelerator)
+        mine = shard.of(batch)                    # this rank's items, [B] with padding rows at the end
+        shard.rows                                # list of B positions in the global batch, -1 for padding rows
+        shard.is_valid                            # bool [B]
+        mine[: shard.n_valid]                     # without padding rows
+        shard.gather(results[: shard.n_valid])    # every rank's results in the batch's order, on every rank
     """
-    per_rank = -(-len(items) // state.num_processes)
-    part = share(items, state)
-    real = torch.arange(per_rank) < len(part)
-    return part + [items[0]] * (per_rank - len(part)), real
+
+    n_items: int
+    rank: int
+    world: int
+
+    @classmethod
+    def of_rank(cls, n_items: int, state: PartialState | Accelerator) -> Self:
+        """The shard of the calling process."""
+        return cls(n_items, state.process_index, state.num_processes)
+
+    @property
+    def rows(self) -> list[int]:
+        """Positions in the global batch, equally many on every rank; -1 for padding rows."""
+        per_rank = -(-self.n_items // self.world)
+        positions = (self.rank + row * self.world for row in range(per_rank))
+        return [position if position < self.n_items else -1 for position in positions]
+
+    @property
+    def n_valid(self) -> int:
+        """Rows that are not padding; they come first."""
+        return len(range(self.rank, self.n_items, self.world))
+
+    @property
+    def is_valid(self) -> Tensor:
+        """Bool [B], False for padding rows."""
+        return torch.tensor(self.rows, dtype=torch.long) >= 0
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's part of the global batch, padded to the same length on every rank."""
+        if len(items) != self.n_items:
+            raise ValueError(f"a shard of {self.n_items} items was asked to divide {len(items)}")
+        return [items[max(position, 0)] for position in self.rows]
+
+    def gather(self, results: Sequence[Item]) -> list[Item]:
+        """One picklable result per valid row of each rank, joined in the order of the global batch: a collective."""
+        if len(results) != self.n_valid:
+            raise ValueError(f"a shard with {self.n_valid} valid rows was given {len(results)} results")
+        by_rank = iter(all_rows(results))
+        order = [position for rank in range(self.world) for position in range(rank, self.n_items, self.world)]
+        return [result for _, result in sorted(zip(order, by_rank, strict=True), key=lambda pair: pair[0])]
+
+
+def equal_share(items: Sequence[Item], state: PartialState | Accelerator) -> tuple[list[Item], Tensor]:
+    """`Shard.of` and `Shard.is_valid` in one call."""
+    shard = Shard.of_rank(len(items), state)
+    return shard.of(items), shard.is_valid
 
 
 def from_main(ask: Callable[[], Answer]) -> Answer:

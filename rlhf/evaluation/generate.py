@@ -11,7 +11,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.data.chat import decode_response, encode_prompt
 from rlhf.data.oasst import Prompt
 from rlhf.data.prompts import as_messages
-from rlhf.distributed.collectives import all_rows, share
+from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.evaluation.kl import response_kl
 from rlhf.generation.decode import generate
@@ -45,7 +45,8 @@ def respond(
     judge = _judge("reward model", reward_model, policy, tokenizer, config)
     second = None if gold is None else _judge("second reward model", gold, policy, tokenizer, config)
     state, stop = PartialState(), set(eos_ids)
-    mine = share(prompts, state)
+    shard = Shard.of_rank(len(prompts), state)
+    mine = shard.of(prompts)[: shard.n_valid]
     rows: list[dict[str, Any]] = []
     starts = range(0, len(mine), config.eval_batch_size)
     for start in tqdm(
@@ -77,8 +78,7 @@ def respond(
             again = _scores(second, finished, batch)
             new = [row | {"gold_score": value} for row, value in zip(new, again, strict=True)]
         rows += new
-    by_id = {row["prompt_id"]: row for row in all_rows(rows)}
-    return [by_id[prompt.prompt_id] for prompt in prompts]
+    return shard.gather(rows)
 
 
 def _judge(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf.data.chat import decode_response
-from rlhf.distributed.collectives import all_rows, equal_share
+from rlhf.distributed.collectives import Shard
 from rlhf.functional.gae import widest
 from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
@@ -26,7 +26,8 @@ def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, 
     """
     names = [source.name for source in actor.rewards]
     total: dict[str, Tensor] = {}
-    for part, real in _shares(actor, prompts):
+    shard = Shard.of_rank(len(prompts), actor.accelerator)
+    for part, real in _batches(actor, shard, prompts):
         rollout = actor.rollout(part, actor.sample(part, STEP), real)
         broken = torch.stack(list(not_finite(rollout).values())).any(0)
         sums = rollout_sums(set_aside(rollout, broken), names, actor.args.kl_estimator)
@@ -44,19 +45,19 @@ def completions(actor: Actor, prompts: Sequence[Prompt], one_batch: bool) -> lis
         prompts[: actor.args.per_device_eval_batch_size * actor.accelerator.num_processes] if one_batch else prompts
     )
     rows = []
-    for part, real in _shares(actor, prompts):
+    shard = Shard.of_rank(len(prompts), actor.accelerator)
+    for part, real in _batches(actor, shard, prompts):
         responses = actor.sample(part, STEP, GREEDY)
         scores = actor.rollout(part, responses, real).raw_score.tolist()
         for prompt, response, score, is_real in zip(part, responses, scores, real.tolist(), strict=True):
             if is_real:
                 text = decode_response(actor.tokenizer, response)
                 rows.append({"prompt_id": prompt.prompt_id, "prompt": prompt.text, "response": text, "score": score})
-    by_id = {row["prompt_id"]: row for row in all_rows(rows)}
-    return [by_id[prompt.prompt_id] for prompt in prompts]
+    return shard.gather(rows)
 
 
-def _shares(actor: Actor, prompts: Sequence[Prompt]) -> Iterator[tuple[list[Prompt], Tensor]]:
-    mine, real = equal_share(prompts, actor.accelerator)
+def _batches(actor: Actor, shard: Shard, prompts: Sequence[Prompt]) -> Iterator[tuple[list[Prompt], Tensor]]:
+    mine, is_valid = shard.of(prompts), shard.is_valid
     size = actor.args.per_device_eval_batch_size
     for start in range(0, len(mine), size):
-        yield mine[start : start + size], real[start : start + size]
+        yield mine[start : start + size], is_valid[start : start + size]

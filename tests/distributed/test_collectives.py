@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlhf.cli import evaluate
-from rlhf.distributed.collectives import all_sum, join_processes
+from rlhf.distributed.collectives import Shard, all_sum, join_processes
 from rlhf.functional.gae import wide, widest
 
 
@@ -92,3 +92,29 @@ def test_sums_are_double_elsewhere():
     accelerator = SimpleNamespace(reduce=lambda values, reduction: values)
     assert all_sum(accelerator, torch.ones(2)).dtype == torch.float64
     assert wide(torch.ones(2, dtype=torch.int64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("n_items", "world"), [(0, 2), (1, 3), (5, 1), (5, 2), (6, 2), (7, 4)])
+def test_shards_deal_items_in_turn_and_pad_to_equal_length(n_items, world):
+    items = [f"item {i}" for i in range(n_items)]
+    shards = [Shard(n_items, rank, world) for rank in range(world)]
+    assert len({len(shard.rows) for shard in shards}) == 1
+    for rank, shard in enumerate(shards):
+        valid = [row for row in shard.rows if row >= 0]
+        assert valid == list(range(rank, n_items, world))
+        assert shard.n_valid == len(valid)
+        assert shard.rows[len(valid) :] == [-1] * (len(shard.rows) - len(valid))
+        assert shard.is_valid.tolist() == [row >= 0 for row in shard.rows]
+        assert shard.of(items) == [items[row] if row >= 0 else items[0] for row in shard.rows]
+    dealt = sorted(row for shard in shards for row in shard.rows if row >= 0)
+    assert dealt == list(range(n_items))
+
+
+def test_a_shard_takes_what_it_was_made_for():
+    shard = Shard(5, rank=1, world=2)
+    with pytest.raises(ValueError, match="5 items was asked to divide 4"):
+        shard.of("abcd")
+    with pytest.raises(ValueError, match="2 valid rows was given 3 results"):
+        shard.gather([1, 2, 3])
+    assert Shard.of_rank(3, PartialState()).of("abc") == ["a", "b", "c"]
+    assert Shard.of_rank(3, PartialState()).gather([1, 2, 3]) == [1, 2, 3]

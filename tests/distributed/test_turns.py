@@ -4,7 +4,7 @@ from workers import launch
 
 TURNS = """
 import time
-from rlhf.distributed.collectives import all_rows, main_process_first, on_all
+from rlhf.distributed.collectives import Shard, all_rows, main_process_first, on_all
 run = trainer(**options)
 rank, diary = run.accelerator.process_index, folder / "diary"
 with main_process_first():
@@ -25,6 +25,11 @@ for failing in (0, 1):
 assert ends == (["KeyError('of 0')", "ran", "SystemExit(2)"], ["SystemExit(2)", "KeyError('of 1')"])[rank], ends
 assert on_all(lambda: rank) == rank
 assert all_rows([len(ends)]) == [3, 2]
+for items in (list("abcde"), list("abcdef"), ["a"], []):
+    shard = Shard.of_rank(len(items), run.accelerator)
+    assert shard.gather([f"{rank}{item}" for item in shard.of(items)[: shard.n_valid]]) == [
+        f"{i % 2}{item}" for i, item in enumerate(items)
+    ]
 """
 
 
