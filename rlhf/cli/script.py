@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from rlhf.distributed.collectives import leave_together
+from rlhf.distributed.collectives import exit_together
 from rlhf.errors import UserError
 from rlhf.storage.disk import cannot_write
 from rlhf.storage.run_folder import StageDone
@@ -28,5 +28,5 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    leave_together()
+    exit_together()
     sys.exit(0)

@@ -38,7 +38,7 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(wide(values), reduction="sum")
 
 
-def share_plan(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:
+def sum_and_max(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:
     """counts, 0 where another rank knows, summed over ranks; of each of rounds the largest of any rank.
 
     One collective for both, none for a single process.
@@ -55,10 +55,10 @@ def share_plan(accelerator: Accelerator, counts: list[int], rounds: list[int]) -
 
 def gradient_norm(model: torch.nn.Module) -> float:
     """The norm of all gradients together; of a model that FSDP has spread, of all its parts: a collective then."""
-    return float(whole(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+    return float(full_tensor(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 has sharded, gathered: a collective then. Any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -68,14 +68,14 @@ def is_fsdp_module(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """A model's state_dict on the CPU, where FSDP2 has sharded the model: gathered one tensor after another.
 
     All ranks call it; those with keep get the dictionary, the others an empty one.
     """
     weights = {}
     for name, tensor in model.state_dict().items():
-        tensor = whole(tensor)
+        tensor = full_tensor(tensor)
         if keep:
             weights[name] = tensor.cpu()
     return weights
@@ -267,7 +267,7 @@ def wait_for_everyone() -> None:
     PartialState().wait_for_everyone()
 
 
-def leave_together() -> None:
+def exit_together() -> None:
     """End one of several processes once all of them are done, without tearing down what they shared.
 
     The interpreter's own end sometimes aborts under DeepSpeed with gloo (SIGABRT), and the launcher would call a

@@ -13,7 +13,7 @@ from rlhf.distributed.trained_weights import check_loaded
 _WEIGHTS = "model.safetensors"
 
 
-def save_plain_weights(accelerator: Accelerator) -> None:
+def register_unwrapped_weights(accelerator: Accelerator) -> None:
     """Have the accelerator write weights by the names they have without a wrapper for several processes."""
     if is_deepspeed(accelerator) or is_fsdp(accelerator):
         return

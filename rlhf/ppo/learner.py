@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.distributed.collectives import all_rows, all_sum, share_plan, whole
+from rlhf.distributed.collectives import all_rows, all_sum, full_tensor, sum_and_max
 from rlhf.distributed.launch import is_deepspeed
 from rlhf.distributed.sharding import step_taken
 from rlhf.functional.batching import passes_of
@@ -169,7 +169,7 @@ class Learner:
         counts = [0] * n_global  # response tokens
         for place, row in row_at.items():
             counts[place] = len(responses[row])
-        counts, rounds = share_plan(self.accelerator, counts, [len(group) for group in groups])
+        counts, rounds = sum_and_max(self.accelerator, counts, [len(group) for group in groups])
         filled = [group + [[]] * (max(1, most) - len(group)) for group, most in zip(groups, rounds, strict=True)]
         texts = iter(texts_of(prompts, responses, [rows or [0] for group in filled for rows in group], width, device))
         longest = max(map(len, responses)) * max(len(rows) for group in filled for rows in [*group, [0]])
@@ -279,7 +279,7 @@ class Learner:
         self.accelerator.unscale_gradients()
         norms = torch.stack(
             [
-                whole(torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit))
+                full_tensor(torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.requires_grad], limit))
                 for part in (model.policy, model.critic)
             ]
         )

@@ -23,13 +23,13 @@ from rlhf.config import PPOConfig
 from rlhf.config.trl_names import answers_old_names
 from rlhf.data.chat import decode_response, prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
-from rlhf.distributed.collectives import all_sum, equal_share, from_main, whole_weights
+from rlhf.distributed.collectives import all_sum, equal_share, from_main, full_state_dict
 from rlhf.distributed.launch import check_wrapped, is_deepspeed, is_fsdp
 from rlhf.distributed.offload import check_given_optimizer
 from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import cast_weights
 from rlhf.distributed.trained_weights import frozen_norms
-from rlhf.distributed.unwrapped_weights import save_plain_weights
+from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
 from rlhf.models.unwrap import Model, base_of, is_quantised
 from rlhf.perf.hardware import synchronise
@@ -149,7 +149,7 @@ class PPOTrainer(Resumable):
         self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
         # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
-        save_plain_weights(self.accelerator)
+        register_unwrapped_weights(self.accelerator)
         self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.actor.scaler)
         self.frozen = frozen_norms(self.roles.trained)
         self.saver = Saver(self.accelerator, self.folder, self.roles.trained)
@@ -357,7 +357,7 @@ class PPOTrainer(Resumable):
         policy, folder = self.roles.trained.policy, Path(output_dir or self.folder)
         if self.empty_policy is not None:  # FSDP2's modules cannot be copied, so no adapter be merged into a copy
             main = self.accelerator.is_main_process
-            weights = whole_weights(policy, keep=main)
+            weights = full_state_dict(policy, keep=main)
             policy = with_weights(self.empty_policy, weights) if main else self.empty_policy
         with self.actor.whole() if self.empty_policy is None else nullcontext():
             save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())

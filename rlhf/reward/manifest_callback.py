@@ -21,7 +21,7 @@ def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, A
     return {"batch_size": size} | run_facts(accelerator)
 
 
-class SealCheckpoint(TrainerCallback):
+class ManifestCallback(TrainerCallback):
     """Writes a checkpoint's manifest once all ranks have written their files, and only then deletes older ones.
 
     The rows of metrics so far are in it, too.
@@ -35,7 +35,7 @@ class SealCheckpoint(TrainerCallback):
         self.folder = Path(args.output_dir or ".")
         self.facts: Callable[[], dict[str, Any]] = dict
 
-    def __enter__(self) -> "SealCheckpoint":
+    def __enter__(self) -> "ManifestCallback":
         self.args.save_total_limit = None
         return self
 

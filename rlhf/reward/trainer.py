@@ -30,7 +30,7 @@ from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.functional.losses import pairwise_margin_ranking_loss
-from rlhf.reward.manifest_callback import SealCheckpoint, step_facts
+from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, Part, UpdateGuard, pair_skips
 from rlhf.reward.order import GlobalOrder
@@ -231,7 +231,7 @@ def train_reward_model(
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     from_main(lambda: _take_out_later(folder, checkpoint, args.save_total_limit))
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
-    with SealCheckpoint(args) as seal, StopRequest() as request:
+    with ManifestCallback(args) as seal, StopRequest() as request:
         stop = StopCallback(request)
         skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, line(row, "pair")))
         trainer = PreferenceTrainer(

@@ -20,7 +20,7 @@ PHASES = {
     "train": ("rlhf.reward.trainer", "PreferenceTrainer", "training_step"),
     "evaluate": ("rlhf.reward.trainer", "PreferenceTrainer", "evaluate"),
     "metrics": ("rlhf.reward.trainer", "MetricsFile", "on_log"),
-    "seal": ("rlhf.reward.manifest_callback", "SealCheckpoint", "on_save"),
+    "seal": ("rlhf.reward.manifest_callback", "ManifestCallback", "on_save"),
 }
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"}
 changed = []  # paths, one for each change

@@ -7,7 +7,7 @@ from tiny_ppo import timeless
 from torch import nn
 from workers import launch, rows
 
-from rlhf.distributed.collectives import is_fsdp_module, unsharded, whole_weights
+from rlhf.distributed.collectives import full_state_dict, is_fsdp_module, unsharded
 
 # One worker trains them all: starting one costs more than training such models.
 CASES = {
@@ -78,7 +78,7 @@ def test_every_kind_of_run_is_that_of_one_process(folders, case):
 GATHERED = """
 from tiny_ppo import trainer
 from transformers import TrainerCallback
-from rlhf.distributed.collectives import is_fsdp_module, whole_weights
+from rlhf.distributed.collectives import is_fsdp_module, full_state_dict
 from rlhf.distributed.sharding import gathered
 from torch.distributed.tensor import DTensor
 
@@ -111,7 +111,7 @@ except RuntimeError:
 assert kinds() == {True}
 assert hooks == [list(part._forward_pre_hooks) for part in model.modules() if is_fsdp_module(part)]
 run.train()
-weights = whole_weights(model, keep=rank == 1)
+weights = full_state_dict(model, keep=rank == 1)
 assert bool(weights) == (rank == 1)
 """
 
@@ -126,9 +126,9 @@ def test_what_is_not_sharded_stays_as_it_is():
     hook = model.register_forward_hook(lambda *_: None)
     with unsharded([model]):
         assert list(model._forward_hooks) == [hook.id]
-    weights = whole_weights(model, keep=True)
+    weights = full_state_dict(model, keep=True)
     assert {name: tensor.shape for name, tensor in weights.items()} == {"weight": (3, 2), "bias": (3,)}
-    assert whole_weights(model, keep=False) == {}
+    assert full_state_dict(model, keep=False) == {}
 
 
 @pytest.mark.slow

@@ -183,11 +183,11 @@ def test_two_ranks_gradients_are_those_of_one(monkeypatch, count, minibatches):
     # then with what comes of it.
     sent = []
     for _ in range(2):
-        monkeypatch.setattr(module, "share_plan", lambda _, *plan: (sent.append(plan), plan)[1])
+        monkeypatch.setattr(module, "sum_and_max", lambda _, *plan: (sent.append(plan), plan)[1])
         rank_of(len(sent))
     counts = [a + b for a, b in zip(sent[0][0], sent[1][0], strict=True)]
     rounds = [max(pair) for pair in zip(sent[0][1], sent[1][1], strict=True)]
-    monkeypatch.setattr(module, "share_plan", lambda _, *plan: (counts, rounds))
+    monkeypatch.setattr(module, "sum_and_max", lambda _, *plan: (counts, rounds))
     ranks = [rank_of(index) for index in range(2)]
     assert len(ranks[0][2]) == len(ranks[1][2])  # lock-step: as many forward passes on both
     assert ranks[0][3]["tokens"] + ranks[1][3]["tokens"] == sum(LENGTHS[:count])

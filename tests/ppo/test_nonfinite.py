@@ -257,7 +257,7 @@ def test_no_group_exceeds_its_tokens():
 
 
 def test_ranks_do_as_many_passes_as_the_one_with_most(monkeypatch):
-    monkeypatch.setattr(module, "share_plan", lambda _, counts, rounds: (counts, [n + 3 for n in rounds]))
+    monkeypatch.setattr(module, "sum_and_max", lambda _, counts, rounds: (counts, [n + 3 for n in rounds]))
     rows, targets = experience()
     places = range(0, 16, 2)
     options = {"micro_batch_tokens": 1000, "per_device_train_batch_size": 8}
