@@ -49,47 +49,40 @@ fi
     exit 2
 }
 export RECIPE RUN
-folder="rlhf/recipes/$RECIPE"
-[ -d "$folder" ] || folder="$RECIPE"
-[ -d "$folder" ] || {
-    echo "error: recipe: expected a folder in rlhf/recipes, or a path, found $RECIPE" >&2
-    exit 2
-}
+venv="${RLHF_VENV:-.venv}/bin/activate"
+# shellcheck disable=SC1090  # made by scripts/environment.sh
+[ ! -f "$venv" ] || source "$venv"
+# Which stages there are, what each one needs and whether it is done: one line per stage.
+plan="$(python -m rlhf.cli.plan --recipe "$RECIPE" --run "$RUN" --runs_dir "$RUNS_DIR")" || exit 2
 # sbatch starts no job whose log folder is missing, and says nothing.
 logs="$RUNS_DIR/$RUN/logs"
 mkdir -p "$logs"
 
-is_done() {
-    [ -z "$seeds" ] && grep -qs '"status": "done"' "$RUNS_DIR/$RUN/$1/run.json"
-}
-
-# submit FILE STAGE AFTER...: prints the job id, or nothing for a stage that is done.
+# submit STAGE AFTER: prints the job id. AFTER: ids of the jobs that it waits for, each behind a colon.
 submit() {
-    local file=$1 stage=$2 after="" log="$logs/%x-%j.log" kind=afterok more=() id
-    shift 2
-    if is_done "$stage"; then
-        echo "$stage: done already" >&2
-        return
-    fi
+    local stage=$1 after=$2 log="$logs/%x-%j.log" kind=afterok more=() id
     # With seeds, each task waits for its own seed's task only.
     [ -z "$seeds" ] || { kind=aftercorr more=(--array="$seeds") log="$logs/%x-%A_%a.log"; }
-    for id in "$@"; do after="$after:$id"; done
     [ -z "$after" ] || more+=(--dependency="$kind$after" --kill-on-invalid-dep=yes)
     more=(${options[@]+"${options[@]}"} ${more[@]+"${more[@]}"})
     if [ "$stage" = report ]; then more+=(--nodes=1 --gres=none); else more=("${defaults[@]}" ${more[@]+"${more[@]}"}); fi
-    id=$(sbatch --parsable --output="$log" "${more[@]}" "slurm/$file.sbatch") || exit 1
-    echo "$stage: job ${id%%;*}" >&2
+    id=$(sbatch --parsable --output="$log" "${more[@]}" "slurm/$stage.sbatch") || return 1
     echo "${id%%;*}"
 }
 
-# shellcheck disable=SC2046,SC2086  # no id is no word
-{
-    reward=$(submit reward reward) gold=""
-    # Beside the rest: the second reward model, where the recipe has one.
-    [ ! -f "$folder/reward_gold.yaml" ] || gold=$(submit reward_gold reward_gold)
-    full=$(submit ppo_full ppo_full $reward)
-    lora=$(submit ppo_lora ppo_lora $reward)
-    evaluation=$(submit evaluate evaluation $full $lora $gold)
-    report=$(submit report report $evaluation)
-}
-echo "submitted: ${reward:--} ${gold:--} ${full:--} ${lora:--} ${evaluation:--} ${report:--}"
+declare -A jobs
+submitted=""
+while read -r stage state _ _ needs _; do
+    # With seeds the runs are others: RUN-seed1, ... Their jobs look for themselves.
+    if [ "$state" = "done" ] && [ -z "$seeds" ]; then
+        echo "$stage: done already" >&2
+        submitted+=" -"
+        continue
+    fi
+    after=""
+    for other in ${needs//[,-]/ }; do after+="${jobs[$other]:+:${jobs[$other]}}"; done
+    jobs[$stage]=$(submit "$stage" "$after") || exit 1
+    echo "$stage: job ${jobs[$stage]}" >&2
+    submitted+=" ${jobs[$stage]}"
+done <<<"$plan"
+echo "submitted:$submitted"

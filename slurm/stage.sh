@@ -16,16 +16,10 @@ cd "${RLHF_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 export RUN RUNS_DIR="${RUNS_DIR:-runs}"
 # shellcheck disable=SC1091  # made by scripts/environment.sh
 source "${RLHF_VENV:-.venv}/bin/activate" || exit 2
-recipe="rlhf/recipes/$RECIPE"
-[ -d "$recipe" ] || recipe="$RECIPE"
-
-# status STAGE: what its run.json says.
-status() {
-    python - "$RUNS_DIR/$RUN/$1/run.json" <<'PY'
-import json, pathlib, sys
-path = pathlib.Path(sys.argv[1])
-print(json.loads(path.read_text()).get("status") if path.exists() else "not run")
-PY
+# plan STAGE: its line of `rlhf.cli.plan`: name, state, command, seed, needs, config.
+plan() {
+    python -m rlhf.cli.plan --recipe "$RECIPE" --run "$RUN" --runs_dir "$RUNS_DIR" --stage "$1" \
+        ${SLURM_ARRAY_TASK_ID:+--seed "$SLURM_ARRAY_TASK_ID"}
 }
 
 # pass_on PID: tell the training to stop until srun, PID, has ended. Before the training has begun a signal is lost.
@@ -36,11 +30,13 @@ pass_on() {
     done
 }
 
-# run_stage STAGE SCRIPT: the stage over all nodes. On USR1 (Slurm's warning before the time limit, or a preemption) it
+# run_stage STAGE [SCRIPT]: the stage over all nodes, by its own script or another. On USR1 (Slurm's warning before the time limit, or a preemption) it
 # ends its step and saves; the job then requeues itself.
 run_stage() {
-    local stage=$1 script=$2 step code told=0
-    if [ "$(status "$stage")" = "done" ]; then
+    local stage=$1 line state command seed step code told=0
+    line="$(plan "$stage")" || exit 2
+    read -r _ state command seed _ CONFIG <<<"$line"
+    if [ "$state" = "done" ]; then
         echo "$stage: done already"
         exit 0
     fi
@@ -53,9 +49,7 @@ run_stage() {
     WORLD=$((SLURM_JOB_NUM_NODES * PROCESSES))
     MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
     PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have ids of their own
-    SCRIPT="$script" CONFIG="$recipe/$stage.yaml" SEED="${SLURM_ARRAY_TASK_ID:-}" ENGINE="${RLHF_ENGINE:-}"
-    [ "$stage" != evaluation ] || SEED="" # every seed is judged on the same random numbers
-    [ "$stage" != reward_gold ] || SEED="${SEED:+$((SEED + 1000))}" # another than that of the first reward model
+    SCRIPT="${2:-scripts/$command.py}" SEED="${seed#-}" ENGINE="${RLHF_ENGINE:-}"
     LOGS="$RUNS_DIR/$RUN/logs/$stage-$SLURM_JOB_ID"
     export LOGS PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
     echo "$(date +%FT%T) $stage of $RUN: $SLURM_JOB_NUM_NODES nodes x $PROCESSES processes, restart ${SLURM_RESTART_COUNT:-0}"
@@ -75,8 +69,9 @@ run_stage() {
         wait "$step"
         code=$?
     done
-    echo "$(date +%FT%T) $stage: $(status "$stage"), code $code"
-    if [ "$code" = 0 ] && [ "$(status "$stage")" = "stopped" ]; then
+    read -r _ state _ <<<"$(plan "$stage")"
+    echo "$(date +%FT%T) $stage: $state, code $code"
+    if [ "$code" = 0 ] && [ "$state" = "stopped" ]; then
         [ "$told" = 1 ] || echo "$stage: stopped without a signal to this job"
         scontrol requeue "$SLURM_JOB_ID"
         sleep 600 # Slurm ends this job; without the sleep it would complete first

@@ -23,7 +23,7 @@ from rlhf.distributed.collectives import join_processes
 from rlhf.errors import UserError, printable
 from rlhf.evaluation.generate import respond
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
-from rlhf.storage.run_folder import read_run, require_stage
+from rlhf.storage.stages import read_run, require_stage
 
 _GAP = 3  # columns of the terminal between two responses
 

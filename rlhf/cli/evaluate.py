@@ -21,10 +21,9 @@ from rlhf.evaluation.summary import summarise
 from rlhf.model_card.card import write_card
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.reward.tokenizers import saved_tokenizer
-from rlhf.storage.run_folder import Stage, is_done, read_run, require_stage, write_json, write_rows
+from rlhf.storage.run_folder import Stage, write_json, write_rows
+from rlhf.storage.stages import POLICIES, is_done, read_run, require_stage
 from rlhf.tracking.recorder import write_summary
-
-MODELS = {"full": "ppo_full", "lora": "ppo_lora"}
 
 
 def main() -> None:
@@ -95,10 +94,10 @@ def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any
 
     A UserError where one is not done, or where there is none.
     """
-    runs = {name: found for name, stage in MODELS.items() if (found := read_run(folder / stage))}
+    runs = {name: found for name, stage in POLICIES.items() if (found := read_run(folder / stage))}
     if not runs:
         raise UserError(f"{folder}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
-    return {name: require_stage(folder / MODELS[name]) for name in runs}, runs
+    return {name: require_stage(folder / POLICIES[name]) for name in runs}, runs
 
 
 def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:

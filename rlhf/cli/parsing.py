@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +11,6 @@ import yaml
 from trl import TrlParser
 
 from rlhf.errors import UserError
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 _MAX_BYTES = 1 << 20  # of a recipe; ours have a thousandth
 
@@ -104,15 +101,6 @@ def _take_config(argv: list[str]) -> Path | None:
             del argv[i]
             return Path(argv.pop(i))
     return None
-
-
-def recipe_folder(name: str) -> Path:
-    """The folder of a recipe: a name in rlhf/recipes, or a path."""
-    for folder in (RECIPES / name, Path(name)):
-        if os.path.isdir(folder) and any(folder.glob("*.yaml")):  # os.path has an answer for every name
-            return folder
-    known = ", ".join(sorted(path.name for path in RECIPES.iterdir() if path.is_dir()))
-    raise UserError(f"recipe: expected one of {known}, or a folder of stage recipes, found {name!r}")
 
 
 def read_recipe(recipe: Path) -> dict[str, Any]:

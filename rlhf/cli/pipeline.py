@@ -15,22 +15,13 @@ from typing import Literal
 
 import torch
 
-from rlhf.cli.parsing import parse, recipe_folder
+from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import is_done
+from rlhf.storage.stages import REPORT, StageSpec, is_done, recipe_folder, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# Stage -> the script that runs it; a recipe folder holds a STAGE.yaml for each it has.
-STAGES = {
-    "reward": "train_reward",
-    "reward_gold": "train_reward",
-    "ppo_full": "train_ppo",
-    "ppo_lora": "train_ppo",
-    "evaluation": "evaluate",
-}
 
 
 @dataclass
@@ -75,17 +66,21 @@ def main() -> None:
         return
     launcher = _launcher(engine, _processes(engine.stem, config.num_processes, devices))
     where = ["--run", run.run, "--runs_dir", run.runs_dir]
-    stages = [stage for stage in STAGES if (recipe / f"{stage}.yaml").is_file()]
+    *stages, _ = stages_of(recipe)
     for number, stage in enumerate(stages, start=1):
-        if is_done(run.folder() / stage):
-            print(f"[{number}/{len(stages)}] {stage}: done already", flush=True)
+        label = f"[{number}/{len(stages)}] {stage.name}"
+        if is_done(run.folder() / stage.name):
+            print(f"{label}: done already", flush=True)
             continue
-        print(f"[{number}/{len(stages)}] {stage}", flush=True)
-        script = [str(ROOT / "scripts" / f"{STAGES[stage]}.py"), "--config", str(recipe / f"{stage}.yaml")]
-        _run([*launcher, *script, *where], stage)
-        if not is_done(run.folder() / stage):  # told to stop by a signal
-            sys.exit(f"{stage}: not done yet; call the same command again to go on")
-    _run([sys.executable, str(ROOT / "scripts" / "report.py"), *where], "report")
+        print(label, flush=True)
+        _run([*launcher, *_script(stage), "--config", str(recipe / f"{stage.name}.yaml"), *where], stage.name)
+        if not is_done(run.folder() / stage.name):  # told to stop by a signal
+            sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
+    _run([sys.executable, *_script(REPORT), *where], REPORT.name)
+
+
+def _script(stage: StageSpec) -> list[str]:
+    return [str(ROOT / "scripts" / f"{stage.command}.py")]
 
 
 def _submit(run: RunConfig, config: PipelineConfig) -> None:
@@ -135,7 +130,7 @@ def _run(command: list[str], stage: str) -> None:
     code = subprocess.run(command, check=False).returncode
     if code:
         print(
-            f"error: stage {stage} ended with code {code}; mend it and call the same command again",
+            f"error: stage {stage} ended with code {code}; fix it and run the same command again to resume",
             file=sys.stderr,
         )
         sys.exit(code)

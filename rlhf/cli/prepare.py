@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from rlhf.cli.parsing import parse, read_recipe, recipe_folder
+from rlhf.cli.parsing import parse, read_recipe
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
 from rlhf.config.common import help_text
@@ -21,6 +21,7 @@ from rlhf.data.sources import is_hub_id
 from rlhf.distributed.offload import compile_cpu_optimizer
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
+from rlhf.storage.stages import recipe_folder
 
 ENGINES = Path(__file__).resolve().parents[2] / "accelerate_configs"
 

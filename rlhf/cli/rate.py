@@ -17,7 +17,8 @@ from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import import_sheets, read_object
 from rlhf.ratings.serve import SheetServer
 from rlhf.ratings.sheet import make_key, read_responses, render_sheet
-from rlhf.storage.run_folder import require_stage, write_json, write_text
+from rlhf.storage.run_folder import write_json, write_text
+from rlhf.storage.stages import require_stage
 
 ACTIONS = ("sheet", "serve", "import")
 

@@ -12,10 +12,9 @@ from rlhf.errors import UserError
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
-from rlhf.reporting.run import STAGES
 from rlhf.reporting.run import read_run as read_folder
 from rlhf.reporting.seed_report import build_seed_report
-from rlhf.storage.run_folder import read_run
+from rlhf.storage.stages import STAGES, read_run
 
 
 def main() -> None:

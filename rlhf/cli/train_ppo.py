@@ -36,7 +36,8 @@ from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.checkpoint import PPO, numbered
-from rlhf.storage.run_folder import Stage, is_done, require_stage
+from rlhf.storage.run_folder import Stage
+from rlhf.storage.stages import is_done, require_stage
 
 
 def hold_out(prompts: list[Prompt], args: PPOStageConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:

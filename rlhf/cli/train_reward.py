@@ -37,7 +37,8 @@ from rlhf.models.lora import trainable_share
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.disk import written_aside
-from rlhf.storage.run_folder import Stage, is_done, write_json
+from rlhf.storage.run_folder import Stage, write_json
+from rlhf.storage.stages import is_done
 from rlhf.tracking.recorder import write_summary
 
 CHUNK = 500  # pairs that are tokenised between two moves of the progress bar

@@ -17,7 +17,9 @@ from huggingface_hub.utils import validate_repo_id
 from rlhf.model_card.markdown import code, table
 from rlhf.model_card.metrics import number, policy_metrics, reward_metrics
 from rlhf.models.gguf import WHEEL_MODELS
-from rlhf.storage.run_folder import git_commit, package_versions, read_json, read_run, write_text
+from rlhf.storage.disk import read_json
+from rlhf.storage.run_folder import git_commit, package_versions, write_text
+from rlhf.storage.stages import read_run
 
 Record = Mapping[str, Any]
 

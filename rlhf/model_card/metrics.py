@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.model_card.markdown import code, table
-from rlhf.storage.run_folder import read_json, read_run
+from rlhf.storage.disk import read_json
+from rlhf.storage.stages import read_run, says_done
 
 Record = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ def number(value: Any, form: str = ".3f") -> str:
 
 def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
     """Template values from a reward model's evaluation on its test pairs; {} before the stage is done."""
-    found = read_json(folder / "evaluation.json") if facts.get("status") == "done" else {}
+    found = read_json(folder / "evaluation.json") if says_done(facts) else {}
     before, after, audit = (_part(found, name) for name in ("before", "after", "audit"))
     if not after:
         return {}
@@ -58,7 +59,7 @@ def policy_metrics(folder: Path, facts: Record) -> dict[str, Any]:
     run, name, own = read_run(stage), str(facts.get("stage")).removeprefix("ppo_"), facts.get("id")
     # Of another start: it was another model, which stood in this folder before.
     evaluated = own is not None and _part(run, "model_ids").get(name) == own
-    if run.get("status") != "done" or facts.get("status") != "done" or not evaluated:
+    if not (says_done(run) and says_done(facts) and evaluated):
         return {}
     found = read_json(stage / "evaluation.json")
     models = _part(found, "models")

@@ -19,8 +19,9 @@ from rlhf.functional.losses import pairwise_margin_ranking_loss, policy_loss
 from rlhf.reporting import conclusions
 from rlhf.reporting.plots import evaluation as evaluation_plots
 from rlhf.reporting.plots import training as plots
-from rlhf.reporting.run import STAGES, Record, Run, labels, read_run
+from rlhf.reporting.run import Record, Run, labels, read_run
 from rlhf.storage.run_folder import write_bytes
+from rlhf.storage.stages import TITLES
 
 N_SAMPLES = 8  # prompts whose responses are shown side by side
 N_FIRST = 6  # logged rows shown as tables
@@ -112,7 +113,7 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             most_troubles=N_TROUBLES,
             example=gain_example(run),
             listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
-            stage_names=STAGES,
+            stage_names=TITLES,
             model_names=plots.NAMES,
             labels=labels(run.reward),
             images={name: base64.b64encode(image).decode() for name, image in images.items()},

@@ -8,17 +8,10 @@ from typing import Any
 
 from rlhf.errors import UserError, printable
 from rlhf.reporting.plots import training as plots
+from rlhf.storage.stages import POLICIES, STAGES
 from rlhf.tracking.recorder import SKIPPED, WARNINGS
 
 Record = dict[str, Any]
-
-STAGES = {
-    "reward": "Reward model",
-    "reward_gold": "Second reward model",
-    "ppo_full": "PPO, full",
-    "ppo_lora": "PPO, LoRA",
-    "evaluation": "Evaluation",
-}
 
 _RUN_KINDS = {"data": dict, "config": dict, "versions": dict, "models": list}
 _REWARD_KINDS = {
@@ -55,7 +48,7 @@ def read_run(run_dir: Path) -> Run:
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: expected a run folder, found none")
     folders = {name: run_dir / name for name in STAGES}
-    ppo = {name: _read_jsonl(folders[f"ppo_{name}"] / "metrics.jsonl") for name in ("full", "lora")}
+    ppo = {name: _read_jsonl(folders[stage] / "metrics.jsonl") for name, stage in POLICIES.items()}
     return Run(
         path=run_dir,
         stages={n: _read_json(path / "run.json", _RUN_KINDS) for n, path in folders.items() if path.is_dir()},

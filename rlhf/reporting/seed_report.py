@@ -14,7 +14,8 @@ from rlhf.reporting import seeds
 from rlhf.reporting.plots import seeds as seed_plots
 from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import environment, write_page
-from rlhf.reporting.run import STAGES, Run, read_run
+from rlhf.reporting.run import Run, read_run
+from rlhf.storage.stages import STAGES, TITLES
 
 
 def build_seed_report(
@@ -76,7 +77,7 @@ def render(runs: Sequence[Run], images: Mapping[str, bytes], title: str, author:
         author=author,
         runs=runs,
         names=[run.path.name for run in runs],
-        stage_names=STAGES,
+        stage_names=TITLES,
         model_names=plots.NAMES,
         draws="runs" if same else "seeds",  # runs with the same seed are no more seeds
         same_seeds=same,

@@ -15,7 +15,8 @@ from scipy.stats import t
 from rlhf.reporting.conclusions import last_quarter
 from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import flat
-from rlhf.reporting.run import STAGES, Run
+from rlhf.reporting.run import Run
+from rlhf.storage.stages import POLICIES, TITLES, says_done
 
 CONFIDENCE = 0.95
 
@@ -133,7 +134,7 @@ def _number(record: Any, *keys: str) -> float | None:
 
 def done(run: Run, stage: str) -> bool:
     """Whether a stage came to its end."""
-    return stage in run.stages and run.stages[stage].get("status", "done") == "done"
+    return stage in run.stages and says_done(run.stages[stage])
 
 
 def finished(run: Run) -> Run:
@@ -142,7 +143,7 @@ def finished(run: Run) -> Run:
         run,
         reward_log=run.reward_log if done(run, "reward") else [],
         reward=run.reward if done(run, "reward") else {},
-        ppo={name: rows for name, rows in run.ppo.items() if done(run, f"ppo_{name}")},
+        ppo={name: rows for name, rows in run.ppo.items() if done(run, POLICIES[name])},
         evaluation=run.evaluation if done(run, "evaluation") else {},
     )
 
@@ -153,7 +154,7 @@ def same_seeds(runs: Sequence[Run]) -> list[str]:
     for stage in _SEEDED:
         names = _by_value(runs, {run.path.name: run.stages[stage].get("seed") for run in runs if done(run, stage)})
         said += [
-            f"{STAGES[stage]}: {_join(group)} have the same seed, {seed}, and are one draw rather than {len(group)}"
+            f"{TITLES[stage]}: {_join(group)} have the same seed, {seed}, and are one draw rather than {len(group)}"
             for seed, group in names.items()
             if len(group) > 1 and seed != "None"
         ]
@@ -163,7 +164,7 @@ def same_seeds(runs: Sequence[Run]) -> list[str]:
 def setting_differences(runs: Sequence[Run]) -> list[str]:
     """Sentences on the settings, seeds and the run's own folder aside, that are not the same in all runs."""
     said = []
-    for stage, title in STAGES.items():
+    for stage, title in TITLES.items():
         settings = {run.path.name: _settings(run, stage) for run in runs if done(run, stage)}
         for key in dict.fromkeys(key for record in settings.values() for key in record):
             groups = _by_value(runs, {name: record.get(key, "not set") for name, record in settings.items()})

@@ -37,6 +37,19 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: expected to write there, found: {reason}") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with a JSON object, or {} when there is none."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:  # not JSON; a million brackets; a folder
+        raise UserError(f"{path}: expected JSON, found: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
 def flush(path: Path) -> None:
     """A file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -20,6 +20,7 @@ from rlhf.errors import UserError
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.lock import FolderLock
+from rlhf.storage.stages import is_done
 
 PACKAGES = ("accelerate", "bitsandbytes", "datasets", "deepspeed", "peft", "torch", "transformers", "trl")
 
@@ -59,37 +60,6 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """One more JSON line."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_run(stage_folder: Path) -> dict[str, Any]:
-    """A stage's run.json, or {} when the stage never started."""
-    return read_json(stage_folder / "run.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file with a JSON object, or {} when there is none."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:  # not JSON; a million brackets; a folder
-        raise UserError(f"{path}: expected JSON, found: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
-def is_done(stage_folder: Path) -> bool:
-    """Whether the stage ran to its end."""
-    return read_run(stage_folder).get("status") == "done"
-
-
-def require_stage(stage_folder: Path) -> Path:
-    """The folder of a stage that is done; anything else is a UserError that says what to run first."""
-    status = read_run(stage_folder).get("status", "not run")
-    if status != "done":
-        raise UserError(f"{stage_folder}: expected a stage that is done, found: {status}; run that stage first")
-    return stage_folder
 
 
 class StageDone(Exception):  # noqa: N818  nothing is wrong

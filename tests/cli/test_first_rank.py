@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.cli import evaluate, train_ppo, train_reward
 from rlhf.errors import UserError
-from rlhf.storage import run_folder
+from rlhf.storage import stages
 
 # Script -> flags, by which it ends where it would fetch something; and what rank 0 says before.
 SCRIPTS = {
@@ -20,7 +20,7 @@ def test_a_rank_looks_at_no_stage_itself(script, done, tmp_path, monkeypatch, ca
     """On another rank from_main returns what rank 0 has found, and asks nothing."""
     argv, said = SCRIPTS[script]
     answers = iter([True] if done else said)
-    monkeypatch.setattr(run_folder, "read_json", None)
+    monkeypatch.setattr(stages, "read_json", None)
     monkeypatch.setattr(script, "from_main", lambda ask: next(answers))
     monkeypatch.setattr("sys.argv", ["script", "--run", "none", "--runs_dir", str(tmp_path), *argv])
     if done:

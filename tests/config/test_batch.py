@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from rlhf.cli.parsing import RECIPES, read_recipe
+from rlhf.cli.parsing import read_recipe
 from rlhf.config import PPOConfig, PPOStageConfig, RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.common import bf16_is_fast, check_device_count, choose_hardware
 from rlhf.errors import UserError
+from rlhf.storage.stages import RECIPES
 
 KINDS = [PPOStageConfig, RewardStageConfig]
 

@@ -19,7 +19,8 @@ from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.errors import UserError, printable
 from rlhf.ratings.sheet import read_responses
-from rlhf.storage.run_folder import read_json, require_stage
+from rlhf.storage.disk import read_json
+from rlhf.storage.stages import require_stage
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "rlhf").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])

@@ -16,7 +16,8 @@ from rlhf.data.chat import encode_prompt, encode_response, give_distinct_pad, pr
 from rlhf.model_card.card import write_card
 from rlhf.model_card.markdown import code, table
 from rlhf.reward.scoring import score_rows
-from rlhf.storage.run_folder import Stage, read_run
+from rlhf.storage.run_folder import Stage
+from rlhf.storage.stages import read_run
 
 GAIN = {"gain": 0.7512, "interval": [0.2044, 1.3021], "win_rate": 0.64, "wins": 30, "ties": 4, "losses": 16}
 EVALUATION = {

@@ -1,10 +1,14 @@
 """What the job files ask Slurm for, with stand-ins for its commands that say what they were given."""
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from rlhf.storage.stages import RECIPES, STAGES, stages_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +21,9 @@ def commands(tmp_path):
     says = '#!/bin/bash\necho "NAME $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
     for name in ("srun", "sbatch", "python"):
         (there / name).write_text(says.replace("NAME", name))
+    # Which stages there are is not for a stand-in to say.
+    real = f'[ "$2" != rlhf.cli.plan ] || exec {sys.executable} "$@"\n'
+    (there / "python").write_text(says.replace("NAME", "python").replace("\n", "\n" + real, 1))
     (there / "scontrol").write_text("#!/bin/bash\necho n1\n")
     for path in there.iterdir():
         path.chmod(0o755)
@@ -117,3 +124,70 @@ def test_the_warning_before_the_limit_is_a_setting(commands):
         "error: RLHF_SIGNAL_SECONDS: expected a number of at least 1, found soon"
         in signals(RLHF_SIGNAL_SECONDS="soon")[1]
     )
+
+
+def submitted(said):
+    """Stage -> the stages that its job waits for. A stand-in's job ids are all 7, so these have their own."""
+    jobs = re.findall(r"^sbatch .*$", said, re.MULTILINE)
+    names = [job.rpartition("/")[2].removesuffix(".sbatch") for job in jobs]
+    waits = [re.search(r"--dependency=\w+:([\d:]+)", job) for job in jobs]
+    return {n: [names[int(i) - 1] for i in w[1].split(":")] if w else [] for n, w in zip(names, waits, strict=True)}
+
+
+@pytest.fixture
+def counting(commands, tmp_path):
+    """As `commands`, with an sbatch that counts its jobs from 1."""
+    counter = 'echo "sbatch $*" >&2; echo x >> "$COUNT"; wc -l < "$COUNT"'
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\n{counter}\n")
+    return lambda *argv, **settings: commands(*argv, **settings | {"COUNT": str(tmp_path / "count")})
+
+
+def test_the_jobs_are_those_of_the_stage_graph(counting):
+    """slurm/pipeline.sh, a job file for each stage, and rlhf.storage.stages say the same."""
+    graph = submitted(counting("pipeline.sh", "--recipe", "demo", "--run", "x"))
+    expected = {spec.name: list(spec.needs) for spec in stages_of(RECIPES / "demo")}
+    assert graph == expected
+    assert list(expected) == [*STAGES, "report"]
+    assert {path.stem for path in (ROOT / "slurm").glob("*.sbatch")} == set(expected)
+
+
+def test_a_job_waits_only_for_stages_that_are_not_done(counting, tmp_path):
+    for stage in ("reward", "ppo_lora"):
+        (tmp_path / "runs" / "x" / stage).mkdir(parents=True)
+        (tmp_path / "runs" / "x" / stage / "run.json").write_text('{"status":"done"}')  # as compact JSON, too
+    said = counting("pipeline.sh", "--recipe", "demo", "--run", "x")
+    assert submitted(said) == {
+        "reward_gold": [],
+        "ppo_full": [],
+        "evaluation": ["reward_gold", "ppo_full"],
+        "report": ["evaluation"],
+    }
+    assert said.count("done already") == 2
+
+
+def test_a_stage_that_a_recipe_lacks_is_not_submitted(counting, tmp_path):
+    recipe = tmp_path / "a recipe"
+    recipe.mkdir()
+    for stage in ("reward", "ppo_full"):
+        (recipe / f"{stage}.yaml").write_text("{}")
+    said = counting("pipeline.sh", "--recipe", str(recipe), "--run", "x")
+    assert submitted(said) == {"reward": [], "ppo_full": ["reward"], "report": ["ppo_full"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "seed"),
+    [("reward", "train_reward", "3"), ("reward_gold", "train_reward", "1003"), ("evaluation", "evaluate", "")],
+)
+def test_a_job_runs_its_stage_with_the_seed_of_its_run(commands, tmp_path, stage, command, seed):
+    (tmp_path / "bin" / "srun").write_text('#!/bin/bash\necho "$SCRIPT, seed $SEED, $CONFIG"\n')
+    said = commands(f"{stage}.sbatch", SLURM_ARRAY_TASK_ID="3")
+    assert f"scripts/{command}.py, seed {seed}, {RECIPES / 'demo' / stage}.yaml" in said
+    assert f"{stage}: not_run, code 0" in said
+
+
+def test_a_job_of_a_stage_that_is_done_ends_at_once(commands, tmp_path):
+    (tmp_path / "runs" / "x" / "reward").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "reward" / "run.json").write_text('{"status":"done"}')
+    said = commands("reward.sbatch")
+    assert "reward: done already" in said
+    assert "srun" not in said

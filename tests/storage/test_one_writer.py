@@ -8,7 +8,8 @@ from tiny_ppo import trainer
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import Stage, read_run
+from rlhf.storage.run_folder import Stage
+from rlhf.storage.stages import read_run
 
 
 def test_a_trainer_is_the_one_writer_of_its_folder(tmp_path, other):  # noqa: F811

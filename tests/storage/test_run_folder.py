@@ -7,7 +7,8 @@ import pytest
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import Stage, append_row, is_done, read_run, require_stage, write_json
+from rlhf.storage.run_folder import Stage, append_row, write_json
+from rlhf.storage.stages import is_done, read_run, require_stage
 from rlhf.tracking.recorder import keep_rows
 
 

@@ -1,0 +1,94 @@
+"""The stages of a run: their order, what each one needs, and whether one is done. No other place says so.
+
+Slurm's job files ask it through `python -m rlhf.cli.plan`, so it imports neither torch nor anything that does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.storage.disk import read_json
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage. It reads RECIPE/NAME.yaml and writes to RUNS_DIR/RUN/NAME."""
+
+    name: str
+    title: str  # for readers
+    command: str  # rlhf.cli.COMMAND runs it, and so does scripts/COMMAND.py
+    needs: tuple[str, ...] = ()  # stages that must be done before it starts
+    seed_offset: int | None = 0  # with --seeds N it runs with seed N + seed_offset; None: with the recipe's own seed
+
+
+_SPECS = (
+    StageSpec("reward", "Reward model", "train_reward"),
+    # Its seed differs from the first reward model's.
+    StageSpec("reward_gold", "Second reward model", "train_reward", seed_offset=1000),
+    StageSpec("ppo_full", "PPO, full", "train_ppo", ("reward",)),
+    StageSpec("ppo_lora", "PPO, LoRA", "train_ppo", ("reward",)),
+    # All runs are evaluated with the same random numbers.
+    StageSpec("evaluation", "Evaluation", "evaluate", ("reward_gold", "ppo_full", "ppo_lora"), seed_offset=None),
+)
+
+STAGES = {spec.name: spec for spec in _SPECS}  # in the order in which they run
+
+TITLES = {spec.name: spec.title for spec in _SPECS}
+
+REPORT = StageSpec("report", "Report", "report", seed_offset=None)  # no recipe; written again whenever it is asked for
+
+# The policy's name in evaluation and report -> the stage that trains it.
+POLICIES = {"full": "ppo_full", "lora": "ppo_lora"}
+
+
+def stages_of(recipe: Path) -> list[StageSpec]:
+    """The stages that a recipe folder has a file for, in order, then the report; `needs` holds no others."""
+    found = [spec for name, spec in STAGES.items() if (recipe / f"{name}.yaml").is_file()]
+    names = {spec.name for spec in found}
+    found = [replace(spec, needs=tuple(name for name in spec.needs if name in names)) for spec in found]
+    needed = {name for spec in found for name in spec.needs}
+    return [*found, replace(REPORT, needs=tuple(spec.name for spec in found if spec.name not in needed))]
+
+
+def recipe_folder(name: str) -> Path:
+    """The folder of a recipe, which is a name in rlhf/recipes or a path. A UserError if it holds no stage's file."""
+    for folder in (RECIPES / name, Path(name)):
+        try:
+            if any((folder / f"{stage}.yaml").is_file() for stage in STAGES):
+                return folder
+        except (OSError, ValueError):  # too long a name, or a null byte
+            continue
+    known = ", ".join(sorted(path.name for path in RECIPES.iterdir() if path.is_dir()))
+    raise UserError(f"recipe: expected one of {known}, or a folder with {'.yaml, '.join(STAGES)}.yaml, found {name!r}")
+
+
+def read_run(stage_folder: Path) -> dict[str, Any]:
+    """A stage's run.json, or {} if the stage never started."""
+    return read_json(stage_folder / "run.json")
+
+
+def status(facts: Mapping[str, Any]) -> str:
+    """What a run.json says of its stage: running, done, stopped or failed; "not run" if there is none."""
+    return str(facts.get("status", "not run"))
+
+
+def says_done(facts: Mapping[str, Any]) -> bool:
+    """Whether a run.json says that its stage ran to its end."""
+    return status(facts) == "done"
+
+
+def is_done(stage_folder: Path) -> bool:
+    """Whether the stage ran to its end."""
+    return says_done(read_run(stage_folder))
+
+
+def require_stage(stage_folder: Path) -> Path:
+    """The folder of a stage that is done. Otherwise a UserError that says which stage to run first."""
+    facts = read_run(stage_folder)
+    if not says_done(facts):
+        raise UserError(f"{stage_folder}: expected a stage that is done, found: {status(facts)}; run that stage first")
+    return stage_folder

@@ -1,0 +1,117 @@
+"""The stage graph: what runs in which order, and that everything which names stages agrees with it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.errors import UserError
+from rlhf.storage.stages import POLICIES, RECIPES, REPORT, STAGES, is_done, recipe_folder, require_stage, stages_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_stage_needs_only_stages_before_it():
+    before = set()
+    for name, spec in STAGES.items():
+        assert name == spec.name
+        assert before.issuperset(spec.needs), name
+        before.add(name)
+    assert set(POLICIES.values()) < set(STAGES)
+
+
+@pytest.mark.parametrize("spec", [*STAGES.values(), REPORT], ids=lambda spec: spec.name)
+def test_a_stage_has_a_script_and_a_module(spec):
+    assert (ROOT / "scripts" / f"{spec.command}.py").is_file()
+    assert (ROOT / "rlhf" / "cli" / f"{spec.command}.py").is_file()
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.iterdir()))
+def test_recipes_hold_stages_and_nothing_else(recipe):
+    assert {path.stem for path in (RECIPES / recipe).iterdir()} == set(STAGES)
+    # What tells train_reward and train_ppo which of their two stages they run.
+    fields = {name: yaml.safe_load((RECIPES / recipe / f"{name}.yaml").read_text()) for name in STAGES}
+    assert [name for name in STAGES if fields[name].get("gold")] == ["reward_gold"]
+    assert [name for name in STAGES if fields[name].get("use_peft")] == ["ppo_lora"]
+
+
+def test_the_report_waits_for_every_stage():
+    specs = {spec.name: spec for spec in stages_of(RECIPES / "demo")}
+
+    def behind(name):
+        return {name}.union(*(behind(other) for other in specs[name].needs))
+
+    assert behind("report") == {*STAGES, "report"}
+
+
+def test_a_recipe_without_a_stage_needs_none(tmp_path):
+    for name in ("ppo_full", "evaluation"):
+        (tmp_path / f"{name}.yaml").write_text("{}")
+    graph = {spec.name: spec.needs for spec in stages_of(recipe_folder(str(tmp_path)))}
+    assert graph == {"ppo_full": (), "evaluation": ("ppo_full",), "report": ("evaluation",)}
+
+
+def test_a_folder_without_a_stage_is_no_recipe(tmp_path):
+    (tmp_path / "notes.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"^recipe: expected one of demo, gpt2-medium, smollm2, or a folder with "):
+        recipe_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"status": "running"}, {"status": "stopped"}, {"status": "failed"}])
+def test_only_a_run_json_that_says_so_is_done(tmp_path, facts):
+    if facts is not None:
+        (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert not is_done(tmp_path)
+    with pytest.raises(UserError, match=f"found: {(facts or {}).get('status', 'not run')}; run that stage first"):
+        require_stage(tmp_path)
+    (tmp_path / "run.json").write_text('{"status":"done"}')
+    assert is_done(tmp_path)
+    assert require_stage(tmp_path) == tmp_path
+
+
+PLAN = """
+import sys
+sys.argv = ["plan", *sys.argv[1:]]
+from rlhf.cli.plan import main
+main()
+heavy = {"torch", "transformers", "trl", "numpy", "yaml"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def plan(*argv):
+    command = [sys.executable, "-c", PLAN, *map(str, argv)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_the_plan_says_what_is_done_and_imports_nothing_heavy(tmp_path):
+    (tmp_path / "x" / "reward").mkdir(parents=True)
+    (tmp_path / "x" / "reward" / "run.json").write_text('{"status": "done"}')
+    code, lines, errors = plan("--recipe", "demo", "--run", "x", "--runs_dir", tmp_path, "--seed", "2")
+    assert code == 0, errors
+    rows = [line.split(maxsplit=5) for line in lines]
+    assert [row[0] for row in rows] == [*STAGES, "report"]
+    assert [row[1] for row in rows] == ["done", *["not_run"] * 5]
+    assert [row[3] for row in rows] == ["2", "1002", "2", "2", "-", "-"]
+    assert rows[2][5] == str(RECIPES / "demo" / "ppo_full.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--recipe", "none"], "error: recipe: expected one of demo"),
+        (["--stage", "ppo"], "error: stage: recipe demo has reward, reward_gold"),
+        (["--run", "broken"], "broken/reward/run.json: expected JSON"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(tmp_path, argv, words):
+    (tmp_path / "broken" / "reward").mkdir(parents=True)
+    (tmp_path / "broken" / "reward" / "run.json").write_text("{")
+    code, lines, errors = plan("--runs_dir", tmp_path, *argv)
+    assert (code, lines) == (2, [])
+    assert words in errors
+    assert len(errors.splitlines()) == 1
