@@ -1,6 +1,9 @@
 """The slow, obvious way: whole logits, masks and positions as transformers takes them, nothing left out."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from rlhf.functional.batching import position_ids
 
@@ -29,3 +32,13 @@ def logp(logits, tokens, temperature):
     """Log-prob of the tokens and entropy, by log_softmax over the whole vocabulary."""
     log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
     return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+def response_mask(tokens: Tensor, eos_id: int | Sequence[int]) -> Tensor:
+    """tokens: int [B, T] -> bool [B, T]; True up to and including the first EOS.
+
+    eos_id may be several ids (chat models often stop at more than one); any of them ends a response.
+    """
+    ids = torch.as_tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=tokens.device)
+    is_eos = torch.isin(tokens, ids)
+    return (is_eos.cumsum(dim=1) - is_eos.long()) == 0

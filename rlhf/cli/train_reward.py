@@ -23,7 +23,7 @@ from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import read_config
-from rlhf.memory_estimate.reward import check_positions, dry_run
+from rlhf.memory_estimate.reward import dry_run
 from rlhf.model_card.card import write_card
 from rlhf.models.load import (
     base_options,
@@ -35,7 +35,7 @@ from rlhf.models.load import (
 )
 from rlhf.models.lora import trainable_share
 from rlhf.reward.audit import audit
-from rlhf.reward.trainer import best_step, encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.disk import written_aside
 from rlhf.storage.run_folder import Stage, write_json
 from rlhf.storage.stages import is_done

@@ -1,16 +1,11 @@
 """The batch of the whole run, over all processes, and what of it each process takes at a time."""
 
-import os
 from typing import Any
 
+from rlhf.config.common import process_count
 from rlhf.errors import UserError
 
 _FIELD = "global_batch_size"
-
-
-def process_count() -> int:
-    """How many processes the launcher has started, on all machines together."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def divide_global_batch(args: Any) -> None:

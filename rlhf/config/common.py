@@ -33,6 +33,16 @@ def bf16_is_fast(use_cpu: bool = False) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def process_count() -> int:
+    """How many processes the launcher has started on all machines."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def local_process_count() -> int:
+    """How many of them it has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def cpu_is_asked_for() -> bool:
     """Whether the launcher, or whoever starts the script, asks for the CPU: use_cpu in its config, for example."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on", "y", "t")
@@ -40,7 +50,7 @@ def cpu_is_asked_for() -> bool:
 
 def check_device_count(use_cpu: bool) -> None:
     """A UserError where more processes were started on this machine than it has devices: two would share one."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    processes = local_process_count()
     if use_cpu or not torch.accelerator.is_available():
         return
     devices = torch.accelerator.device_count()

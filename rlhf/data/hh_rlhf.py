@@ -53,14 +53,6 @@ class Pair:
         """The first user turn's text: pairs that share it belong in the same split."""
         return self.prompt[0]["content"]
 
-    def as_trl(self) -> dict[str, list[Turn]]:
-        """Return TRL's conversational preference row: prompt, chosen, rejected, each a list of turns."""
-        return {
-            "prompt": [dict(turn) for turn in self.prompt],
-            "chosen": [{"role": "assistant", "content": self.chosen}],
-            "rejected": [{"role": "assistant", "content": self.rejected}],
-        }
-
 
 class _Dialogue(NamedTuple):
     before: str  # text in front of the first turn

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from rlhf.config.common import process_count
 from rlhf.distributed.collectives import is_fsdp_module, precision_policy
 from rlhf.errors import UserError
 
@@ -70,16 +71,23 @@ def engine_name(accelerator: Accelerator) -> str:
     return f"{name} ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}" if is_deepspeed(accelerator) else name
 
 
+def check_process_count(variable: str, wanted: int, found: int) -> None:
+    """A UserError if the processes did not join: each would train a model by itself. variable: where `wanted` is set."""
+    if wanted != found:
+        raise UserError(
+            f"processes: {variable}={wanted}, but Accelerate started {found} process{'es' * (found > 1)}; "
+            "start the script with accelerate launch"
+        )
+
+
 def check_engine(accelerator: Accelerator) -> None:
     """A UserError where the engine or the number of processes is not what was asked for.
 
     Several pairs of config and environment silently train one model a process, or plain data parallel instead of
     ZeRO or FSDP.
     """
-    world = int(os.environ.get("WORLD_SIZE") or 1)
     found = accelerator.distributed_type
-    if accelerator.num_processes != world:
-        raise UserError(f"processes: expected {world} that know of one another, found {accelerator.num_processes}")
+    check_process_count("WORLD_SIZE", process_count(), accelerator.num_processes)
     if wants_deepspeed() and found != DistributedType.DEEPSPEED:
         raise UserError(f"engine: expected DeepSpeed, found {found.value}; ACCELERATE_USE_CPU turns it off")
     if wants_fsdp() and found != DistributedType.FSDP:

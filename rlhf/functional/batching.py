@@ -53,16 +53,6 @@ def left_aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), mask.gather(1, order)
 
 
-def response_mask(tokens: Tensor, eos_id: int | Sequence[int]) -> Tensor:
-    """tokens: int [B, T] -> bool [B, T]; True up to and including the first EOS.
-
-    eos_id may be several ids (chat models often stop at more than one); any of them ends a response.
-    """
-    ids = torch.as_tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=tokens.device)
-    is_eos = torch.isin(tokens, ids)
-    return (is_eos.cumsum(dim=1) - is_eos.long()) == 0
-
-
 def position_ids(attention_mask: Tensor) -> Tensor:
     """attention_mask: bool or int [B, L] -> int [B, L]; the first real token of each row is at position 0.
 

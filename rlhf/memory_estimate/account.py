@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig, TrainingArguments
 
+from rlhf.config.common import local_process_count, process_count
 from rlhf.distributed.sharding import numel
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
@@ -51,7 +52,7 @@ class Sharding:
     @classmethod
     def of(cls, args: TrainingArguments) -> "Sharding":
         """As the launcher has set it up."""
-        world = int(os.environ.get("WORLD_SIZE") or 1)
+        world = process_count()
         plugin: Any = args.deepspeed_plugin
         if plugin is None:
             return cls(0, world)
@@ -175,8 +176,7 @@ def device_bytes(use_cpu: bool) -> float:
     device = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
     if device is not None and (found := total_memory(device)) is not None:
         return found
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / processes
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_process_count()
 
 
 def table(parts: Sequence[Part], base: float) -> list[str]:

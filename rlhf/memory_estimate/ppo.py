@@ -150,10 +150,8 @@ def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) 
     kept: keys and values stay from rollout to rollout, and are counted apart.
     """
     size = 2 if args.bf16 else 4
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = 2 * config.num_hidden_layers * heads * head * size
+    per_token = key_values(config.get_text_config(decoder=True)) * size
     rows, tokens = args.local_batch_size, width + args.response_length
     states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
     generation = rows * (0 if kept else tokens * per_token) + rows * width * states

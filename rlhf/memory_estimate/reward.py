@@ -13,7 +13,6 @@ from rlhf.config import RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.distributed.launch import check_engine, engine_name
 from rlhf.distributed.offload import prepare_offload
-from rlhf.errors import UserError
 from rlhf.memory_estimate.account import (
     Part,
     Sharding,
@@ -26,14 +25,6 @@ from rlhf.memory_estimate.account import (
 )
 from rlhf.models.actor_critic import column_values
 from rlhf.models.lora import trainable_share
-
-
-def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
-    """A UserError where the longest of the pairs, as token rows, has more tokens than the model has positions."""
-    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise UserError(f"max_length: expected at most the model's {positions} positions, found a pair of {longest}")
 
 
 def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:

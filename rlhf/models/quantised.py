@@ -1,9 +1,8 @@
 """bitsandbytes' 4-bit layers, made fit for training adapters on them and for checkpoints."""
 
+import sys
 from typing import Any
 
-from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit
 from torch import nn
 
 from rlhf.errors import UserError
@@ -16,6 +15,10 @@ def prepare_4bit(name: str, model: nn.Module) -> None:
     in eval mode: adapters would then silently learn nothing. On other devices that switch changes nothing.
     name: the argument that an error is about. Models without such layers are left as they are.
     """
+    if "bitsandbytes" not in sys.modules:  # then no model has its layers
+        return
+    from bitsandbytes.nn import Linear4bit
+
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
@@ -29,5 +32,7 @@ def _load_scales(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> Non
     # The layers write their scales beside their codes, but do not read them.
     names = [name for name in state if name.startswith(f"{prefix}weight.")]
     if names:
+        from bitsandbytes.functional import QuantState
+
         scales = {name: state.pop(name) for name in names}
         layer.weight.quant_state = layer.quant_state = QuantState.from_dict(scales, device=layer.weight.device)

@@ -1,13 +1,14 @@
 """What this machine can do at most, measured and not looked up: matrix products and memory."""
 
 import math
-import os
 import resource
 import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
+
+from rlhf.config.common import local_process_count
 
 _TRIES = 3  # at least
 
@@ -82,7 +83,7 @@ def synchronise(device: torch.device) -> None:
 
 def unused_devices(device: torch.device) -> str | None:
     """One line where this machine's processes see more devices than they use, one each; None where they do not."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    processes = local_process_count()
     seen = 0 if device.type == "cpu" else torch.accelerator.device_count()
     if seen <= processes:
         return None

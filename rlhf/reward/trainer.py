@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -29,6 +30,7 @@ from rlhf.distributed.collectives import from_main, on_all
 from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
+from rlhf.errors import UserError
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
@@ -207,6 +209,16 @@ def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -
     if args.loss_type == "margin":
         return pairwise_margin_ranking_loss(chosen, rejected, args.margin)
     return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
+
+def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
+    """A UserError if a pair has more tokens than the model has positions. splits: token rows of the pairs, by split."""
+    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"max_length: set it to {positions} or less, the model's positions; the longest pair has {longest} tokens"
+        )
 
 
 def train_reward_model(

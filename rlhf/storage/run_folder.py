@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import PartialState
 
 from rlhf.distributed.collectives import from_main
+from rlhf.distributed.launch import check_process_count
 from rlhf.errors import UserError
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
 from rlhf.storage.disk import flush, writing
@@ -76,8 +77,8 @@ class Stage:
         self.folder, self._lock = folder, FolderLock(folder)
         state = PartialState()
         wanted = os.environ.get("RLHF_WORLD_SIZE")  # what a job script started
-        if wanted is not None and int(wanted) != state.num_processes:
-            raise UserError(f"processes: expected {wanted} that know of one another, found {state.num_processes}")
+        if wanted is not None:
+            check_process_count("RLHF_WORLD_SIZE", int(wanted), state.num_processes)
         self.is_main = state.is_main_process
         self.stopped = False  # set when the stage was told to stop before its end; it can go on later
         self.facts: dict[str, Any] = {

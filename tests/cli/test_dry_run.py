@@ -124,7 +124,9 @@ def test_pairs_longer_than_the_model_are_refused(study, monkeypatch, capsys):
     (folder / "base" / "config.json").write_text(json.dumps(config | {"n_positions": 16}))
     code, _, errors = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
     assert code == 2
-    assert re.fullmatch(r"error: max_length: expected at most the model's 16 positions, found a pair of \d+", errors[0])
+    assert re.fullmatch(
+        r"error: max_length: set it to 16 or less, the model's positions; the longest pair has \d+ tokens", errors[0]
+    )
 
 
 @pytest.mark.parametrize(("name", "script"), [("ppo_full", train_ppo), ("reward", train_reward)])

@@ -46,11 +46,6 @@ def test_a_pair_and_its_trl_row(tmp_path: Path) -> None:
     ]
     assert (pair.chosen, pair.rejected, pair.opening) == ("Yes.", "No.", "Hi \n there.")
     assert pair.source == f"{tmp_path.name}/rows.jsonl:1"
-    assert pair.as_trl() == {
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": "Yes."}],
-        "rejected": [{"role": "assistant", "content": "No."}],
-    }
     assert counts == {"rows": 1, **dict.fromkeys(DROPS, 0), "kept": 1, "merged_turns": 0}
 
 

@@ -296,7 +296,7 @@ def test_pairs_longer_than_the_model_s_positions(ask, whole, tmp_path):
             *reward_flags(tmp_path / "m"),
             "--dry_run",
             dry,
-            words="max_length: expected at most the model's 16 positions, found a pair of ",
+            words="max_length: set it to 16 or less, the model's positions; the longest pair has ",
         )
 
 

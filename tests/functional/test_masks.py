@@ -1,10 +1,11 @@
 """Values worked by hand."""
 
 import torch
+from obvious import response_mask
 from torch import tensor
 from torch.testing import assert_close
 
-from rlhf.functional.batching import last_index, left_pad, position_ids, response_mask, right_pad
+from rlhf.functional.batching import last_index, left_pad, position_ids, right_pad
 from rlhf.functional.losses import kl_penalty
 
 EOS = 9

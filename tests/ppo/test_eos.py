@@ -5,12 +5,12 @@ import math
 import pytest
 import tiny
 import torch
+from obvious import response_mask
 from test_learner import Rank
 from test_rollout import config
 from tiny_ppo import trainer
 from torch.testing import assert_close
 
-from rlhf.functional.batching import response_mask
 from rlhf.models import actor_critic
 from rlhf.models.actor_critic import ActorCritic, FrozenRole
 from rlhf.ppo.advantages import Targets
