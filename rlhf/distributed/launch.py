@@ -72,7 +72,7 @@ def engine_name(accelerator: Accelerator) -> str:
 
 
 def check_process_count(variable: str, wanted: int, found: int) -> None:
-    """A UserError if the processes did not join: each would train a model by itself. variable: where `wanted` is set."""
+    """A UserError if the processes did not join: each would train alone. variable: where `wanted` is set."""
     if wanted != found:
         raise UserError(
             f"processes: {variable}={wanted}, but Accelerate started {found} process{'es' * (found > 1)}; "
