@@ -15,11 +15,12 @@ from typing import Literal
 
 import torch
 
+from rlhf.cli.engines import engine_file
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import RunConfig
 from rlhf.errors import UserError
-from rlhf.storage.stages import REPORT, StageSpec, is_done, recipe_folder, stages_of
+from rlhf.storage.stages import REPORT, is_done, recipe_folder, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,10 +58,7 @@ def main() -> None:
     name = config.engine
     if name is None and config.executor == "local":  # a cluster's devices are not this machine's
         name = "cpu" if devices == 0 else "single_gpu" if (config.num_processes or devices) == 1 else "multi_gpu"
-    engine = ROOT / "accelerate_configs" / f"{name or 'multi_gpu'}.yaml"
-    if not engine.is_file():
-        known = ", ".join(sorted(path.stem for path in engine.parent.glob("*.yaml")))
-        raise UserError(f"engine: expected one of {known}, found {config.engine!r}")
+    engine = engine_file(name or "multi_gpu")
     if config.executor == "slurm":
         _submit(run, config)
         return
@@ -73,21 +71,23 @@ def main() -> None:
             print(f"{label}: done already", flush=True)
             continue
         print(label, flush=True)
-        _run([*launcher, *_script(stage), "--config", str(recipe / f"{stage.name}.yaml"), *where], stage.name)
+        config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
+        _run([*launcher, "-m", f"rlhf.cli.{stage.command}", *config_file, *where], stage.name)
         if not is_done(run.folder() / stage.name):  # told to stop by a signal
             sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
-    _run([sys.executable, *_script(REPORT), *where], REPORT.name)
-
-
-def _script(stage: StageSpec) -> list[str]:
-    return [str(ROOT / "scripts" / f"{stage.command}.py")]
+    _run([sys.executable, "-m", f"rlhf.cli.{REPORT.command}", *where], REPORT.name)
 
 
 def _submit(run: RunConfig, config: PipelineConfig) -> None:
     if shutil.which("sbatch") is None:
         raise UserError("executor: expected Slurm's sbatch on this machine, found none")
-    command = ["bash", str(ROOT / "slurm" / "pipeline.sh"), "--recipe", config.recipe, "--run", run.run]
+    script = ROOT / "slurm" / "pipeline.sh"
+    if not script.is_file():
+        raise UserError("executor: Slurm's job files are in the repository: run scripts/pipeline.py there")
+    command = ["bash", str(script), "--recipe", config.recipe, "--run", run.run]
     command += ["--seeds", config.seeds] if config.seeds else []
+    if sys.prefix != sys.base_prefix:  # the jobs use the virtual environment that this runs in
+        os.environ.setdefault("RLHF_VENV", sys.prefix)
     settings = {"RUNS_DIR": str(Path(run.runs_dir).absolute()), "RLHF_ENGINE": config.engine or ""}
     if config.num_processes is not None:
         settings["RLHF_PROCESSES"] = str(config.num_processes)
@@ -127,7 +127,8 @@ def _launcher(engine: Path, processes: int | None) -> list[str]:
 
 
 def _run(command: list[str], stage: str) -> None:
-    code = subprocess.run(command, check=False).returncode
+    # Otherwise `-m` would import from the current folder first, and a random.py there would win.
+    code = subprocess.run(command, env={"PYTHONSAFEPATH": "1"} | os.environ, check=False).returncode
     if code:
         print(
             f"error: stage {stage} ended with code {code}; fix it and run the same command again to resume",

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from rlhf.cli.engines import engine_file
 from rlhf.cli.parsing import parse, read_recipe
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
@@ -22,8 +23,6 @@ from rlhf.distributed.offload import compile_cpu_optimizer
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model
 from rlhf.storage.stages import recipe_folder
-
-ENGINES = Path(__file__).resolve().parents[2] / "accelerate_configs"
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
@@ -38,9 +37,8 @@ class PrepareConfig:
     )
 
     def __post_init__(self) -> None:
-        known = {path.stem for path in ENGINES.glob("*.yaml")}
-        if self.engine is not None and self.engine not in known:
-            raise UserError(f"engine: expected one of {', '.join(sorted(known))}, found {self.engine!r}")
+        if self.engine is not None:
+            engine_file(self.engine)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ class Stage:
             "seed": seed,
             "world_size": state.num_processes,
             "device": device_name(state.device),
-            "command": _TOKEN.sub(r"\1...", " ".join(sys.argv)),
+            "command": _TOKEN.sub(r"\1...", command_line()),
             "versions": package_versions(),
             "git_commit": git_commit(),
             "config": config,
@@ -144,6 +144,13 @@ class Stage:
         finally:
             if self.is_main:
                 self._lock.release()
+
+
+def command_line() -> str:
+    """What started this process, as one would type it."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")  # of `python -m MODULE`, which has a path in argv
+    started = f"python -m {module}" if module.startswith("rlhf.") and sys.argv[0].endswith(".py") else sys.argv[0]
+    return " ".join([started, *sys.argv[1:]])
 
 
 def _now() -> str:

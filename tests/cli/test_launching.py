@@ -1,6 +1,7 @@
 """How many processes pipeline.py starts, and under what: the commands, without running them."""
 
 import os
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 
 from rlhf.cli import pipeline
 from rlhf.errors import UserError
+from rlhf.storage.stages import STAGES
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def machine(monkeypatch, tmp_path):
         argv = ["pipeline", "--run", "x", "--runs_dir", str(tmp_path), *flags]
         monkeypatch.setattr("sys.argv", argv)
         pipeline.main()
-        return [" ".join(command) for command in commands if "report.py" not in command[1]]
+        return [" ".join(command) for command in commands if "rlhf.cli.report" not in command]
 
     def record(command, **options):
         commands.append(command)
@@ -54,7 +56,8 @@ def machine(monkeypatch, tmp_path):
 )
 def test_a_process_for_each_device_unless_told_otherwise(machine, devices, flags, engine, processes):
     commands = machine(devices, *flags)
-    assert len(commands) == 5
+    modules = [re.search(r"-m rlhf\.cli\.(\w+) --config \S+/(\w+)\.yaml ", command).groups() for command in commands]
+    assert modules == [(spec.command, name) for name, spec in STAGES.items()]  # in this order
     for command in commands:
         assert f"accelerate_configs/{engine}.yaml --num_processes {processes} " in command
     assert os.environ.get("ACCELERATE_USE_CPU") == ("true" if engine == "multi_cpu" else None)

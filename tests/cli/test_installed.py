@@ -1,0 +1,82 @@
+"""The package as a wheel installs it: all its files, and the command `rlhf` in a folder that is no repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder that pip installs a wheel of this project to. The build works on a copy, as it writes beside it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "rlhf", source / "rlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    command = [*pip, "--no-compile", "--target", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def rlhf(installed, folder, *argv):
+    """The installed command. PYTHONPATH holds nothing of the repository."""
+    return subprocess.run(
+        [sys.executable, str(installed / "bin" / "rlhf"), *map(str, argv)],
+        env=os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_wheel_holds_every_file_of_the_package(installed):
+    def files(top):
+        found = [path.relative_to(top) for path in (top / "rlhf").rglob("*") if path.is_file()]
+        return {str(path) for path in found if "__pycache__" not in path.parts}
+
+    assert files(ROOT) == files(installed)
+
+
+def test_the_paths_in_the_documentation_are_the_packages_files():
+    assert (ROOT / "accelerate_configs").samefile(ROOT / "rlhf" / "accelerate_configs")
+
+
+def test_the_command_lists_its_commands(installed, tmp_path):
+    done = rlhf(installed, tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == list(COMMANDS)
+    for module, _ in COMMANDS.values():
+        assert (installed / "rlhf" / "cli" / f"{module}.py").is_file()
+    plan = rlhf(installed, tmp_path, "plan", "--recipe", "gpt2-medium")
+    assert plan.returncode == 0, plan.stderr
+    assert str(installed / "rlhf" / "recipes" / "gpt2-medium" / "reward.yaml") in plan.stdout
+    wrong = rlhf(installed, tmp_path, "pipelin")
+    assert (wrong.returncode, wrong.stderr.startswith("error: rlhf: expected a command, one of pipeline")) == (2, True)
+
+
+def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_path):
+    """It starts the stage, which reads its recipe; modules in the current folder are not what it imports."""
+    recipe = tmp_path / "recipe"
+    recipe.mkdir()
+    (recipe / "reward.yaml").write_text(yaml.safe_dump({"learning_rat": 1.0}))
+    (tmp_path / "trl.py").write_text("raise SystemExit('imported from the current folder')")
+    done = rlhf(installed, tmp_path, "pipeline", "--recipe", "recipe", "--run", "x", "--engine", "cpu")
+    assert done.returncode == 2
+    assert "[1/1] reward\n" in done.stdout
+    first, last = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert (
+        first
+        == "error: recipe recipe/reward.yaml: field 'learning_rat': expected a field that --help lists, found none such"
+    )
+    assert last.startswith("error: stage reward ended with code 2; fix it and run the same command again")
