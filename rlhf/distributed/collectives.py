@@ -38,6 +38,14 @@ def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(wide(values), reduction="sum")
 
 
+def gather_batch(accelerator: Accelerator, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [N, ...] of each rank -> [ranks * N, ...]; values [K] of each rank -> [R, K], one row per rank.
+
+    R < ranks in the last batch of a dataloader if it ends early: Accelerate then keeps `remainder` rows.
+    """
+    return accelerator.gather(rows), accelerator.gather_for_metrics(values.unsqueeze(0))
+
+
 def sum_and_max(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:
     """counts, 0 where another rank knows, summed over ranks; of each of rounds the largest of any rank.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that transformers' Trainer writes, under the same protection as PPO's."""
+"""Manifests for the checkpoints of transformers' Trainer, which then have the same protection as PPO's."""
 
 import shutil
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from rlhf.tracking.recorder import flush_events, save_rows
 
 
 def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, Any]:
-    """What step.json says of a run besides its step."""
+    """The facts of step.json besides the step: pairs per update, processes, engine."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     return {"batch_size": size} | run_facts(accelerator)
 
 
 class ManifestCallback(TrainerCallback):
-    """Writes a checkpoint's manifest once all ranks have written their files, and only then deletes older ones.
+    """Completes each checkpoint once all ranks have written their files, and only then deletes older ones.
 
-    The rows of metrics so far are in it, too.
-
-    Inside its `with` block the Trainer, which would delete them before, knows no limit; a checkpoint that could not
-    be written is removed, and the user told. facts: what goes into step.json; set before training.
+    It copies the logged rows into the checkpoint, and writes step.json and the manifest. Use it as a `with` block
+    around training. Inside, the Trainer has no save_total_limit, since it would delete too early. A checkpoint that
+    could not be written is removed, and raises a UserError. facts: returns the content of step.json; set it before
+    training.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
@@ -43,27 +43,27 @@ class ManifestCallback(TrainerCallback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.args.save_total_limit = self.limit
-        half = [path for path in numbered(self.folder, REWARD) if not (path / MANIFEST).exists()]
-        if half and isinstance(error, SAVE_ERRORS):
+        incomplete = [path for path in numbered(self.folder, REWARD) if not (path / MANIFEST).exists()]
+        if incomplete and isinstance(error, SAVE_ERRORS):
             if PartialState().is_main_process:
-                shutil.rmtree(half[-1], ignore_errors=True)
-            raise not_written(half[-1], error) from error
+                shutil.rmtree(incomplete[-1], ignore_errors=True)
+            raise not_written(incomplete[-1], error) from error
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        """Rows, manifest, then limit."""
+        """Rows, step.json, manifest, then the limit."""
         wait_for_everyone()
-        # transformers asks each rank's file system whether it is there, and all load it together at the end.
+        # Each rank asks its own file system whether that checkpoint exists, but all must load the same one at the end.
         state.best_model_checkpoint = from_main(lambda: state.best_model_checkpoint)
         checkpoint = self.folder / f"{REWARD}{state.global_step}"
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
 
         facts = self.facts()
 
-        def seal() -> None:
+        def complete() -> None:
             save_rows(self.folder, checkpoint)
             flush_events(self.folder / "tensorboard")
             write_step(checkpoint, state.global_step, facts)
             write_manifest(checkpoint)
             rotate(checkpoint, REWARD, self.limit, best)
 
-        from_main(seal)
+        from_main(complete)

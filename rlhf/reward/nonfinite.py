@@ -1,4 +1,4 @@
-"""Which optimizer steps of the reward model are taken: those whose loss and gradient are finite, on all ranks alike."""
+"""Updates of the reward model whose loss or gradient is not finite: skipped on all ranks together, and written down."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _HINTS = {"gradient": "look at these pairs; a lower learning_rate may help"}
 
 
 def pair_skips(args: RewardStageConfig, write: Callable[[dict[str, Any]], None] = lambda row: None) -> Skips:
-    """Skips of updates on pairs."""
+    """Counts and writes skipped updates on pairs."""
     return Skips(args.max_skipped_updates, write, "pair", _HINTS)
 
 
 @dataclass
 class Losses:
-    """Sums over the updates taken, of the run and since the last row of metrics; alike on all ranks."""
+    """Sums of the loss over updates taken, in the whole run and since the last logged row; the same on all ranks."""
 
     run: float = 0.0
     run_updates: int = 0
@@ -34,18 +34,18 @@ class Losses:
     recent_updates: int = 0
     recent_skipped: int = 0
 
-    def __post_init__(self) -> None:  # it may come out of a file
+    def __post_init__(self) -> None:  # the values may come from a file
         self.run, self.recent = float(self.run), float(self.recent)
         counts = (self.run_updates, self.recent_updates, self.recent_skipped)
         self.run_updates, self.recent_updates, self.recent_skipped = map(int, counts)
 
     def add(self, loss: float) -> None:
-        """An update that was taken."""
+        """Count an update that was taken."""
         self.run, self.run_updates = self.run + loss, self.run_updates + 1
         self.recent, self.recent_updates = self.recent + loss, self.recent_updates + 1
 
     def row(self) -> dict[str, float]:
-        """What a row of metrics says; the next one begins. Without an update there is no mean."""
+        """The numbers of a logged row; starts the next one. No `loss` if every update was skipped."""
         mean = {"loss": self.recent / self.recent_updates} if self.recent_updates else {}
         row = mean | {"skipped_updates": self.recent_skipped}
         self.recent, self.recent_updates, self.recent_skipped = 0.0, 0, 0
@@ -53,19 +53,20 @@ class Losses:
 
 
 @dataclass
-class Part:
-    """A micro-batch that was looked at: ids and mask [2 B, T], chosen before rejected, scores [2 B], its loss []."""
+class MicroBatch:
+    """One forward pass of an update. Rows: B chosen, then B rejected."""
 
-    ids: Tensor
-    mask: Tensor
-    scores: Tensor
-    loss: Tensor
+    ids: Tensor  # int [2 B, T]
+    mask: Tensor  # int [2 B, T]
+    scores: Tensor  # float32 [2 B]
+    loss: Tensor  # float []
+    metrics: dict[str, float]  # over all ranks
 
 
 class UpdateGuard(TrainerCallback):
-    """Judges each optimizer step before it is taken, and has no checkpoint written while steps are being left out.
+    """Decides whether each optimizer step is taken, and delays checkpoints while steps are being skipped.
 
-    rows: the token rows that are trained on; pair_ids: what each is called in skipped.jsonl, otherwise by its place.
+    rows: the token rows of the training set; pair_ids: their ids for skipped.jsonl, by default their positions.
     """
 
     def __init__(
@@ -73,14 +74,14 @@ class UpdateGuard(TrainerCallback):
     ) -> None:
         self.skips, self.rows, self.pair_ids = skips, rows, pair_ids
         self.losses = Losses()
-        self.parts: list[Part] = []  # of this optimizer step
+        self.micro_batches: list[MicroBatch] = []  # of this optimizer step
         self.taken = True
-        self._owed = (False, False)  # evaluation and checkpoint that were put off
+        self._delayed = (False, False)  # an evaluation, a checkpoint
 
-    def judge(self, accelerator: Accelerator, model: Any, step: int) -> bool:
-        """Whether this step is to be taken, called after its last backward pass. model: as the engine wraps it."""
-        loss = wide(torch.stack([part.loss for part in self.parts])).mean()
-        if is_deepspeed(accelerator):  # which has stepped in that pass, or has left it out
+    def should_step(self, accelerator: Accelerator, model: Any, step: int) -> bool:
+        """Whether to take this step; call it after the last backward pass. model: as Accelerate has wrapped it."""
+        loss = wide(torch.stack([batch.loss for batch in self.micro_batches])).mean()
+        if is_deepspeed(accelerator):  # it has stepped in that pass, or has skipped the step
             norm, finite = step_taken(model, step)
         else:
             norm = gradient_norm(model)
@@ -99,31 +100,31 @@ class UpdateGuard(TrainerCallback):
         return False
 
     def _facts(self) -> Iterator[dict[str, Any]]:
-        """This rank's pairs of the step, with their scores and the loss of their micro-batch. No texts."""
+        """This rank's pairs of the step, with their scores and the loss of their micro-batch; no texts."""
         known = {_key(row["chosen_ids"], row["rejected_ids"]): i for i, row in enumerate(self.rows)}
         names = self.pair_ids or range(len(known))
-        for part in self.parts:
-            sides = [ids[mask.bool()].tolist() for ids, mask in zip(part.ids, part.mask, strict=True)]
+        for batch in self.micro_batches:
+            sides = [ids[mask.bool()].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
             half = len(sides) // 2
             for chosen, rejected, *scores in zip(
-                sides[:half], sides[half:], part.scores[:half], part.scores[half:], strict=True
+                sides[:half], sides[half:], batch.scores[:half], batch.scores[half:], strict=True
             ):
                 yield {
                     "pair_id": str(names[known[_key(chosen, rejected)]]),
                     "chosen_tokens": len(chosen),
                     "rejected_tokens": len(rejected),
                     "scores": dict(zip(("chosen", "rejected"), map(number, scores), strict=True)),
-                    "loss": number(part.loss),
+                    "loss": number(batch.loss),
                 }
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Nothing of a step that ran out of memory, say, is in the next one."""
-        self.parts.clear()
+        """Forget micro-batches of a step that failed, for example one that ran out of memory."""
+        self.micro_batches.clear()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Without a gradient an optimizer leaves a parameter and its moments as they are."""
+        """Skip the step: without gradients an optimizer leaves parameters and their moments unchanged."""
         if not self.taken:
             for parameter in model.parameters():
                 parameter.grad = None
@@ -131,31 +132,31 @@ class UpdateGuard(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """See `_put_off`."""
-        return self._put_off(state, control)
+        """See `_delay`."""
+        return self._delay(state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """See `_put_off`."""
-        return self._put_off(state, control)
+        """See `_delay`."""
+        return self._delay(state, control)
 
-    def _put_off(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        """Evaluation and checkpoint of a step that was left out come after the next one that is taken.
+    def _delay(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        """Delay the evaluation and checkpoint of a skipped step until a step is taken, or until the run ends.
 
-        Otherwise the limit would delete those from before the trouble. At the run's end, they come: its weights are
-        those of the last step that was taken. The two stay together: the best validation loss needs its checkpoint.
+        Otherwise save_total_limit would delete the checkpoints from before the trouble. Evaluation and checkpoint stay
+        together, since the best validation loss needs its checkpoint.
         """
-        evaluate, save = self._owed
+        evaluate, save = self._delayed
         evaluate, save = evaluate or control.should_evaluate, save or control.should_save
         if self.skips.in_a_row == 0 or state.global_step >= state.max_steps:
-            self._owed = (False, False)
+            self._delayed = (False, False)
             control.should_evaluate, control.should_save = evaluate, save
             return control
-        self._owed = (evaluate, save)
+        self._delayed = (evaluate, save)
         control.should_evaluate = control.should_save = False
         if control.should_training_stop and state.is_world_process_zero:
-            print(f"step {state.global_step}: updates are being left out, so the checkpoint before them stays the last")
+            print(f"step {state.global_step}: updates are being skipped; the checkpoint before them stays the newest")
         return control
 
 

@@ -1,9 +1,8 @@
-"""The reward model: its training from start or checkpoint to the best weights, on rows tokenised by `data.chat`."""
+"""The reward model's training on preference pairs: tokenising, the trainer, resuming, and the evaluation on pairs."""
 
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from trl import RewardTrainer
 from rlhf.config import RewardStageConfig
 from rlhf.data.chat import encode_prompt, encode_response
 from rlhf.data.hh_rlhf import Pair
-from rlhf.distributed.collectives import from_main, on_all
+from rlhf.distributed.collectives import from_main, gather_batch, on_all
 from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
@@ -34,7 +33,7 @@ from rlhf.errors import UserError
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
-from rlhf.reward.nonfinite import Losses, Part, UpdateGuard, pair_skips
+from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
 from rlhf.reward.order import GlobalOrder
 from rlhf.reward.scoring import score_rows
 from rlhf.storage.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
@@ -43,11 +42,48 @@ from rlhf.storage.safe_load import check_pickles
 from rlhf.tracking.recorder import METRICS, SKIPPED, keep_events, keep_rows, load_rows, write_event
 from rlhf.tracking.skipped_updates import line
 
+TokenPair = dict[str, list[int]]  # `chosen_ids` and `rejected_ids`, as TRL's processed rows
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> TokenPair:
+    """The token ids of both sides: prompt, response and EOS."""
+    prompt = encode_prompt(tokenizer, pair.prompt)
+    return {
+        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen),
+        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected),
+    }
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], max_length: int | None
+) -> tuple[list[Pair], list[TokenPair]]:
+    """The pairs of which both sides fit into max_length tokens, and their token rows."""
+    rows = [encode_pair(tokenizer, pair) for pair in pairs]
+    fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
+    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
+
+
+def check_positions(config: PretrainedConfig, splits: dict[str, list[TokenPair]]) -> None:
+    """A UserError if a pair has more tokens than the model has positions. splits: token rows of the pairs, by split."""
+    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"max_length: set it to {positions} or less, the model's positions; the longest pair has {longest} tokens"
+        )
+
+
+def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -> Tensor:
+    """The configured loss on scores, float [B] x2 -> scalar: margin ranking or Bradley-Terry."""
+    if args.loss_type == "margin":
+        return pairwise_margin_ranking_loss(chosen.float(), rejected.float(), args.margin)
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
 
 class PreferenceTrainer(RewardTrainer):
-    """TRL's RewardTrainer with the pairwise margin ranking loss beside its Bradley-Terry loss.
+    """TRL's RewardTrainer with a choice of losses, which skips updates whose numbers are not finite.
 
-    The losses and metrics that it logs are means over the updates that were taken.
+    Logged losses and metrics are means over the updates taken. The metrics have TRL's names and definitions.
     """
 
     args: RewardStageConfig
@@ -56,14 +92,18 @@ class PreferenceTrainer(RewardTrainer):
         super().__init__(*given, **options)
         rows: Any = self.train_dataset
         self.guard = guard or UpdateGuard(pair_skips(self.args), rows)
-        self.add_callback(self.guard)  # after all that ask for a checkpoint
+        self.add_callback(self.guard)  # after all callbacks that ask for a checkpoint
+        self.train_tokens = 0  # of the whole run, over all ranks
+        # One value per micro-batch since the last logged row.
+        self.train_metrics: dict[str, list[float]] = {}
+        self.eval_metrics: dict[str, list[float]] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """With global_batch_size, an order that is the same on any number of processes; transformers' hook for one."""
+        """transformers' hook: with global_batch_size, an order that is the same on any number of processes."""
         args = self.args
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         strategy = str(args.train_sampling_strategy)
-        if args.global_batch_size is None or strategy == "batch_rebalance":  # that one goes by global batches itself
+        if args.global_batch_size is None or strategy == "batch_rebalance":  # which orders global batches itself
             return super()._get_train_sampler(train_dataset)
         lengths = [max(map(len, sides)) for sides in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -72,57 +112,67 @@ class PreferenceTrainer(RewardTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one batch of pairs; TRL's own computation logs accuracy and margin."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        scores = outputs.logits.squeeze(-1).float()
+        """The loss of one micro-batch of pairs, chosen rows before rejected; keeps its metrics for the next row."""
+        outputs = model(**inputs, use_cache=False)
+        scores = outputs.logits.squeeze(-1)
         chosen, rejected = scores.chunk(2)
-        real = len(chosen) if model.training else self._real_pairs(len(chosen))
-        if self.args.loss_type == "margin":
-            loss = pairwise_margin_ranking_loss(chosen[:real], rejected[:real], self.args.margin)
-        elif real < len(chosen):
-            loss = -torch.nn.functional.logsigmoid(chosen[:real] - rejected[:real]).mean()
-            loss += (self.args.center_rewards_coefficient or 0.0) * ((chosen[:real] + rejected[:real]) ** 2).mean()
+        n = len(chosen) if model.training else self._n_valid(len(chosen))
+        loss = preference_loss(chosen[:n], rejected[:n], self.args)
+        if self.args.loss_type == "bradley_terry" and self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * ((chosen[:n] + rejected[:n]) ** 2).mean()
+        metrics, tokens = self._metrics_of(outputs.logits.detach(), inputs["attention_mask"])
         if model.training:
             seen = loss.detach()
-            self.guard.parts.append(Part(inputs["input_ids"], inputs["attention_mask"], scores.detach(), seen))
-            # The gradient of a loss that is not finite may be: NaN times it is not, which every engine looks at.
+            self.train_tokens += tokens
+            self.guard.micro_batches.append(
+                MicroBatch(inputs["input_ids"], inputs["attention_mask"], scores.detach().float(), seen, metrics)
+            )
+            # The gradient of a loss that is not finite may be finite. NaN makes it not, which every engine checks.
             loss = loss * torch.where(seen.isfinite(), 1.0, math.nan)
+        else:
+            self._add(self.eval_metrics, metrics)
         return (loss, outputs) if return_outputs else loss
 
-    def _real_pairs(self, rows: int) -> int:
-        """How many of this batch of an evaluation are its own; those after them only fill it up, in its last one.
+    def _n_valid(self, n_pairs: int) -> int:
+        """How many pairs of this evaluation batch count; the others pad the last batch to its size.
 
-        The validation loss is then the mean over the pairs, each once, on any number of processes. At least 1, since
-        there is no mean of none: such a batch counts for nothing.
+        So the validation loss is the mean over the pairs, each once, on any number of processes. At least 1, since a
+        mean needs one: Trainer drops the loss of a batch that is all padding.
         """
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return rows
-        return min(max(state.remainder - self.accelerator.process_index * rows, 1), rows)
+            return n_pairs
+        return min(max(state.remainder - self.accelerator.process_index * n_pairs, 1), n_pairs)
+
+    @torch.no_grad()
+    def _metrics_of(self, logits: Tensor, mask: Tensor) -> tuple[dict[str, float], int]:
+        """TRL's metrics of a micro-batch, and its tokens, over all ranks. logits [2 B, 1], mask [2 B, T]."""
+        chosen, rejected = logits.squeeze(-1).chunk(2)
+        own = torch.stack(
+            [(chosen > rejected).float().mean(), (chosen - rejected).mean().float(), mask.sum().float()]
+        )  # tokens of a micro-batch are far below 2^24, up to which float32 counts exactly
+        rewards, rows = gather_batch(self.accelerator, logits, own)
+        spread = torch.stack([rewards.min(), rewards.mean(), rewards.max()]).float()
+        *values, tokens = torch.cat([spread, rows[:, :2].mean(0), rows[:, 2:].sum(0)]).tolist()
+        names = ("min_reward", "mean_reward", "max_reward", "accuracy", "margin")
+        return dict(zip(names, values, strict=True)), int(tokens)
+
+    def _add(self, metrics: dict[str, list[float]], *micro_batches: dict[str, float]) -> None:
+        metrics["num_tokens"] = [float(self.train_tokens)]
+        for values in micro_batches:
+            for name, value in values.items():
+                metrics.setdefault(name, []).append(value)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward; after the last of an optimizer step, whether that is to be taken."""
+        """Forward and backward; after the last micro-batch of an update, decides whether to take it."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients and not self.guard.judge(
-            self.accelerator, model, self.state.global_step + 1
-        ):
-            self._forget_metrics(len(self.guard.parts))
+        if self.accelerator.sync_gradients:
+            taken = self.guard.should_step(self.accelerator, model, self.state.global_step + 1)
+            self._add(self.train_metrics, *(part.metrics for part in self.guard.micro_batches if taken))
         return loss
 
-    def _forget_metrics(self, parts: int) -> None:
-        """What was left out is in no mean. TRL keeps a number a micro-batch, but its count of tokens, which is one."""
-        kept = {name: values if name == "num_tokens" else values[:-parts] for name, values in self._train().items()}
-        self._metrics["train"] = defaultdict(list, {name: values for name, values in kept.items() if values})
-
-    def _train(self) -> dict[str, list[float]]:
-        """TRL's metrics since the last row, in an attribute of its own that no checkpoint of transformers' holds."""
-        return self._metrics["train"]
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Means over the updates taken, in the place of transformers', which know of none that was left out.
-
-        Those also begin anew when a run goes on.
-        """
+        """One row. Its losses replace transformers', which include skipped updates and restart when a run resumes."""
         losses = self.guard.losses
         if "loss" in logs:
             del logs["loss"]
@@ -131,26 +181,29 @@ class PreferenceTrainer(RewardTrainer):
                 del logs["grad_norm"]  # skipped.jsonl has it
         if "train_loss" in logs:
             logs["train_loss"] = losses.run / max(losses.run_updates, 1)
+        model: Any = self.model
+        metrics, prefix = (self.train_metrics, "") if model.training else (self.eval_metrics, "eval_")
+        logs.update({f"{prefix}{name}": sum(values) / len(values) for name, values in metrics.items()})
         super().log(logs, start_time)
+        metrics.clear()
 
     def progress(self) -> dict[str, Any]:
-        """What later rows depend on besides what transformers saves, for step.json."""
-        return {"tokens": self._total_train_tokens, "losses": asdict(self.guard.losses), "metrics": self._train()}
+        """For step.json: what later rows depend on and transformers does not save."""
+        return {"tokens": self.train_tokens, "losses": asdict(self.guard.losses), "metrics": self.train_metrics}
 
     def restore(self, facts: dict[str, Any]) -> None:
-        """Go on from what `progress` said."""
-        self._total_train_tokens, self.guard.losses, metrics = read_progress(facts)
-        self._metrics["train"] = defaultdict(list, metrics)
+        """Resume from what `progress` returned."""
+        self.train_tokens, self.guard.losses, self.train_metrics = read_progress(facts)
 
 
 def read_progress(facts: dict[str, Any]) -> tuple[int, Losses, dict[str, list[float]]]:
-    """Tokens, losses and metrics out of a step.json; a KeyError, TypeError, ... where they are not in it."""
+    """Tokens, losses and metrics from a step.json; a KeyError, TypeError or ValueError if one is missing or broken."""
     metrics = {name: [float(value) for value in values] for name, values in dict(facts["metrics"]).items()}
     return int(facts["tokens"]), Losses(**facts["losses"]), metrics
 
 
 class MetricsFile(TrainerCallback):
-    """Appends what the trainer logs to metrics.jsonl, one row a log."""
+    """Appends each logged row to metrics.jsonl."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,36 +216,103 @@ class MetricsFile(TrainerCallback):
         logs: Any = None,
         **_: Any,
     ) -> None:
-        """One row: step, epoch and the logged numbers. The row that sums a run up comes once, at its true end."""
+        """Step, epoch and the logged numbers. A run that was stopped early has no summary row; its last part does."""
         stopped = "train_runtime" in (logs or {}) and state.global_step < state.max_steps
         if state.is_world_process_zero and logs and not stopped:
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
             append_row(self.path, {"step": state.global_step, **numbers})
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:
-    """TRL's processed row: `chosen_ids` and `rejected_ids`, each the prompt, the response and EOS."""
-    prompt = encode_prompt(tokenizer, pair.prompt)
-    return {
-        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen),
-        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected),
-    }
+def train_reward_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[TokenPair],
+    validation_rows: list[TokenPair],
+    args: RewardStageConfig,
+    pair_ids: Sequence[str] | None = None,
+) -> tuple[PreferenceTrainer, bool]:
+    """Train, and load the checkpoint with the best validation loss into the model.
 
-
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], max_length: int | None
-) -> tuple[list[Pair], list[dict[str, list[int]]]]:
-    """The pairs whose two sides both fit into max_length tokens, and their token rows."""
-    rows = [encode_pair(tokenizer, pair) for pair in pairs]
-    fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
-    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
-
-
-def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], args: RewardStageConfig) -> dict[str, Any]:
-    """Loss, accuracy, mean margin, confusion matrix, classification report and calibration on token rows.
-
-    `scores` are those behind them: {"chosen": [N], "rejected": [N]}.
+    Returns the trainer, and False if a signal stopped the run early: it has then saved a checkpoint to resume from.
+    Resumes from the newest complete checkpoint in args.output_dir if there is one with its optimizer.
+    An update whose loss or gradient is not finite is skipped and written to skipped.jsonl with the pair_ids of its
+    pairs; max_skipped_updates of them in a row raise a UserError.
     """
+    prepare_offload(args.deepspeed_plugin, args.optim)
+    folder = Path(args.output_dir or ".")
+    checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
+    # transformers' TensorBoard callback would otherwise write to the working folder.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    from_main(lambda: _rewind(folder, checkpoint, args.save_total_limit))
+    args.eval_on_start = not checkpoint  # the learning curve starts before the first step
+    with ManifestCallback(args) as manifests, StopRequest() as request:
+        stop = StopCallback(request)
+        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, line(row, "pair")))
+        trainer = PreferenceTrainer(
+            model=model,
+            args=args,
+            train_dataset=_dataset(train_rows),
+            eval_dataset=_dataset(validation_rows),
+            processing_class=tokenizer,
+            callbacks=[MetricsFile(folder / METRICS), manifests, stop],
+            guard=UpdateGuard(skips, train_rows, pair_ids),
+        )
+        check_engine(trainer.accelerator)
+        configure_fsdp(trainer.accelerator)
+        manifests.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
+        if checkpoint:
+            on_all(lambda: check_pickles(checkpoint))
+            trainer.restore(from_main(lambda: read_step(checkpoint, manifests.facts())))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer, not stop.stopped
+
+
+def _dataset(rows: list[TokenPair]) -> Dataset:
+    # group_by_length sorts by `length`; the collator drops it.
+    return Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows])
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from: it, or the best one before it, is broken. None if neither is."""
+    found = problem_of(checkpoint, read_progress)
+    if found is None:
+        try:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            best = checkpoint.with_name(Path(state["best_model_checkpoint"] or checkpoint).name)
+        except (OSError, ValueError, KeyError, TypeError):  # it matches its manifest, but anyone can write one
+            return "a trainer_state.json that cannot be read"
+        found = problem_of(best)
+        found = found and f"the best before it, {best.name}, with {found}"
+    return found
+
+
+def _rewind(folder: Path, checkpoint: Path | None, limit: int | None) -> None:
+    """Set later checkpoints aside, truncate logs after the resume step, and restore the rows before it."""
+    step = number(checkpoint) if checkpoint else 0
+    last = step or -1  # a new run evaluates at step 0
+    set_later_aside(folder, REWARD, step, limit)
+    if checkpoint:
+        load_rows(folder, checkpoint)
+    for name in (METRICS, SKIPPED):
+        keep_rows(folder / name, last)
+    keep_events(folder / "tensorboard", last)
+
+
+def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
+    """Step and validation loss of the best checkpoint; call it on all ranks."""
+    state = trainer.state
+    history = [row for row in state.log_history if "eval_loss" in row]
+    best = min(history, key=lambda row: row["eval_loss"]) if history else {}
+    checkpoint = state.best_model_checkpoint
+    if checkpoint:
+        path = Path(checkpoint) / "trainer_state.json"  # other machines may see the file late
+        saved = from_main(lambda: json.loads(path.read_text(encoding="utf-8")))
+        return {"step": saved["global_step"], "eval_loss": state.best_metric}
+    return {"step": best.get("step"), "eval_loss": best.get("eval_loss")}
+
+
+def evaluate_pairs(model: PreTrainedModel, rows: list[TokenPair], args: RewardStageConfig) -> dict[str, Any]:
+    """Loss and `pair_metrics` on token rows; `scores` are {"chosen": [N], "rejected": [N]}."""
     was_training = model.training
     model.eval()
     sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
@@ -202,108 +322,3 @@ def evaluate_pairs(model: PreTrainedModel, rows: list[dict[str, list[int]]], arg
     loss = preference_loss(chosen, rejected, args).item()
     scores_of = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
     return {"loss": loss, "scores": scores_of, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}
-
-
-def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -> Tensor:
-    """The configured loss on scores, float [B] x2 -> scalar."""
-    if args.loss_type == "margin":
-        return pairwise_margin_ranking_loss(chosen, rejected, args.margin)
-    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
-
-
-def check_positions(config: PretrainedConfig, splits: dict[str, list[dict[str, list[int]]]]) -> None:
-    """A UserError if a pair has more tokens than the model has positions. splits: token rows of the pairs, by split."""
-    longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise UserError(
-            f"max_length: set it to {positions} or less, the model's positions; the longest pair has {longest} tokens"
-        )
-
-
-def train_reward_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[dict[str, list[int]]],
-    validation_rows: list[dict[str, list[int]]],
-    args: RewardStageConfig,
-    pair_ids: Sequence[str] | None = None,
-) -> tuple[PreferenceTrainer, bool]:
-    """Train, leave the checkpoint with the best validation loss in the model; returns the trainer, and whether it
-    got to its end: told to stop by a signal, it saves a checkpoint and stops.
-
-    An update whose loss or gradient is not finite is left out, and written to skipped.jsonl with its pairs by their
-    pair_ids; max_skipped_updates of them in a row end the run by a UserError.
-    Goes on from the newest whole checkpoint in args.output_dir if there is one with its optimizer.
-    """
-    prepare_offload(args.deepspeed_plugin, args.optim)
-    folder = Path(args.output_dir or ".")
-    checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
-    # Where transformers' TensorBoard callback writes, which otherwise is the working folder.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    from_main(lambda: _take_out_later(folder, checkpoint, args.save_total_limit))
-    args.eval_on_start = not checkpoint  # the learning curve starts before the first step
-    with ManifestCallback(args) as seal, StopRequest() as request:
-        stop = StopCallback(request)
-        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, line(row, "pair")))
-        trainer = PreferenceTrainer(
-            model=model,
-            args=args,
-            train_dataset=_dataset(train_rows),
-            eval_dataset=_dataset(validation_rows),
-            processing_class=tokenizer,
-            callbacks=[MetricsFile(folder / METRICS), seal, stop],
-            guard=UpdateGuard(skips, train_rows, pair_ids),
-        )
-        check_engine(trainer.accelerator)
-        configure_fsdp(trainer.accelerator)
-        seal.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
-        if checkpoint:
-            on_all(lambda: check_pickles(checkpoint))
-            trainer.restore(from_main(lambda: read_step(checkpoint, seal.facts())))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer, not stop.stopped
-
-
-def _problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or with the best one so far, which the run is to end with."""
-    found = problem_of(checkpoint, read_progress)
-    if found is None:
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            best = checkpoint.with_name(Path(state["best_model_checkpoint"] or checkpoint).name)
-        except (OSError, ValueError, KeyError, TypeError):  # whole by its manifest, which anybody can write
-            return "a trainer_state.json that cannot be read"
-        found = problem_of(best)
-        found = found and f"the best before it, {best.name}, with {found}"
-    return found
-
-
-def _take_out_later(folder: Path, checkpoint: Path | None, limit: int | None) -> None:
-    """Nothing of later steps stays than the one that the run goes on from, and nothing of that or before is missing."""
-    step = number(checkpoint) if checkpoint else 0
-    last = step or -1  # a run that begins evaluates at step 0
-    set_later_aside(folder, REWARD, step, limit)
-    if checkpoint:
-        load_rows(folder, checkpoint)
-    for name in (METRICS, SKIPPED):
-        keep_rows(folder / name, last)
-    keep_events(folder / "tensorboard", last)
-
-
-def _dataset(rows: list[dict[str, list[int]]]) -> Dataset:
-    # `length` is what group_by_length sorts by; the collator leaves it out.
-    return Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows])
-
-
-def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
-    """Step and validation loss of the checkpoint that was kept; asked on all ranks."""
-    state = trainer.state
-    history = [row for row in state.log_history if "eval_loss" in row]
-    best = min(history, key=lambda row: row["eval_loss"]) if history else {}
-    checkpoint = state.best_model_checkpoint
-    if checkpoint:
-        path = Path(checkpoint) / "trainer_state.json"  # which may be seen late by other machines
-        saved = from_main(lambda: json.loads(path.read_text(encoding="utf-8")))
-        return {"step": saved["global_step"], "eval_loss": state.best_metric}
-    return {"step": best.get("step"), "eval_loss": best.get("eval_loss")}

@@ -157,4 +157,4 @@ def test_told_to_stop_while_steps_are_left_out_it_keeps_the_checkpoint_before(tr
     train("cut", {3: bad}, eval_steps=2)
     folder = train.folder / "cut"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert "step 3: updates are being left out, so the checkpoint before them stays the last" in capsys.readouterr().out
+    assert "step 3: updates are being skipped; the checkpoint before them stays the newest" in capsys.readouterr().out
