@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, texts_of, trunk_states
-from rlhf.models.unwrap import base_of
+from rlhf.models.unwrap import unwrap_peft
 
 _ROWS = 16  # at a time
 
@@ -27,14 +27,14 @@ def response_kl(
     """
 
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
-        return (exact_kl(head_logits(base_of(policy), mine), head_logits(base_of(base), other), temperature),)
+        return (exact_kl(head_logits(unwrap_peft(policy), mine), head_logits(unwrap_peft(base), other), temperature),)
 
     starts = range(0, len(prompts), _ROWS)
     groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]
     width = max(map(len, responses))
     found = torch.zeros(len(prompts) * width, device=policy.device)
     for texts in texts_of(prompts, responses, groups, width, policy.device):
-        states = [texts.at_tokens(trunk_states(base_of(m), texts.ids, texts.lengths)) for m in (policy, base)]
+        states = [texts.at_tokens(trunk_states(unwrap_peft(m), texts.ids, texts.lengths)) for m in (policy, base)]
         (kl,) = in_chunks(per_token, policy.config.vocab_size, *states)
         found.index_copy_(0, texts.places, kl)
     sums: list[float] = found.view(len(prompts), width).sum(1).tolist()

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -14,7 +13,7 @@ from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.models.kernels.attention import packs
 from rlhf.models.token_logprobs import Texts, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
-from rlhf.models.unwrap import Model, base_of, is_quantised
+from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 
 _REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
 
@@ -44,7 +43,9 @@ class ActorCritic(nn.Module):
         self.critic = critic
         self.temperature = temperature
         # What FSDP2 shards one by one, by the name of its class, as in transformers' models.
-        names = {name for part in (policy, critic) for name in getattr(base_of(part), "_no_split_modules", None) or ()}
+        names = {
+            name for part in (policy, critic) for name in getattr(unwrap_peft(part), "_no_split_modules", None) or ()
+        }
         self._no_split_modules = sorted(names & {type(module).__name__ for module in self.modules()})
 
     def forward(
@@ -60,7 +61,7 @@ class ActorCritic(nn.Module):
             assert mask is not None
             return self._rectangles(texts, mask, n_response)
         states, values = self.states_and_values(texts)
-        base = base_of(self.policy)
+        base = unwrap_peft(self.policy)
 
         def logp(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             return logp_of(head_logits(base, states), tokens, self.temperature)
@@ -88,7 +89,7 @@ class ActorCritic(nn.Module):
 
     def states_and_values(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """The policy's last states float [B, L, d], and the critic's values float32 [B, L], reward units."""
-        states = trunk_states(base_of(self.policy), texts.ids, texts.lengths)
+        states = trunk_states(unwrap_peft(self.policy), texts.ids, texts.lengths)
         critic = self.critic
         if isinstance(critic, ValueHead):
             return states, critic(states)
@@ -113,7 +114,7 @@ class FrozenRole:
         if not is_quantised(self.model):
             nn.Module.to(self.model, device)
         elif self.model.device.type != device.type:
-            name = base_of(self.model).config.name_or_path or type(base_of(self.model)).__name__
+            name = unwrap_peft(self.model).config.name_or_path or type(unwrap_peft(self.model)).__name__
             raise UserError(
                 f"{name}: expected a quantised model on {device.type}, where PPO runs, found it on "
                 f"{self.model.device.type}; load it with device_map={{'': {(device.index or 0)!r}}}"
@@ -172,5 +173,5 @@ def column_values(model: PreTrainedModel | PeftModel, ids: Tensor, lengths: Tens
 
     No mask: real tokens see those before them only. lengths: as in `trunk_states`.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = unwrap_peft(model)
     return inner.score(trunk_states(inner, ids, lengths)).squeeze(-1).float()

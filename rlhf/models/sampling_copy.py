@@ -20,18 +20,17 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
 from rlhf.models.kernels.unmasked import is_plain
 from rlhf.models.lora import PARTS, SplitProjection
+from rlhf.models.unwrap import is_quantised, unwrap_peft
 
 _Source = Callable[[], Tensor]
 
 
 def can_copy(policy: Any) -> bool:
     """Whether a policy is transformers' own of a plain kind, as it is or under one plain LoRA adapter a layer."""
-    if not is_plain(policy) or getattr(policy, "is_quantized", False):
+    if not is_plain(policy) or is_quantised(policy):
         return False
     if not isinstance(policy, PeftModel):
         return True
-    if getattr(policy.get_base_model(), "is_quantized", False):
-        return False
     layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
     return all(_is_plain_lora(layer) for layer in layers) and not any(
         getattr(config, "modules_to_save", None) for config in policy.peft_config.values()
@@ -51,7 +50,7 @@ class SamplingCopy:
 
     def __init__(self, policy: Any, dtype: torch.dtype | None) -> None:
         """dtype: what matrices are computed in, None as they are. Without one, and without adapters, none is copied."""
-        base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        base = unwrap_peft(policy)
         with torch.device("meta"):
             self.model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), attn_implementation="sdpa")
         fuse_gelu(self.model)
@@ -113,7 +112,7 @@ def _weight(layer: Any) -> Tensor:
 
 def copied_bytes(policy: Any, dtype: torch.dtype | None) -> int:
     """What the matrices take that a SamplingCopy of the policy holds of its own; also of a policy without weights."""
-    base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    base = unwrap_peft(policy)
     total, inside = 0, set[int]()
     for module in base.modules():  # each before what is inside it
         if id(module) in inside or not isinstance(module, SplitProjection | LoraLinear | nn.Linear | Conv1D):

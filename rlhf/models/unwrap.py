@@ -8,17 +8,17 @@ from transformers import PreTrainedModel
 Model = PreTrainedModel | PeftModel
 
 
-def base_of(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT one; any other model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def is_quantised(model: Any) -> bool:
     """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
-    return bool(getattr(base_of(model), "is_quantized", False))
+    return bool(getattr(unwrap_peft(model), "is_quantized", False))
 
 
 def has_token_head(model: Any) -> bool:
     """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = unwrap_peft(model)
     return hasattr(inner, "score") and not inner.config.is_encoder_decoder

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.distributed.sharding import numel
+from rlhf.models.unwrap import unwrap_peft
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Flops:
     @classmethod
     def of(cls, model: nn.Module) -> "Flops":
         """Read off a transformers model, or a PEFT one with the adapters that are active."""
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = unwrap_peft(model)
         trunk, config = list(_linear_layers(base.base_model)), base.config.get_text_config(decoder=True)
         head = base.get_output_embeddings()
         layers = trunk if head is None else [*trunk, head]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.config import PPOConfig
 from rlhf.model_card.card import write_card
 from rlhf.models.lora import merged_model, save_adapter
-from rlhf.models.unwrap import Model, base_of, is_quantised
+from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 from rlhf.storage.disk import written_aside
 
 
@@ -32,7 +32,7 @@ def with_weights(empty: Model, weights: Mapping[str, Tensor]) -> Model:
     """A copy of what `without_weights` made, with the weights of a state_dict."""
     model = copy.deepcopy(empty)
     model.load_state_dict(weights, assign=True)
-    base_of(model).tie_weights()
+    unwrap_peft(model).tie_weights()
     return model
 
 

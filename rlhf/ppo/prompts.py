@@ -12,7 +12,7 @@ from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
 from rlhf.errors import UserError
 from rlhf.models.load import stop_ids
-from rlhf.models.unwrap import base_of
+from rlhf.models.unwrap import unwrap_peft
 
 _OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id")
 
@@ -143,7 +143,7 @@ def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
 
 def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Where responses end: at stop_token_id, or at every EOS of model and tokenizer."""
-    return stop_ids(base_of(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
+    return stop_ids(unwrap_peft(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
 
 
 def prompts_that_fit(
@@ -151,7 +151,7 @@ def prompts_that_fit(
 ) -> list[Prompt]:
     """Rows as prompts, none of which overruns the model's positions with its response."""
     prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
-    check_positions(args, base_of(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
+    check_positions(args, unwrap_peft(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
     return prompts
 
 

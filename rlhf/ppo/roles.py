@@ -23,7 +23,7 @@ from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.quantised import prepare_4bit
-from rlhf.models.unwrap import Model, base_of, has_token_head, is_quantised
+from rlhf.models.unwrap import Model, has_token_head, is_quantised, unwrap_peft
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def build_roles(
             prepare_4bit(name, part)
             disable_dropout(part)
             fuse_gelu(part)
-            use_cpu_attention(base_of(part))
+            use_cpu_attention(unwrap_peft(part))
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
             raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")
@@ -80,7 +80,7 @@ def build_roles(
 
 
 def _check_device(name: str, model: Model) -> None:
-    devices = sorted({str(device) for device in (getattr(base_of(model), "hf_device_map", None) or {}).values()})
+    devices = sorted({str(device) for device in (getattr(unwrap_peft(model), "hf_device_map", None) or {}).values()})
     if len(devices) > 1:  # from device_map="auto"
         raise UserError(f"{name}: expected a model on one device, found it on {', '.join(devices)}")
 
@@ -122,7 +122,7 @@ def _critic_and_reward(
     if start is None and reward_model is not None and has_token_head(reward_model):
         start = reward_model
     if start is not None and not has_token_head(start):
-        raise UserError(f"value_model: expected a model with a head 'score', found {type(base_of(start)).__name__}")
+        raise UserError(f"value_model: expected a model with a head 'score', found {type(unwrap_peft(start)).__name__}")
     lora = peft_config or (policy.active_peft_config if isinstance(policy, PeftModel) else None)
     if lora is None:
         if start is None:
@@ -216,7 +216,7 @@ def parameter_lines(models: list[dict[str, Any]]) -> list[str]:
 def _name(model: Any) -> str:
     if isinstance(model, ValueHead):
         return "head on the policy's trunk"
-    inner = base_of(model)
+    inner = unwrap_peft(model)
     return inner.config.name_or_path or type(inner).__name__
 
 

@@ -27,7 +27,7 @@ from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import Prepacked
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, logp_of, texts_of, token_rows, trunk_states
-from rlhf.models.unwrap import Model, base_of
+from rlhf.models.unwrap import Model, unwrap_peft
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.ppo.score_scaling import ScoreScaler
@@ -91,12 +91,12 @@ def observe(
     names = ("logp", "ref_logp", "entropy", "exact_kl", "values")
     seen = torch.zeros(len(names), count * width, device=device)
     last_value = torch.zeros(count, device=device)
-    policy = base_of(roles.trained.policy)
+    policy = unwrap_peft(roles.trained.policy)
 
     def per_token(states: Tensor, ref_states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         logits = head_logits(policy, states)
         with roles.reference.active() as model:
-            ref_logits = head_logits(base_of(model), ref_states)
+            ref_logits = head_logits(unwrap_peft(model), ref_states)
         logp, entropy = logp_of(logits, tokens, args.temperature)
         ref_logp, _ = logp_of(ref_logits, tokens, args.temperature)
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, args.temperature)
@@ -110,7 +110,7 @@ def observe(
         note(group)
         states, values = roles.trained.states_and_values(texts)
         with roles.reference.active() as model:
-            ref_states = trunk_states(base_of(model), texts.ids, texts.lengths)
+            ref_states = trunk_states(unwrap_peft(model), texts.ids, texts.lengths)
         inputs = texts.at_tokens(states), texts.at_tokens(ref_states), texts.tokens
         flat = in_chunks(per_token, policy.config.vocab_size, *inputs)
         seen.index_copy_(1, texts.places, torch.stack([*flat, texts.at_tokens(values)]))

@@ -31,7 +31,7 @@ from rlhf.distributed.sharding import cast_weights
 from rlhf.distributed.trained_weights import frozen_norms
 from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
-from rlhf.models.unwrap import Model, base_of, is_quantised
+from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 from rlhf.perf.hardware import synchronise
 from rlhf.ppo.advantages import AdaptiveKLController, Targets, judge
 from rlhf.ppo.callbacks import Flow
@@ -372,7 +372,7 @@ class PPOTrainer(Resumable):
 
     def _card_facts(self) -> dict[str, Any]:
         """What a model card can say where no stage of a run has left a run.json."""
-        name = base_of(self.roles.trained.policy).config.name_or_path or None
+        name = unwrap_peft(self.roles.trained.policy).config.name_or_path or None
         counts = {"split_train": len(self.prompts)} if self.prompts else {}
         config = {"model_name_or_path": name, **self.args.to_dict()}
         return {"config": config, "data": {"prompts": counts}, "models": self.models}

@@ -16,7 +16,7 @@ from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text, render
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
-from rlhf.models.unwrap import Model, base_of, has_token_head
+from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 from rlhf.reward.scoring import score_rows
 from rlhf.reward.tokenizers import tokenizer_to_read
 
@@ -107,7 +107,7 @@ class TextReward:
             ids: list[int] = self.tokenizer(render(self.tokenizer, dialogue), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
-        config = base_of(self.role.model).config
+        config = unwrap_peft(self.role.model).config
         limit = getattr(config, "max_position_embeddings", None) or 0
         if limit > 0 and getattr(config, "position_biased_input", True):  # without it, positions are only relative
             limit = min(limit, self.tokenizer.model_max_length)
@@ -205,7 +205,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _checked_name(reward: Any) -> str:
     if isinstance(reward, PreTrainedModel | PeftModel):
-        model = base_of(reward)
+        model = unwrap_peft(reward)
         kind = type(model)
         is_users_class = not kind.__module__.startswith("transformers.") and hasattr(model, "score")
         if not is_users_class and "ForSequenceClassification" not in kind.__name__:

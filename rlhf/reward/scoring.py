@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from rlhf.functional.batching import left_aligned, passes_of, right_pad, to_device_together
 from rlhf.models.kernels.attention import packs
 from rlhf.models.token_logprobs import trunk_states
-from rlhf.models.unwrap import has_token_head
+from rlhf.models.unwrap import has_token_head, unwrap_peft
 
 
 def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -25,7 +24,7 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
     forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
     """
     if has_token_head(model):
-        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner = unwrap_peft(model)
         lengths = mask.sum(1).clamp(min=1)
         states = trunk_states(inner, left_aligned(ids, mask)[0], lengths)
         start = torch.arange(len(ids), device=ids.device) * states.shape[1]

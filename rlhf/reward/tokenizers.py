@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.load import is_empty, resolve_model
-from rlhf.models.unwrap import Model, base_of, has_token_head
+from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 
 _REMEDY = "; save its tokenizer in its folder, or give it in reward_processing_classes"
 
@@ -27,7 +27,7 @@ def tokenizer_to_read(
     tokenizer = own_tokenizer(model) if given is None else _filled(name, given)
     if not has_token_head(model):  # an encoder wants its own marks around the texts, whatever the vocabulary
         if tokenizer is None:
-            kind = type(base_of(model)).__name__
+            kind = type(unwrap_peft(model)).__name__
             raise UserError(f"{name}: expected the tokenizer of a {kind}, found none{_REMEDY}")
         _check_range(name, model, tokenizer)
         return tokenizer
@@ -81,7 +81,7 @@ def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 
 def own_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved where the model came from: its folder, or the hub's cache. Never from the network."""
-    name = base_of(model).config.name_or_path
+    name = unwrap_peft(model).config.name_or_path
     if not name:
         return None
     try:
@@ -115,7 +115,7 @@ def _filled(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
 
 
 def _check_eos(name: str, model: Model, policy: PreTrainedTokenizerBase, remedy: str) -> None:
-    config: Any = base_of(model).config.get_text_config()
+    config = unwrap_peft(model).config.get_text_config()
     found = getattr(config, "eos_token_id", None)
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if ids and policy.eos_token_id not in ids:
@@ -137,6 +137,6 @@ def _check_range(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, po
 
 
 def _rows(model: Model) -> int:
-    inner = base_of(model)
+    inner = unwrap_peft(model)
     # Not the weight's shape, which is empty where ZeRO-3 has spread it.
     return getattr(inner.get_input_embeddings(), "num_embeddings", None) or inner.config.get_text_config().vocab_size

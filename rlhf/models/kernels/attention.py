@@ -12,6 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from rlhf.models.unwrap import unwrap_peft
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -110,7 +112,7 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
 
 def packs(model: PreTrainedModel | PeftModel, longest: int) -> bool:
     """Whether a model takes texts of at most so many tokens in one row, with `packed` beside it."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = unwrap_peft(model)
     window = getattr(inner.config, "sliding_window", None) or longest
     return inner.config._attn_implementation == _NAME and inner.device.type == "cpu" and longest <= window
 

@@ -9,9 +9,10 @@ import logging
 from functools import cache
 from typing import Any
 
-from peft import PeftModel
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+
+from rlhf.models.unwrap import unwrap_peft
 
 # Kinds of model that take a cache as plain attention does, each held by a test.
 PLAIN_KINDS = {"gpt2", "gpt_neox", "llama", "mistral", "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3"}
@@ -19,7 +20,7 @@ PLAIN_KINDS = {"gpt2", "gpt_neox", "llama", "mistral", "olmo", "olmo2", "phi", "
 
 def is_plain(model: Any) -> bool:
     """Whether a model is transformers' own of a kind in PLAIN_KINDS, with full causal attention in all layers."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = unwrap_peft(model)
     own = type(inner.base_model).__module__.startswith("transformers.models.")
     layers = set(getattr(inner.config, "layer_types", None) or ["full_attention"])
     return own and inner.config.model_type in PLAIN_KINDS and layers == {"full_attention"}
