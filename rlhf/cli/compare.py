@@ -18,7 +18,7 @@ from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, RunConfig
 from rlhf.config.common import help_text
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 from rlhf.distributed.collectives import join_processes
 from rlhf.errors import UserError, printable
 from rlhf.evaluation.generate import respond
@@ -90,7 +90,7 @@ def main() -> None:
     reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
     policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}
     for number, text in enumerate(_prompts(wanted.prompt)):
-        prompt = Prompt(prompt_id=f"typed {number}", tree_id="", text=text)
+        prompt = TextPrompt(prompt_id=f"typed {number}", tree_id="", text=text)
         rows = [
             respond(name, model, tokenizer, reward_model, [prompt], config, stop_ids(model, tokenizer))[0]
             for name, model in policies.items()

@@ -13,8 +13,8 @@ from rlhf.cli.script import run_script
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
-from rlhf.data.oasst import Prompt, fetch_prompts
-from rlhf.data.prompts import as_row, prompt_sets
+from rlhf.data.oasst import TextPrompt, fetch_prompts
+from rlhf.data.prompts import dataset_row, prompt_sets
 from rlhf.data.splits import require_sizes, split_by_group
 from rlhf.distributed.collectives import from_main, main_process_first, on_all
 from rlhf.distributed.launch import engine_name
@@ -40,7 +40,7 @@ from rlhf.storage.run_folder import Stage
 from rlhf.storage.stages import is_done, require_stage
 
 
-def hold_out(prompts: list[Prompt], args: PPOStageConfig, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def hold_out(prompts: list[TextPrompt], args: PPOStageConfig, seed: int) -> tuple[list[TextPrompt], list[TextPrompt]]:
     """(to train on, to evaluate on), no conversation tree in both; none to evaluate on where none is asked for.
 
     The recipe's evaluation prompts stay unseen: they are to judge what is chosen by these.
@@ -77,8 +77,8 @@ def build(
     model_args: ModelConfig,
     names: tuple[str, str],
     tokenizer: PreTrainedTokenizerBase,
-    train: list[Prompt],
-    unseen: list[Prompt],
+    train: list[TextPrompt],
+    unseen: list[TextPrompt],
 ) -> PPOTrainer:
     """The trainer, with its models loaded. names: policy and reward model."""
     peft_config = cast(LoraConfig | None, get_peft_config(model_args))
@@ -93,8 +93,8 @@ def build(
         model=load_causal_lm(names[0], **options | where),
         ref_model=load_causal_lm(names[0], **options | where) if own else None,
         reward_model=load_reward_model(names[1], **options),
-        train_dataset=[as_row(prompt) for prompt in train],
-        eval_dataset=[as_row(prompt) for prompt in unseen] or None,
+        train_dataset=[dataset_row(prompt) for prompt in train],
+        eval_dataset=[dataset_row(prompt) for prompt in unseen] or None,
         reward_processing_classes=saved_tokenizer(names[1], trust_remote_code=args.trust_remote_code),
         value_model=load_reward_model(names[1], **options) if own and args.critic == "separate" else None,
         peft_config=peft_config,
@@ -127,7 +127,7 @@ def main() -> None:
 
     if args.dry_run:
         limits = args.max_prompt_tokens, args.long_prompts
-        prompts = read_prompts([as_row(p) for p in train], tokenizer, *limits)
+        prompts = read_prompts([dataset_row(p) for p in train], tokenizer, *limits)
         lengths = [len(prompt.input_ids) for prompt in prompts]
         estimate(args, model_args, (base, reward_path), lengths)
         return

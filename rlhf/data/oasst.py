@@ -43,7 +43,7 @@ _ROLES = ("prompter", "assistant")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TextPrompt:
     """One prompter's message, stripped."""
 
     prompt_id: str  # the message's id; of plain text the first 16 hex digits of its SHA-1
@@ -55,14 +55,14 @@ class Prompt:
 class PromptSplit:
     """Prompts for PPO, for the evaluation and for the human rating; no two share a conversation tree."""
 
-    train: list[Prompt]
-    evaluation: list[Prompt]
-    rating: list[Prompt]
+    train: list[TextPrompt]
+    evaluation: list[TextPrompt]
+    rating: list[TextPrompt]
 
 
 @dataclass(frozen=True)
 class _Message:
-    prompt: Prompt
+    prompt: TextPrompt
     role: str
     lang: str | None  # None: not known
     deleted: bool
@@ -70,7 +70,7 @@ class _Message:
 
 def load_prompts(
     sources: Sequence[str], lang: str | None = "en", revision: str | None = None
-) -> tuple[list[Prompt], dict[str, int]]:
+) -> tuple[list[TextPrompt], dict[str, int]]:
     """Return the prompts of all sources, in file order, and counts: messages, this module's rules, kept.
 
     sources: each the hub id OpenAssistant/oasst1 (or another data set of such rows), a file (.jsonl, .json,
@@ -79,7 +79,7 @@ def load_prompts(
     none has a prompt and, naming file, line and field, for a row of another shape.
     """
     counts = dict.fromkeys(["messages", *_DROPS, "kept"], 0)
-    prompts: list[Prompt] = []
+    prompts: list[TextPrompt] = []
     seen: set[str] = set()
     for message in _messages(sources, revision):
         prompt = message.prompt
@@ -96,21 +96,21 @@ def load_prompts(
     return prompts, counts
 
 
-def drop_long(prompts: Iterable[Prompt], length: Callable[[str], int], limit: int) -> tuple[list[Prompt], int]:
+def drop_long(prompts: Iterable[TextPrompt], length: Callable[[str], int], limit: int) -> tuple[list[TextPrompt], int]:
     """Return the prompts whose text is at most limit long by length (tokens, say), and the number dropped."""
     everything = list(prompts)
     kept = [prompt for prompt in everything if length(prompt.text) <= limit]
     return kept, len(everything) - len(kept)
 
 
-def split_prompts(prompts: Sequence[Prompt], seed: int, n_train: int, n_eval: int, n_rating: int) -> PromptSplit:
+def split_prompts(prompts: Sequence[TextPrompt], seed: int, n_train: int, n_eval: int, n_rating: int) -> PromptSplit:
     """Split by conversation tree. Deterministic by seed, whatever the order of prompts.
 
     Rating and evaluation are filled first, with one prompt a tree, drawn at random, so that they range over
     as many conversations as possible. Train gets up to n_train of the other trees' prompts and may come out
     shorter. Raises UserError if rating or evaluation cannot be filled or train is empty.
     """
-    trees: dict[str, list[Prompt]] = defaultdict(list)
+    trees: dict[str, list[TextPrompt]] = defaultdict(list)
     for prompt in sorted(prompts, key=lambda prompt: (prompt.tree_id, prompt.prompt_id)):
         trees[prompt.tree_id].append(prompt)
     random_ = random.Random(seed)
@@ -160,7 +160,7 @@ def _row_messages(row: Any, where: str) -> Iterator[_Message]:
     if isinstance(row, str):
         text = checked_text(row, where).strip()
         text_id = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
-        yield _Message(Prompt(text_id, text_id, text), "prompter", None, False)
+        yield _Message(TextPrompt(text_id, text_id, text), "prompter", None, False)
     elif isinstance(row, dict) and isinstance(row.get("prompt"), dict):
         yield from _tree_messages(row["prompt"], text_field(row, "message_tree_id", where), where)
     elif isinstance(row, dict) and "role" in row:
@@ -196,5 +196,5 @@ def _message(row: dict[str, Any], tree_id: str, where: str) -> _Message:
     if not isinstance(deleted, bool | None):
         raise UserError(f"{where}: field 'deleted': expected true or false, found {kind(deleted)}")
     lang = None if row.get("lang") is None else text_field(row, "lang", where)
-    prompt = Prompt(text_field(row, "message_id", where), tree_id, text_field(row, "text", where).strip())
+    prompt = TextPrompt(text_field(row, "message_id", where), tree_id, text_field(row, "text", where).strip())
     return _Message(prompt, role, lang, bool(deleted))

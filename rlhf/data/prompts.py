@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PromptConfig
 from rlhf.data.chat import encode_prompt
-from rlhf.data.oasst import Prompt, PromptSplit, drop_long, load_prompts, split_prompts
+from rlhf.data.oasst import PromptSplit, TextPrompt, drop_long, load_prompts, split_prompts
 from rlhf.errors import UserError
 
 
@@ -36,6 +36,6 @@ def as_messages(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def as_row(prompt: Prompt) -> dict[str, object]:
+def dataset_row(prompt: TextPrompt) -> dict[str, object]:
     """A row as `PPOTrainer` takes it."""
     return {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import decode_response, encode_prompt
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 from rlhf.data.prompts import as_messages
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
@@ -29,7 +29,7 @@ def respond(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reward_model: PreTrainedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TextPrompt],
     config: EvaluationConfig,
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
@@ -93,7 +93,7 @@ def _judge(
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
 
 
-def _scores(judge: RewardFunction, finished: Completions, batch: Sequence[Prompt]) -> list[float]:
+def _scores(judge: RewardFunction, finished: Completions, batch: Sequence[TextPrompt]) -> list[float]:
     scores = judge(finished).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
@@ -103,7 +103,7 @@ def _scores(judge: RewardFunction, finished: Completions, batch: Sequence[Prompt
 
 
 def _finished(
-    prompts: Sequence[Prompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
+    prompts: Sequence[TextPrompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
 ) -> Completions:
     return Completions(
         prompts=[as_messages(prompt.text) for prompt in prompts],

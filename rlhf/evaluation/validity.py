@@ -10,10 +10,10 @@ from scipy.stats import linregress, t
 
 from rlhf.evaluation.statistics import paired_gain, rank_correlation
 
-Rows = Sequence[Mapping[str, Any]]
+ResponseRows = Sequence[Mapping[str, Any]]
 
 
-def validity(base: Rows, tuned: Rows, confidence: float, seed: int) -> dict[str, Any]:
+def validity(base: ResponseRows, tuned: ResponseRows, confidence: float, seed: int) -> dict[str, Any]:
     """What speaks for and against the gain of a tuned model, from both models' rows, prompt by prompt.
 
     Rows have score, response and response_length (tokens), and gold_score where a second reward model judged
@@ -59,7 +59,7 @@ def most_common_share(texts: Sequence[str]) -> float:
     return Counter(text.strip() for text in texts).most_common(1)[0][1] / len(texts)
 
 
-def _differences(base: Rows, tuned: Rows, key: str) -> np.ndarray[Any, Any]:
+def _differences(base: ResponseRows, tuned: ResponseRows, key: str) -> np.ndarray[Any, Any]:
     return np.array([after[key] - before[key] for before, after in zip(base, tuned, strict=True)], float)
 
 

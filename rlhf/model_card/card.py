@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rlhf.model_card.markdown import code, table
-from rlhf.model_card.metrics import number, policy_metrics, reward_metrics
+from rlhf.model_card.metrics import format_number, policy_metrics, reward_metrics
 from rlhf.models.gguf import WHEEL_MODELS
 from rlhf.storage.disk import read_json
 from rlhf.storage.run_folder import git_commit, package_versions, write_text
@@ -118,8 +118,8 @@ def _facts(place: Path, facts: Record) -> dict[str, Any]:
         [
             code(m.get("role")),
             _shown(m.get("name")),
-            number(m.get("parameters"), ",d"),
-            number(m.get("trainable"), ",d"),
+            format_number(m.get("parameters"), ",d"),
+            format_number(m.get("trainable"), ",d"),
         ]
         for m in facts.get("models", [])
     ]
@@ -132,7 +132,7 @@ def _facts(place: Path, facts: Record) -> dict[str, Any]:
         "licence": code(_LICENCES.get(_hub_name(facts) or "")),
         "data": table(["setting", "value"], _rows(config, _DATA)),
         "counts": table(["count", "rows"], [[code(name), code(n)] for name, n in counts]),
-        "n_train": number(n_train, "d") if n_train is not None else "",
+        "n_train": format_number(n_train, "d") if n_train is not None else "",
         "recipe": table(["setting", "value"], _rows(config, recipe)),
         "command": _shown(facts.get("command")),
         "language": code(config.get("language")),

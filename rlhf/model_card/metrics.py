@@ -21,7 +21,7 @@ _TEXT_FIGURES = {
 }
 
 
-def number(value: Any, form: str = ".3f") -> str:
+def format_number(value: Any, form: str = ".3f") -> str:
     """A finite number in that form; "not measured" for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "not measured"
@@ -34,22 +34,24 @@ def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
     before, after, audit = (_part(found, name) for name in ("before", "after", "audit"))
     if not after:
         return {}
-    accuracy = f"{number(after.get('accuracy'), '.1%')} {_interval(after.get('accuracy_interval'), '.1%')}".strip()
-    rows = [["accuracy", number(before.get("accuracy"), ".1%"), accuracy]]
+    accuracy = (
+        f"{format_number(after.get('accuracy'), '.1%')} {_interval(after.get('accuracy_interval'), '.1%')}".strip()
+    )
+    rows = [["accuracy", format_number(before.get("accuracy"), ".1%"), accuracy]]
     for name, label in (("loss", "loss"), ("mean_margin", "mean margin, reward units")):
-        rows.append([label, number(before.get(name)), number(after.get(name))])
+        rows.append([label, format_number(before.get(name)), format_number(after.get(name))])
     rules = [
-        [code(name), f"{number(rule.get('accuracy'), '.1%')} {_interval(rule.get('interval'), '.1%')}".strip()]
+        [code(name), f"{format_number(rule.get('accuracy'), '.1%')} {_interval(rule.get('interval'), '.1%')}".strip()]
         for name, rule in _part(audit, "baselines").items()
         if isinstance(rule, dict)
     ]
     correlation = audit.get("length_correlation")
     return {
-        "n": number(found.get("n"), "d"),
+        "n": format_number(found.get("n"), "d"),
         "metrics": table(["figure", "before training", "after"], rows),
         "baselines": table(["rule", "accuracy"], rules),
         "agreement": accuracy,
-        "length_correlation": None if correlation is None else number(correlation, "+.2f"),
+        "length_correlation": None if correlation is None else format_number(correlation, "+.2f"),
     }
 
 
@@ -68,16 +70,16 @@ def policy_metrics(folder: Path, facts: Record) -> dict[str, Any]:
         return {}
     rows = [["mean reward", _with_interval(base, "mean_reward"), _with_interval(model, "mean_reward")]]
     rows += [["gain in reward", "", _with_interval(gain, "gain", "+.3f")], *_more_gains(found, name)]
-    counts = ", ".join(f"{number(gain.get(key), 'd')} {key}" for key in ("wins", "ties", "losses"))
-    rows.append(["win rate over the base model", "", f"{number(gain.get('win_rate'), '.1%')} ({counts})"])
+    counts = ", ".join(f"{format_number(gain.get(key), 'd')} {key}" for key in ("wins", "ties", "losses"))
+    rows.append(["win rate over the base model", "", f"{format_number(gain.get('win_rate'), '.1%')} ({counts})"])
     for key, (label, form) in _TEXT_FIGURES.items():
         if key in model:
-            own = "" if key.startswith("kl") else number(base.get(key), form)
-            rows.append([label, own, number(model[key], form)])
+            own = "" if key.startswith("kl") else format_number(base.get(key), form)
+            rows.append([label, own, format_number(model[key], form)])
     judge = _part(run, "config").get("reward_model_path") or f"{folder.absolute().parent.name}/reward"
     return {
-        "n": number(found.get("n_prompts"), "d"),
-        "level": number(found.get("confidence"), ".0%").replace("%", " %"),
+        "n": format_number(found.get("n_prompts"), "d"),
+        "level": format_number(found.get("confidence"), ".0%").replace("%", " %"),
         "judge": code(judge),
         "metrics": table(["figure", "base model", "this model"], rows),
     }
@@ -102,10 +104,10 @@ def _part(record: Record, name: str) -> dict[str, Any]:
 
 
 def _with_interval(record: Record, name: str, form: str = ".3f") -> str:
-    return f"{number(record.get(name), form)} {_interval(record.get('interval'), form)}".strip()
+    return f"{format_number(record.get(name), form)} {_interval(record.get('interval'), form)}".strip()
 
 
 def _interval(ends: Any, form: str) -> str:
     if not isinstance(ends, list) or len(ends) != 2:
         return ""
-    return f"[{number(ends[0], form)}, {number(ends[1], form)}]"
+    return f"[{format_number(ends[0], form)}, {format_number(ends[1], form)}]"

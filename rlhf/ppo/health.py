@@ -120,6 +120,6 @@ def _responses(row: dict[str, float], n: int) -> Iterator[Sign]:
         yield Sign("scores_flat", f"all scores are {mean:.4g}")
 
 
-def line(row: dict[str, Any]) -> str:
+def warning_line(row: dict[str, Any]) -> str:
     """A row of warnings.jsonl in words."""
     return f"warning: step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"

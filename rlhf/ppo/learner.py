@@ -21,7 +21,7 @@ from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.token_logprobs import Texts, texts_of, token_rows
 from rlhf.ppo.advantages import Targets
 from rlhf.ppo.rollout import Rollout, facts
-from rlhf.tracking.skipped_updates import Skips, number
+from rlhf.tracking.skipped_updates import Skips, json_number
 
 SUMS = (
     "loss/policy",
@@ -140,7 +140,7 @@ class Learner:
         rows = all_rows(rows)
         lost = any(isinstance(row[name], str) for row in rows for name in ("policy_loss", "value_loss"))
         what = ["loss", "gradient"] if lost else ["gradient"]
-        self.skips.left_out(step, what, rows, grad_norm=[number(norm) for norm in norms])
+        self.skips.left_out(step, what, rows, grad_norm=[json_number(norm) for norm in norms])
 
     def _went_far(self, approxkl: Tensor, n_tokens: int) -> bool:
         if self.args.target_kl is None:
@@ -312,7 +312,7 @@ def update_rows(
     for index, (policy, value) in zip(groups, losses.tolist(), strict=True):
         for i in index:
             aims = {"advantage": targets.advantages[i], "return": targets.returns[i]}
-            largest = {name: number(x.abs().max()) for name, x in aims.items()}
-            loss = {"policy_loss": number(policy), "value_loss": number(value)}  # of its micro-batch
+            largest = {name: json_number(x.abs().max()) for name, x in aims.items()}
+            loss = {"policy_loss": json_number(policy), "value_loss": json_number(value)}  # of its micro-batch
             rows.append(facts(rollout, i, prompt_ids) | largest | loss)
     return rows

@@ -39,7 +39,7 @@ from rlhf.reward.reward_functions import (
     TokenReward,
     weighted_sum,
 )
-from rlhf.tracking.skipped_updates import number
+from rlhf.tracking.skipped_updates import json_number
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def broken_rows(
     """This rank's rows of which something is not finite, with what that is and every reward's score."""
     rows = []
     for i in torch.stack(list(bad.values())).any(0).nonzero().flatten().tolist():
-        scores = dict(zip(rewards, map(number, rollout.scores[i]), strict=True))
+        scores = dict(zip(rewards, map(json_number, rollout.scores[i]), strict=True))
         what = [name for name, where in bad.items() if where[i]]
         rows.append(facts(rollout, i, prompt_ids) | {"not_finite": what, "scores": scores})
     return rows
@@ -157,10 +157,10 @@ def facts(rollout: Rollout, i: int, prompt_ids: Sequence[str]) -> dict[str, Any]
         "prompt_id": prompt_ids[i] if prompt_ids else str(i),
         "prompt_tokens": int(rollout.attention[i, :width].sum()),
         "response_tokens": int(mask.sum()),
-        "score": number(rollout.raw_score[i]),
-        "logp": number(rollout.logp[i][mask].sum()),
-        "ref_logp": number(rollout.ref_logp[i][mask].sum()),
-        "values": number(rollout.values[i][mask].sum()),
+        "score": json_number(rollout.raw_score[i]),
+        "logp": json_number(rollout.logp[i][mask].sum()),
+        "ref_logp": json_number(rollout.ref_logp[i][mask].sum()),
+        "values": json_number(rollout.values[i][mask].sum()),
     }
 
 

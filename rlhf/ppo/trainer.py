@@ -38,8 +38,7 @@ from rlhf.ppo.callbacks import Flow
 from rlhf.ppo.checkpointing import Resumable
 from rlhf.ppo.evaluation import completions, evaluate
 from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
-from rlhf.ppo.health import Watch
-from rlhf.ppo.health import line as warning_line
+from rlhf.ppo.health import Watch, warning_line
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.metrics import metrics_row
 from rlhf.ppo.optim import count_steps, make_optimizer
@@ -71,8 +70,7 @@ from rlhf.storage.checkpoint import PPO, set_later_aside
 from rlhf.storage.lock import one_writer
 from rlhf.storage.saver import Saver
 from rlhf.tracking.recorder import SKIPPED, WARNINGS, Recorder
-from rlhf.tracking.skipped_updates import Skips
-from rlhf.tracking.skipped_updates import line as skip_line
+from rlhf.tracking.skipped_updates import Skips, skip_line
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 

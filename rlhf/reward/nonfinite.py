@@ -14,7 +14,7 @@ from rlhf.distributed.collectives import all_rows, all_sum, gradient_norm
 from rlhf.distributed.launch import is_deepspeed
 from rlhf.distributed.sharding import step_taken
 from rlhf.functional.gae import wide
-from rlhf.tracking.skipped_updates import Skips, number
+from rlhf.tracking.skipped_updates import Skips, json_number
 
 _HINTS = {"gradient": "look at these pairs; a lower learning_rate may help"}
 
@@ -96,7 +96,7 @@ class UpdateGuard(TrainerCallback):
         self.losses.recent_skipped += 1
         rows = all_rows(list(self._facts()))
         what = ["loss", "gradient"] if any(isinstance(row["loss"], str) for row in rows) else ["gradient"]
-        self.skips.left_out(step, what, rows, grad_norm=number(norm))
+        self.skips.left_out(step, what, rows, grad_norm=json_number(norm))
         return False
 
     def _facts(self) -> Iterator[dict[str, Any]]:
@@ -113,8 +113,8 @@ class UpdateGuard(TrainerCallback):
                     "pair_id": str(names[known[_key(chosen, rejected)]]),
                     "chosen_tokens": len(chosen),
                     "rejected_tokens": len(rejected),
-                    "scores": dict(zip(("chosen", "rejected"), map(number, scores), strict=True)),
-                    "loss": number(batch.loss),
+                    "scores": dict(zip(("chosen", "rejected"), map(json_number, scores), strict=True)),
+                    "loss": json_number(batch.loss),
                 }
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -36,11 +36,11 @@ from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
 from rlhf.reward.order import GlobalOrder
 from rlhf.reward.scoring import score_rows
-from rlhf.storage.checkpoint import REWARD, newest_whole, number, problem_of, read_step, set_later_aside
+from rlhf.storage.checkpoint import REWARD, checkpoint_step, newest_whole, problem_of, read_step, set_later_aside
 from rlhf.storage.run_folder import append_row
 from rlhf.storage.safe_load import check_pickles
 from rlhf.tracking.recorder import METRICS, SKIPPED, keep_events, keep_rows, load_rows, write_event
-from rlhf.tracking.skipped_updates import line
+from rlhf.tracking.skipped_updates import skip_line
 
 TokenPair = dict[str, list[int]]  # `chosen_ids` and `rejected_ids`, as TRL's processed rows
 
@@ -247,7 +247,7 @@ def train_reward_model(
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
     with ManifestCallback(args) as manifests, StopRequest() as request:
         stop = StopCallback(request)
-        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, line(row, "pair")))
+        skips = pair_skips(args, lambda row: write_event(folder / SKIPPED, row, skip_line(row, "pair")))
         trainer = PreferenceTrainer(
             model=model,
             args=args,
@@ -288,7 +288,7 @@ def _problem(checkpoint: Path) -> str | None:
 
 def _rewind(folder: Path, checkpoint: Path | None, limit: int | None) -> None:
     """Set later checkpoints aside, truncate logs after the resume step, and restore the rows before it."""
-    step = number(checkpoint) if checkpoint else 0
+    step = checkpoint_step(checkpoint) if checkpoint else 0
     last = step or -1  # a new run evaluates at step 0
     set_later_aside(folder, REWARD, step, limit)
     if checkpoint:

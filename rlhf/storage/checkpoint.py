@@ -83,10 +83,10 @@ def _facts(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> di
 def numbered(folder: Path, prefix: str) -> list[Path]:
     """The folders in it that are called PREFIX and a number, lowest first; no clock decides."""
     found = (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdecimal())
-    return sorted((path for path in found if path.is_dir()), key=number)
+    return sorted((path for path in found if path.is_dir()), key=checkpoint_step)
 
 
-def number(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The number in a checkpoint's name."""
     return int(checkpoint.name.rpartition("-")[2])
 
@@ -106,7 +106,7 @@ def problem_of(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -
         facts = _facts(checkpoint, read)
         if facts is None:
             found = f"a {STEP_FILE} that cannot be read"
-        elif facts["step"] != number(checkpoint):
+        elif facts["step"] != checkpoint_step(checkpoint):
             found = f"step {facts['step']} in it"
     return found
 
@@ -148,11 +148,11 @@ def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = No
     Otherwise it would be of two histories, and its limit would delete its own checkpoints before those. There is one
     of a step, and with a limit as many as that, those of the last time first.
     """
-    later = [checkpoint for checkpoint in numbered(folder, prefix) if number(checkpoint) > step]
+    later = [checkpoint for checkpoint in numbered(folder, prefix) if checkpoint_step(checkpoint) > step]
     for checkpoint in later:
         _set_aside(checkpoint)
     fresh = {f"{_LEFT}{checkpoint.name}" for checkpoint in later}
-    left = sorted(numbered(folder, f"{_LEFT}{prefix}"), key=lambda path: (path.name in fresh, number(path)))
+    left = sorted(numbered(folder, f"{_LEFT}{prefix}"), key=lambda path: (path.name in fresh, checkpoint_step(path)))
     spare = left[:-limit] if limit else []
     # What a run goes on from is whole. One that begins has nothing else, should those that stay be broken.
     if spare and (step or any(fault(path) is None for path in left[len(spare) :])):

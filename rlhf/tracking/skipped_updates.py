@@ -56,13 +56,13 @@ def names_of(rows: Sequence[dict[str, Any]], of: str = "prompt") -> str:
     return f"{of}s {', '.join(map(named, rows[:_SHOWN]))}{more}"
 
 
-def line(row: dict[str, Any], of: str = "prompt") -> str:
+def skip_line(row: dict[str, Any], of: str = "prompt") -> str:
     """A row of skipped.jsonl in words."""
     what, rows = " and ".join(row["not_finite"]), names_of(row["rows"], of)
     return f"step {row['step']}: an update was left out, {what} not finite, {rows}; see skipped.jsonl"
 
 
-def number(x: Tensor | float) -> float | str:
+def json_number(x: Tensor | float) -> float | str:
     """As JSON can say it: nan and inf are words."""
     value = float(x)
     return value if math.isfinite(value) else str(value)

@@ -7,11 +7,11 @@ from test_model_options import answer, run_folder  # noqa: F401
 
 from rlhf.cli.train_ppo import hold_out, main
 from rlhf.config import PPOStageConfig
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 
 
 def test_no_tree_is_in_both_and_nothing_is_taken_out_unasked():
-    prompts = [Prompt(f"p{i}", f"tree {i // 2}", f"text {i}") for i in range(12)]
+    prompts = [TextPrompt(f"p{i}", f"tree {i // 2}", f"text {i}") for i in range(12)]
     options = {"output_dir": "unused", "use_cpu": True, "bf16": False, "eval_prompts": 3}
     train, unseen = hold_out(prompts, PPOStageConfig(**options, eval_strategy="epoch"), 0)
     assert len(unseen) == 3

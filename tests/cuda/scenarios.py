@@ -26,7 +26,7 @@ import rlhf.ppo.trainer
 import rlhf.reward.trainer
 from rlhf.config import EvaluationConfig, RewardStageConfig
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.rollout import Actor
 from rlhf.ppo.trainer import PPOTrainer
@@ -302,7 +302,7 @@ def evaluation(folder: Path, family: str = "gpt2") -> dict[str, Any]:
     gold = tiny.gpt2_reward(9)
     if family != "gpt2":
         gold.config._name_or_path = str(_saved(folder / "gold", gold, tiny.gpt2_tokenizer()))
-    prompts = [Prompt(prompt_id=str(i), tree_id=str(i), text="hi " * (i + 1)) for i in range(5)]
+    prompts = [TextPrompt(prompt_id=str(i), tree_id=str(i), text="hi " * (i + 1)) for i in range(5)]
     config = EvaluationConfig(base_model="unused", eval_response_length=8, eval_batch_size=3)
     models = [make_policy(), make_reward(), make_policy(3), gold]
     policy, judge, base, gold = (model.to(device) for model in models)

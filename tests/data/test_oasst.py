@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.oasst import Prompt, drop_long, load_prompts, split_prompts
+from rlhf.data.oasst import TextPrompt, drop_long, load_prompts, split_prompts
 from rlhf.errors import UserError
 
 REAL = Path(__file__).parents[2] / "../shared/data/oasst"
@@ -47,7 +47,7 @@ def test_each_rule_drops_its_messages_once(tmp_path: Path) -> None:
         message(6, "The same id."),
     ]
     prompts, counts = load_prompts([write(tmp_path / "a.jsonl", *rows)])
-    assert prompts == [Prompt("m0", "t", "Kept."), Prompt("m6", "t", "Kept  too.")]
+    assert prompts == [TextPrompt("m0", "t", "Kept."), TextPrompt("m6", "t", "Kept  too.")]
     assert counts == counts_of(messages=8, assistant=1, deleted=1, other_language=1, empty=1, duplicate=2, kept=2)
     _, counts = load_prompts([str(tmp_path / "a.jsonl")], lang=None)
     assert counts == counts_of(messages=8, assistant=1, deleted=1, empty=2, duplicate=2, kept=2)
@@ -90,7 +90,7 @@ def test_plain_lines_and_duplicates_across_sources(tmp_path: Path) -> None:
     strings = write(tmp_path / "a.jsonl", " Three? ", "two?", "ONE?", message(1, "Vier?", lang="de"))
     prompts, counts = load_prompts([str(tmp_path / "b.txt"), strings])
     ids = [hashlib.sha1(text.encode()).hexdigest()[:16] for text in ("One?", "Two?", "Three?")]
-    assert prompts == [Prompt(i, i, text) for i, text in zip(ids, ("One?", "Two?", "Three?"), strict=True)]
+    assert prompts == [TextPrompt(i, i, text) for i, text in zip(ids, ("One?", "Two?", "Three?"), strict=True)]
     assert counts == counts_of(messages=6, duplicate=2, other_language=1, kept=3)
 
 
@@ -125,13 +125,13 @@ def test_malformed_rows_are_errors_at_their_line(tmp_path: Path, row: Any, start
 
 
 def test_drop_long_keeps_the_limit_itself() -> None:
-    prompts = [Prompt(str(n), "t", "x" * n) for n in (5, 3, 4)]
+    prompts = [TextPrompt(str(n), "t", "x" * n) for n in (5, 3, 4)]
     assert drop_long(prompts, len, 4) == (prompts[1:], 1)
 
 
-def trees(n_trees: int) -> list[Prompt]:
+def trees(n_trees: int) -> list[TextPrompt]:
     """n_trees trees of 1, 2, 3, 1, 2, 3, ... prompts."""
-    return [Prompt(f"{t}-{p}", f"tree{t}", f"text {t} {p}") for t in range(n_trees) for p in range(1 + t % 3)]
+    return [TextPrompt(f"{t}-{p}", f"tree{t}", f"text {t} {p}") for t in range(n_trees) for p in range(1 + t % 3)]
 
 
 def test_split_by_tree_one_prompt_a_tree_held_out() -> None:

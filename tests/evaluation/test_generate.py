@@ -10,7 +10,7 @@ from workers import run
 
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 from rlhf.errors import UserError
 from rlhf.evaluation.generate import respond
 from rlhf.generation.decode import generate
@@ -22,12 +22,12 @@ import json, sys
 import tiny
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import prepare_tokenizer
-from rlhf.data.oasst import Prompt
+from rlhf.data.oasst import TextPrompt
 from rlhf.evaluation.generate import respond
 from rlhf.distributed.collectives import join_processes
 
 state = join_processes()
-prompts = [Prompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 + 1)) for i in range(7)]
+prompts = [TextPrompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 + 1)) for i in range(7)]
 config = EvaluationConfig(base_model="unused", eval_response_length=9, eval_batch_size=2, eval_temperature=3.0)
 tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
 rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, [tokenizer.eos_token_id])
@@ -57,7 +57,7 @@ def test_three_processes_give_the_rows_of_one(tmp_path):
 
 def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
     tokenizer, judge = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama_reward()
-    prompts = [Prompt(prompt_id="p", tree_id="t", text="word word")]
+    prompts = [TextPrompt(prompt_id="p", tree_id="t", text="word word")]
     eos = [tokenizer.eos_token_id]
     rows = []
     for close in (False, True):
@@ -80,7 +80,7 @@ def test_a_score_that_is_not_finite_is_named(gold):
     models = (tiny.llama_reward(), broken) if gold else (broken, None)
     config = EvaluationConfig(base_model="unused", eval_response_length=5)
     role = "second reward model" if gold else "reward model"
-    prompts = [Prompt(prompt_id="p0", tree_id="t", text="word")]
+    prompts = [TextPrompt(prompt_id="p0", tree_id="t", text="word")]
     with pytest.raises(UserError, match=rf"^{role}: expected finite scores, found (-?inf|nan) for prompt p0"):
         respond("base", tiny.llama(), tokenizer, models[0], prompts, config, [tokenizer.eos_token_id], gold=models[1])
 
@@ -91,7 +91,7 @@ def test_a_reward_model_of_another_family_reads_the_text(tmp_path, gold):
     tokenizer, own = prepare_tokenizer(tiny.chat_tokenizer()), tiny.gpt2_tokenizer()
     tiny.gpt2_reward().save_pretrained(tmp_path)
     judge = GPT2ForSequenceClassification.from_pretrained(tmp_path)
-    prompts = [Prompt(prompt_id=f"p{i}", tree_id="t", text="word " * (i + 1)) for i in range(3)]
+    prompts = [TextPrompt(prompt_id=f"p{i}", tree_id="t", text="word " * (i + 1)) for i in range(3)]
     config = EvaluationConfig(base_model="unused", eval_response_length=5, eval_batch_size=2)
 
     def rows():

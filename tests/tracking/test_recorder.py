@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from rlhf.config import PPOConfig
 from rlhf.tracking import recorder as tracking
 from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, write_summary
-from rlhf.tracking.skipped_updates import Skips, line
+from rlhf.tracking.skipped_updates import Skips, skip_line
 
 
 class Run:
@@ -169,7 +169,7 @@ def test_events_are_on_the_disk_before_they_take_the_place_of_the_old_ones(tmp_p
 def test_what_is_printed_of_an_event_does_not_steer_a_terminal(tmp_path, capsys):
     row = {"prompt_id": "a\x1b[2J\nerror: b\x9b", "scores": {"half": "inf"}}
     recorder = Recorder(Accelerator(cpu=True), tmp_path)
-    skips = Skips(2, lambda left: recorder.event("skipped.jsonl", left, line(left)))
+    skips = Skips(2, lambda left: recorder.event("skipped.jsonl", left, skip_line(left)))
     skips.left_out(1, ["score"], [row])
     said = capsys.readouterr().out
     assert said == (
