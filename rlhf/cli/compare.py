@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from io import TextIOWrapper
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
@@ -22,6 +21,7 @@ from rlhf.data.oasst import TextPrompt
 from rlhf.distributed.collectives import join_processes
 from rlhf.errors import UserError, printable
 from rlhf.evaluation.generate import respond
+from rlhf.file_types import ResponseRow
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.storage.stages import read_run, require_stage
 
@@ -35,7 +35,7 @@ class CompareConfig:
     prompt: str | None = help_text("one prompt to answer; asked for when not set")
 
 
-def side_by_side(rows: Sequence[dict[str, Any]], width: int) -> str:
+def side_by_side(rows: Sequence[ResponseRow], width: int) -> str:
     """The responses of several models as columns of a text `width` wide, their scores on top."""
     column = max(10, (width - _GAP * (len(rows) - 1)) // len(rows))
     cells = []

@@ -3,7 +3,6 @@
 import gc
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from transformers.utils import enable_tf32, is_torch_tf32_available
@@ -18,6 +17,7 @@ from rlhf.distributed.launch import check_fsdp
 from rlhf.errors import UserError
 from rlhf.evaluation.generate import respond
 from rlhf.evaluation.summary import summarise
+from rlhf.file_types import Evaluation, ResponseRow, RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.reward.tokenizers import saved_tokenizer
@@ -54,7 +54,8 @@ def main() -> None:
     device = PartialState().device
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
         enable_tf32(True)
-    rows, rating = [], []
+    rows: list[ResponseRow] = []
+    rating: list[ResponseRow] = []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
         stage.record(
             data={"prompts": counts},
@@ -89,7 +90,7 @@ def main() -> None:
             write_card(stage_folder)  # once more: now it has figures
 
 
-def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, RunFile]]:
     """By the model's name, the folder of each PPO stage that the run has, and its run.json.
 
     A UserError where one is not done, or where there is none.
@@ -120,7 +121,7 @@ def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
     return reward, str(second)
 
 
-def _print_gains(summary: dict[str, Any]) -> None:
+def _print_gains(summary: Evaluation) -> None:
     for name, gain in summary["gains"].items():
         low, high = gain["interval"]
         print(
@@ -133,7 +134,7 @@ def _print_gains(summary: dict[str, Any]) -> None:
             print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
-def _first(rows: list[dict[str, Any]], count: int) -> list[tuple[int, dict[str, Any]]]:
+def _first(rows: list[ResponseRow], count: int) -> list[tuple[int, ResponseRow]]:
     """The first rows of each model, numbered."""
     models = dict.fromkeys(row["model"] for row in rows)
     return [(i, row) for m in models for i, row in enumerate([r for r in rows if r["model"] == m][:count])]

@@ -8,11 +8,13 @@ import   check raters' files, join them with those stored, write ratings/ratings
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import RatingConfig, RunConfig
 from rlhf.errors import UserError
+from rlhf.file_types import RatingKey
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import import_sheets, read_object
 from rlhf.ratings.serve import SheetServer
@@ -41,9 +43,13 @@ def write_sheet(run: RunConfig, config: RatingConfig) -> None:
     print(f"sheet for raters: {folder / 'sheet.html'}   key, not for raters: {folder / 'key.json'}")
 
 
+def _read_key(folder: Path) -> RatingKey:
+    return cast(RatingKey, read_object(folder / "key.json"))
+
+
 def serve(run: RunConfig, config: RatingConfig) -> None:
     folder = run.folder() / "ratings"
-    key = read_object(folder / "key.json")
+    key = _read_key(folder)
     with SheetServer(render_sheet(key), key, folder / "ratings", config.port) as server:
         print(f"rating sheet at {server.url}   (Ctrl+C ends)", flush=True)
         server.serve_forever()
@@ -51,7 +57,7 @@ def serve(run: RunConfig, config: RatingConfig) -> None:
 
 def import_ratings(run: RunConfig, config: RatingConfig) -> None:
     folder = run.folder() / "ratings"
-    key = read_object(folder / "key.json")
+    key = _read_key(folder)
     sheets = import_sheets(key, [Path(name) for name in config.files], folder / "ratings")
     models = sorted({item["model"] for item in key["items"]})
     result = analyse(key, sheets, models, config.rating_confidence, config.rating_seed)

@@ -1,7 +1,7 @@
 """PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME."""
 
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from rlhf.distributed.collectives import from_main, main_process_first, on_all
 from rlhf.distributed.launch import engine_name
 from rlhf.distributed.preemption import StopRequest
 from rlhf.errors import UserError
+from rlhf.file_types import Settings
 from rlhf.memory_estimate.account import read_config, reward_config
 from rlhf.memory_estimate.ppo import dry_run
 from rlhf.model_card.card import write_card
@@ -132,7 +133,7 @@ def main() -> None:
         estimate(args, model_args, (base, reward_path), lengths)
         return
     trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
-    config: dict[str, Any] = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
+    config: Settings = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
     # A signal while the models are loaded ends the run at once; one after that, with all of it kept.
     with StopRequest(), Stage(folder, name, config, args.seed) as stage:

@@ -22,6 +22,7 @@ from rlhf.distributed.launch import engine_name, is_fsdp
 from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
+from rlhf.file_types import BestStep, PairFigures, RewardEvaluation, ScoredPairs, Settings
 from rlhf.memory_estimate.account import read_config
 from rlhf.memory_estimate.reward import dry_run
 from rlhf.model_card.card import write_card
@@ -44,12 +45,12 @@ from rlhf.tracking.recorder import write_summary
 CHUNK = 500  # pairs that are tokenised between two moves of the progress bar
 
 
-def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config: dict[str, Any]) -> None:
+def show_outcome(folder: Path, report: RewardEvaluation, pairs: list[Pair], config: Settings) -> None:
     """The test's figures and four of its pairs to the trackers, the accuracy to the terminal."""
     numbers = {
         f"test/{when}/{name}": value
-        for when in ("before", "after")
-        for name, value in report[when].items()
+        for when, figures in (("before", report["before"]), ("after", report["after"]))
+        for name, value in figures.items()
         if isinstance(value, float)
     }
     samples = {
@@ -65,19 +66,27 @@ def show_outcome(folder: Path, report: dict[str, Any], pairs: list[Pair], config
 
 
 def outcome(
-    args: RewardStageConfig, before: dict[str, Any], after: dict[str, Any], best: dict[str, Any], splits: dict[str, Any]
-) -> dict[str, Any]:
+    args: RewardStageConfig, before: ScoredPairs, after: ScoredPairs, best: BestStep, splits: dict[str, list[Pair]]
+) -> RewardEvaluation:
     """What evaluation.json says; before and after: of the test split, as `evaluate_pairs` has them."""
-    scores, figures = after.pop("scores"), ("loss", "accuracy", "mean_margin")
+    scores = after["scores"]
     return {
         "split": "test",
         "loss_type": args.loss_type,
-        "before": {name: before[name] for name in figures},
-        "after": {name: after.pop(name) for name in (*figures, "accuracy_interval")},
+        "before": _figures(before),
+        "after": {**_figures(after), "accuracy_interval": after["accuracy_interval"]},
         "best": best,
-        **after,
+        "n": after["n"],
+        "labels": after["labels"],
+        "confusion_matrix": after["confusion_matrix"],
+        "classification_report": after["classification_report"],
+        "calibration": after["calibration"],
         "audit": audit(splits["train"], splits["test"], scores["chosen"], scores["rejected"]),
     }
+
+
+def _figures(pairs: ScoredPairs) -> PairFigures:
+    return {"loss": pairs["loss"], "accuracy": pairs["accuracy"], "mean_margin": pairs["mean_margin"]}
 
 
 def split_fitting(
@@ -149,7 +158,7 @@ def main() -> None:
     model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
     check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
-    config: dict[str, Any] = asdict(run) | asdict(data) | loaded | args.to_dict()
+    config: Settings = asdict(run) | asdict(data) | loaded | args.to_dict()
     with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # told after the training, it ends by itself
         trainable, total = trainable_share(model)
         stage.record(

@@ -4,6 +4,7 @@ from typing import Any
 
 from rlhf.config.common import process_count
 from rlhf.errors import UserError
+from rlhf.file_types import BatchFacts
 
 _FIELD = "global_batch_size"
 
@@ -52,11 +53,11 @@ def _near_multiples(size: int, processes: int) -> str:
     return " or ".join(str(n) for n in (below, below + processes) if n)
 
 
-def batch_facts(args: Any) -> dict[str, int]:
+def batch_facts(args: Any) -> BatchFacts:
     """How the batch of an optimizer's (PPO: a rollout's) rows comes about, for run.json."""
     rows, parts, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, process_count()
     return {
-        _FIELD: rows * parts * processes,
+        "global_batch_size": rows * parts * processes,
         "processes": processes,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": parts,
@@ -67,7 +68,7 @@ def batch_line(args: Any, rows: str) -> str:
     """The same in one line. rows: what a row is, as in "pairs"."""
     facts = batch_facts(args)
     return (
-        f"batch: {facts[_FIELD]} {rows} a step = {facts['processes']} processes x "
+        f"batch: {facts['global_batch_size']} {rows} a step = {facts['processes']} processes x "
         f"{facts['per_device_train_batch_size']} {rows} at a time x {facts['gradient_accumulation_steps']} "
         "(gradient_accumulation_steps)"
     )

@@ -1,7 +1,6 @@
 """Responses of one model to the held-out prompts, and their scores; each process does its share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -14,6 +13,7 @@ from rlhf.data.prompts import as_messages
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.evaluation.kl import response_kl
+from rlhf.file_types import ResponseRow
 from rlhf.generation.decode import generate
 from rlhf.generation.sampling import uniforms
 from rlhf.models.actor_critic import FrozenRole
@@ -34,7 +34,7 @@ def respond(
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
     gold: PreTrainedModel | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ResponseRow]:
     """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
     The prompts are spread over the processes and every process gets all rows back. Models that are asked the
@@ -47,7 +47,7 @@ def respond(
     state, stop = PartialState(), set(eos_ids)
     shard = Shard.of_rank(len(prompts), state)
     mine = shard.of(prompts)[: shard.n_valid]
-    rows: list[dict[str, Any]] = []
+    rows: list[ResponseRow] = []
     starts = range(0, len(mine), config.eval_batch_size)
     for start in tqdm(
         starts, desc=f"evaluate {name}", unit="batch", disable=not state.is_main_process or len(starts) < 2
@@ -58,7 +58,7 @@ def respond(
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
         finished = _finished(batch, inputs, responses, stop)
         scores = _scores(judge, finished, batch)
-        new = [
+        new: list[ResponseRow] = [
             {
                 "prompt_id": prompt.prompt_id,
                 "model": name,
@@ -73,10 +73,12 @@ def respond(
         ]
         if base is not None:
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
-            new = [row | {"kl": value} for row, value in zip(new, kl, strict=True)]
+            for row, value in zip(new, kl, strict=True):
+                row["kl"] = value
         if second is not None:
             again = _scores(second, finished, batch)
-            new = [row | {"gold_score": value} for row, value in zip(new, again, strict=True)]
+            for row, value in zip(new, again, strict=True):
+                row["gold_score"] = value
         rows += new
     return shard.gather(rows)
 

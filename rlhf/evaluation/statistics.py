@@ -1,10 +1,10 @@
 """Means and gains with intervals and p-values; paired over prompts."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, permutation_test, spearmanr
+
+from rlhf.file_types import PairedGain
 
 RESAMPLES = 9999
 
@@ -32,7 +32,7 @@ def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[floa
     return mean, [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
-def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: int) -> dict[str, Any]:
+def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: int) -> PairedGain:
     """Mean before, after and gain over the same prompts, the gain's interval, and how often `after` wins.
 
     before, after: float [N], prompt by prompt. Prompts are resampled, so each difference stays whole. The

@@ -1,16 +1,16 @@
 """evaluation.json from the response rows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rlhf.evaluation.statistics import mean_interval, paired_gain, rank_correlation
 from rlhf.evaluation.text import distinct, repetition
 from rlhf.evaluation.validity import validity
+from rlhf.file_types import Evaluation, LengthGroup, ModelSummary, ResponseRow
 
 
-def summarise(rows: Sequence[dict[str, Any]], models: Sequence[str], confidence: float, seed: int) -> dict[str, Any]:
+def summarise(rows: Sequence[ResponseRow], models: Sequence[str], confidence: float, seed: int) -> Evaluation:
     """evaluation.json from response rows; gains are those of each model over the first.
 
     rows: one for each (prompt_id, model), with response, score (reward units), prompt_length and response_length
@@ -18,7 +18,7 @@ def summarise(rows: Sequence[dict[str, Any]], models: Sequence[str], confidence:
     Rows of other models are left out. A (prompt_id, model) that is there twice, is missing for some model, or has
     a score that is not finite, is a ValueError that names it.
     """
-    by_key: dict[tuple[str, str], dict[str, Any]] = {}
+    by_key: dict[tuple[str, str], ResponseRow] = {}
     for row in (row for row in rows if row["model"] in models):
         key = (row["prompt_id"], row["model"])
         if key in by_key:
@@ -45,13 +45,13 @@ def summarise(rows: Sequence[dict[str, Any]], models: Sequence[str], confidence:
 
 
 def _length_groups(
-    columns: dict[str, list[dict[str, Any]]], models: Sequence[str], confidence: float, seed: int
-) -> list[dict[str, Any]]:
+    columns: dict[str, list[ResponseRow]], models: Sequence[str], confidence: float, seed: int
+) -> list[LengthGroup]:
     """Gains in three groups of prompts, short to long, about equally many in each; lengths in tokens."""
     lengths = np.array([row["prompt_length"] for row in columns[models[0]]])
     cuts = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
     place = np.searchsorted(cuts, lengths)
-    groups = []
+    groups: list[LengthGroup] = []
     for at in (np.flatnonzero(place == i) for i in np.unique(place)):
         scores = {m: [columns[m][i]["score"] for i in at] for m in models}
         groups.append(
@@ -65,10 +65,10 @@ def _length_groups(
     return groups
 
 
-def _describe(rows: list[dict[str, Any]], scores: list[float], confidence: float, seed: int) -> dict[str, Any]:
+def _describe(rows: list[ResponseRow], scores: list[float], confidence: float, seed: int) -> ModelSummary:
     mean, interval = mean_interval(scores, confidence, seed)
     texts, lengths = [row["response"] for row in rows], [row["response_length"] for row in rows]
-    record = {
+    record: ModelSummary = {
         "mean_reward": mean,
         "interval": interval,
         "response_length": float(np.mean(lengths)),
@@ -82,5 +82,5 @@ def _describe(rows: list[dict[str, Any]], scores: list[float], confidence: float
         record["mean_gold"] = float(np.mean([row["gold_score"] for row in rows]))
     if "kl" in rows[0]:
         kl = [row["kl"] for row in rows]
-        record |= {"kl": float(np.mean(kl)), "kl_per_token": float(np.sum(kl) / np.sum(lengths))}
+        record["kl"], record["kl_per_token"] = float(np.mean(kl)), float(np.sum(kl) / np.sum(lengths))
     return record

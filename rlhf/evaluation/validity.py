@@ -1,40 +1,44 @@
 """Is a gain real? A second judge, the length of the responses, and responses that have degenerated."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress, t
 
 from rlhf.evaluation.statistics import paired_gain, rank_correlation
+from rlhf.file_types import GainAtEqualLength, ResponseRow, Validity
 
-ResponseRows = Sequence[Mapping[str, Any]]
+ResponseRows = Sequence[ResponseRow]
 
 
-def validity(base: ResponseRows, tuned: ResponseRows, confidence: float, seed: int) -> dict[str, Any]:
+def validity(base: ResponseRows, tuned: ResponseRows, confidence: float, seed: int) -> Validity:
     """What speaks for and against the gain of a tuned model, from both models' rows, prompt by prompt.
 
     Rows have score, response and response_length (tokens), and gold_score where a second reward model judged
     them too. `gold`: its gain, as `paired_gain` has it, and in standard deviations of its scores of the base;
     `proxy_in_sd`: the same of the first model's; `agreement`: Spearman's correlation of both models' differences.
     """
-    score, length = (_differences(base, tuned, key) for key in ("score", "response_length"))
-    record: dict[str, Any] = {
+    score, length = _differences(base, tuned, "score"), _differences(base, tuned, "response_length")
+    record: Validity = {
         "length": without_length(score, length, confidence),
         "same_response": most_common_share([row["response"] for row in tuned]),
         "empty": float(np.mean([not row["response"].strip() for row in tuned])),
     }
     if all("gold_score" in row for row in (*base, *tuned)):
         before, after = ([row["gold_score"] for row in rows] for rows in (base, tuned))
-        record["gold"] = paired_gain(before, after, confidence, seed) | {"in_sd": _in_sd(before, after)}
+        record["gold"] = {
+            **paired_gain(before, after, confidence, seed),
+            "in_sd": _in_sd(before, after),
+        }
         record["proxy_in_sd"] = _in_sd([row["score"] for row in base], [row["score"] for row in tuned])
         record["agreement"] = rank_correlation(score, _differences(base, tuned, "gold_score"))
     return record
 
 
-def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> dict[str, Any] | None:
+def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> GainAtEqualLength | None:
     """The gain that is left at equal length: least squares of score on length, both float [N] differences.
 
     `slope`: reward units a token, `gain`: the line at a length difference of 0, each with its t interval. None
@@ -59,7 +63,9 @@ def most_common_share(texts: Sequence[str]) -> float:
     return Counter(text.strip() for text in texts).most_common(1)[0][1] / len(texts)
 
 
-def _differences(base: ResponseRows, tuned: ResponseRows, key: str) -> np.ndarray[Any, Any]:
+def _differences(
+    base: ResponseRows, tuned: ResponseRows, key: Literal["score", "gold_score", "response_length"]
+) -> NDArray[np.float64]:
     return np.array([after[key] - before[key] for before, after in zip(base, tuned, strict=True)], float)
 
 

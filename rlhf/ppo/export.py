@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PPOConfig
+from rlhf.file_types import RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.lora import merged_model, save_adapter
 from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
@@ -41,7 +42,7 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     accelerator: Accelerator,
-    facts: Mapping[str, Any],
+    facts: RunFile,
 ) -> None:
     """Policy and tokenizer as safetensors, and a model card; written by rank 0.
 
@@ -69,7 +70,7 @@ def push_policy(
     args: PPOConfig,
     accelerator: Accelerator,
     message: str,
-    facts: Mapping[str, Any],
+    facts: RunFile,
     dataset_name: str | None,
     tags: Sequence[str],
 ) -> str | None:

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf.config import PPOConfig
+from rlhf.file_types import WarningRow, WarningState
 
 EXPLODED = 0.5  # nats a token; the usual band is 0.02 to 0.1
 
@@ -50,18 +50,18 @@ class Watch:
     say gets a row of warnings.jsonl: step, kind, since (the step from which on it is so), seen, helps.
     """
 
-    def __init__(self, args: PPOConfig, say: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, args: PPOConfig, say: Callable[[WarningRow], None]) -> None:
         self.args, self.say = args, say
         self.kls: deque[float] = deque(maxlen=WITHIN)
         self.entropies: list[float] = []  # nats a token, of the beginning
         self.since: dict[str, int] = {}
         self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> WarningState:
         """What a checkpoint keeps, so that a run that goes on warns as one that was never stopped."""
         return {"kls": list(self.kls), "entropies": self.entropies, "since": self.since, "said": self.said}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: WarningState) -> None:
         """What `state` gave, as JSON brings it back."""
         self.kls.extend(state["kls"])
         self.entropies, self.since = list(state["entropies"]), dict(state["since"])
@@ -78,8 +78,8 @@ class Watch:
             lasts = step - since + 1 >= (1 if sign.kind.startswith("kl") else PATIENCE)
             if lasts and self._is_news(sign, step):
                 self.said[sign.kind] = step, sign.value
-                what = {"kind": sign.kind, "since": since, "seen": sign.seen, "helps": _HELPS[sign.kind]}
-                self.say({"step": step, **what})
+                helps = _HELPS[sign.kind]
+                self.say({"step": step, "kind": sign.kind, "since": since, "seen": sign.seen, "helps": helps})
 
     def _is_news(self, sign: Sign, step: int) -> bool:
         if sign.kind not in self.said:
@@ -120,6 +120,6 @@ def _responses(row: dict[str, float], n: int) -> Iterator[Sign]:
         yield Sign("scores_flat", f"all scores are {mean:.4g}")
 
 
-def warning_line(row: dict[str, Any]) -> str:
+def warning_line(row: WarningRow) -> str:
     """A row of warnings.jsonl in words."""
     return f"warning: step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"

@@ -18,6 +18,7 @@ from rlhf.distributed.launch import (
 )
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
+from rlhf.file_types import ModelSize
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable_dropout, frozen_copy, keep_adapter
 from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
@@ -188,9 +189,9 @@ def _checkpoint_activations(model: Any, options: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or {"use_reentrant": False})
 
 
-def describe_roles(roles: Roles) -> list[dict[str, Any]]:
+def describe_roles(roles: Roles) -> list[ModelSize]:
     """Role, parameters and how many of them are trained, for print-out and run.json."""
-    rows = []
+    rows: list[ModelSize] = []
     for role, model in (("policy", roles.trained.policy), ("critic", roles.trained.critic)):
         trainable, total = trainable_share(model)
         rows.append({"role": role, "name": _name(model), "parameters": total, "trainable": trainable})
@@ -204,7 +205,7 @@ def describe_roles(roles: Roles) -> list[dict[str, Any]]:
     return rows
 
 
-def parameter_lines(models: list[dict[str, Any]]) -> list[str]:
+def parameter_lines(models: list[ModelSize]) -> list[str]:
     """What is trained, one line a role: parameters, trainable ones and their share."""
     return [
         f"{row['role']:>9}: {row['name']}, {row['parameters']:,} parameters, {row['trainable']:,} trained"

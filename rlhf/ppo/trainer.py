@@ -31,6 +31,7 @@ from rlhf.distributed.sharding import cast_weights
 from rlhf.distributed.trained_weights import frozen_norms
 from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
+from rlhf.file_types import Completion, ModelSize, RunFile
 from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 from rlhf.perf.hardware import synchronise
 from rlhf.ppo.advantages import AdaptiveKLController, Targets, judge
@@ -93,7 +94,7 @@ class PPOTrainer(Resumable):
     eval_prompts: dict[str, list[Prompt]]
     roles: Roles
     empty_policy: Model | None  # under FSDP2, the policy as it was before it was sharded, without weights
-    models: list[dict[str, Any]]  # role, name, parameters, trainable
+    models: list[ModelSize]
     actor: Actor
     timings: dict[str, float]  # seconds of each phase of the step
     meter: Meter
@@ -339,7 +340,7 @@ class PPOTrainer(Resumable):
         self.flow.event("on_evaluate", metrics=metrics)
         return metrics
 
-    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+    def generate_completions(self, sampling: bool = False) -> list[Completion]:
         """Prompt, response and score over the evaluation sets at a temperature near 0; with sampling, one batch.
 
         They are written to completions.jsonl in output_dir and returned.
@@ -368,7 +369,7 @@ class PPOTrainer(Resumable):
         facts = self._card_facts()
         return push_policy(self.folder, self.args, self.accelerator, commit_message, facts, dataset_name, tags)
 
-    def _card_facts(self) -> dict[str, Any]:
+    def _card_facts(self) -> RunFile:
         """What a model card can say where no stage of a run has left a run.json."""
         name = unwrap_peft(self.roles.trained.policy).config.name_or_path or None
         counts = {"split_train": len(self.prompts)} if self.prompts else {}
@@ -425,7 +426,7 @@ class PPOTrainer(Resumable):
         wanted = min(self.args.num_sample_generations, self.num_total_batches)
         return wanted > 0 and (step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0)
 
-    def _samples(self, experience: Experience) -> list[dict[str, Any]]:
+    def _samples(self, experience: Experience) -> list[Completion]:
         """The first few prompts of this rank's share with what was answered."""
         scores = experience.rollout.raw_score[:4].tolist()
         return [

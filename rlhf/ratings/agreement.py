@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rlhf.file_types import Consistency
+
 
 def krippendorff_alpha(ratings: ArrayLike) -> float | None:
     """Krippendorff's alpha for ordinal values (Krippendorff 2011, "Computing Krippendorff's alpha-reliability").
@@ -30,7 +32,7 @@ def krippendorff_alpha(ratings: ArrayLike) -> float | None:
     return float(1 - (totals.sum() - 1) * (coincidence * distance).sum() / expected)
 
 
-def self_consistency(first: ArrayLike, again: ArrayLike) -> dict[str, float | int]:
+def self_consistency(first: ArrayLike, again: ArrayLike) -> Consistency:
     """Of N ratings given twice by one rater: the share that is the same, and the mean absolute difference in steps."""
     difference = np.abs(np.asarray(first, float) - np.asarray(again, float))
     return {"n": len(difference), "same": float((difference == 0).mean()), "mean_difference": float(difference.mean())}

@@ -7,13 +7,13 @@ one response are not ten responses.
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from rlhf.evaluation.statistics import mean_interval, paired_p_value
+from rlhf.file_types import Consistency, MeanRating, RatingComparison, RatingKey, RatingNote, Ratings, Sheet
 from rlhf.ratings.agreement import krippendorff_alpha, self_consistency
 from rlhf.ratings.scale import CRITERIA
 from rlhf.ratings.words import in_words
@@ -22,15 +22,13 @@ DETECT = 0.3  # points: the difference that the sample size is worked out for
 POWER = 0.8  # probability of seeing it, at a two-sided level of 1 - confidence
 
 
-def analyse(
-    key: dict[str, Any], sheets: Sequence[dict[str, Any]], models: Sequence[str], confidence: float, seed: int
-) -> dict[str, Any]:
+def analyse(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], confidence: float, seed: int) -> Ratings:
     """ratings.json: from a key and its checked sheets. Incomplete sheets are named and left out.
 
     models: in the order of the report; pairs are compared as later minus earlier.
     """
     complete = [sheet for sheet in sheets if sheet["complete"]]
-    result: dict[str, Any] = {
+    result: Ratings = {
         "sheet_id": key["sheet_id"],
         "confidence": confidence,
         "criteria": {name: criterion.title for name, criterion in CRITERIA.items()},
@@ -57,9 +55,7 @@ def analyse(
     return result | {"words": in_words(result)}
 
 
-def _table(
-    key: dict[str, Any], sheets: Sequence[dict[str, Any]], models: Sequence[str], repeat: bool
-) -> NDArray[np.float64]:
+def _table(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], repeat: bool) -> NDArray[np.float64]:
     """Ratings [raters, prompts, models, criteria]; nan for prompts that do not come (again)."""
     prompts = list(dict.fromkeys(item["prompt_id"] for item in key["items"]))
     table = np.full((len(sheets), len(prompts), len(models), len(CRITERIA)), math.nan)
@@ -70,7 +66,7 @@ def _table(
     return table
 
 
-def _means(x: NDArray[np.float64], confidence: float, seed: int) -> dict[str, Any]:
+def _means(x: NDArray[np.float64], confidence: float, seed: int) -> dict[str, MeanRating]:
     """Mean and interval, over all criteria and of each; x: [raters, prompts, criteria]."""
     by_prompt = x.mean(0)
     columns = {"overall": by_prompt.mean(1)} | {name: by_prompt[:, c] for c, name in enumerate(CRITERIA)}
@@ -78,7 +74,7 @@ def _means(x: NDArray[np.float64], confidence: float, seed: int) -> dict[str, An
     return {name: {"mean": mean, "interval": interval} for name, (mean, interval) in intervals.items()}
 
 
-def _compare(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float, seed: int) -> dict[str, Any]:
+def _compare(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float, seed: int) -> RatingComparison:
     """Preference for y over x and their difference in points; x, y: [raters, prompts], means over criteria."""
     difference = y - x
     wins, ties, losses = (int(n) for n in ((difference > 0).sum(), (difference == 0).sum(), (difference < 0).sum()))
@@ -110,9 +106,7 @@ def prompts_needed(differences: NDArray[np.float64], confidence: float) -> int |
     return math.ceil((z * float(np.std(differences, ddof=1)) / DETECT) ** 2)
 
 
-def _consistency(
-    x: NDArray[np.float64], again: NDArray[np.float64], sheets: Sequence[dict[str, Any]]
-) -> dict[str, dict[str, float | int]]:
+def _consistency(x: NDArray[np.float64], again: NDArray[np.float64], sheets: Sequence[Sheet]) -> dict[str, Consistency]:
     """Per rater, over all ratings that were asked for twice; {} where none were."""
     twice = ~np.isnan(again)
     if not twice.any():
@@ -120,7 +114,7 @@ def _consistency(
     return {sheet["rater"]: self_consistency(x[r][twice[r]], again[r][twice[r]]) for r, sheet in enumerate(sheets)}
 
 
-def _notes(key: dict[str, Any], sheets: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def _notes(key: RatingKey, sheets: Sequence[Sheet]) -> list[RatingNote]:
     return [
         {"prompt_id": item["prompt_id"], "model": item["model"], "rater": sheet["rater"], "note": note}
         for item in key["items"]

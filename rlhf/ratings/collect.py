@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError, printable
+from rlhf.file_types import RatedItem, RatingItem, RatingKey, Sheet
 from rlhf.ratings.scale import CRITERIA, STEPS
 from rlhf.storage.run_folder import write_json
 
@@ -30,7 +31,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_sheet(key: dict[str, Any], record: dict[str, Any], where: str) -> dict[str, Any]:
+def check_sheet(key: RatingKey, record: Mapping[str, Any], where: str) -> Sheet:
     """A rater's sheet as it may be stored: known fields only, `complete` counted anew.
 
     Refused with a UserError that begins with `where`: the sheet of another key, items that are missing or more,
@@ -61,11 +62,11 @@ def check_sheet(key: dict[str, Any], record: dict[str, Any], where: str) -> dict
     }
 
 
-def _check_item(item: dict[str, Any], found: Any, where: str) -> dict[str, Any]:
+def _check_item(item: RatingItem, found: Any, where: str) -> RatedItem:
     if not isinstance(found, dict) or not isinstance(found.get("ratings"), dict):
         raise UserError(f"{where}: expected an object with ratings, found {_short(found)}")
-    for name in ("prompt", "response"):
-        if found.get(name) != item[name]:
+    for name, text in (("prompt", item["prompt"]), ("response", item["response"])):
+        if found.get(name) != text:
             raise UserError(
                 f"{where}: expected the sheet's own {name}, found an altered one: {_short(found.get(name))}"
             )
@@ -81,7 +82,7 @@ def _check_item(item: dict[str, Any], found: Any, where: str) -> dict[str, Any]:
     return {"ratings": found["ratings"], "note": note.encode("utf-8", "replace").decode()}
 
 
-def check_rater(sheet: dict[str, Any], raters: dict[str, str], where: str) -> None:
+def check_rater(sheet: Sheet, raters: dict[str, str], where: str) -> None:
     """A UserError where another rater has this sheet's name, or too many have come. raters: rater_id -> name."""
     others = [name.casefold() for rater_id, name in raters.items() if rater_id != sheet["rater_id"]]
     if sheet["rater"].casefold() in others:
@@ -90,16 +91,16 @@ def check_rater(sheet: dict[str, Any], raters: dict[str, str], where: str) -> No
         raise UserError(f"{where}: expected at most {MAX_RATERS} raters, found one more")
 
 
-def store_sheet(folder: Path, sheet: dict[str, Any]) -> Path:
+def store_sheet(folder: Path, sheet: Sheet) -> Path:
     """Write a checked sheet to folder/RATER_ID.json, in place of an earlier one of the same rater."""
     path = folder / f"{sheet['rater_id']}.json"
     write_json(path, sheet)
     return path
 
 
-def stored_sheets(key: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def stored_sheets(key: RatingKey, folder: Path) -> list[Sheet]:
     """All stored sheets, by file name. Two by the same name of a rater are refused: one person counts once."""
-    sheets: list[dict[str, Any]] = []
+    sheets: list[Sheet] = []
     names: dict[str, Path] = {}
     for path in sorted(folder.glob("*.json")):
         sheet = _check_stored(key, read_object(path), path)
@@ -111,27 +112,27 @@ def stored_sheets(key: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     return sheets
 
 
-def _check_stored(key: dict[str, Any], sheet: dict[str, Any], path: Path) -> dict[str, Any]:
+def _check_stored(key: RatingKey, sheet: Mapping[str, Any], path: Path) -> Sheet:
     """Stored sheets leave out the texts; with the key's they pass the same check."""
     items = sheet.get("items")
     if isinstance(items, dict):
         texts = {item["item_id"]: item for item in key["items"]}
         items = {
-            name: {**item, **{text: texts[name][text] for text in ("prompt", "response")}}
+            name: {**item, **{"prompt": texts[name]["prompt"], "response": texts[name]["response"]}}
             for name, item in items.items()
             if isinstance(item, dict) and name in texts
         }
     return check_sheet(key, {**sheet, "items": items}, str(path))
 
 
-def import_sheets(key: dict[str, Any], files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+def import_sheets(key: RatingKey, files: Sequence[Path], folder: Path) -> list[Sheet]:
     """Check all files, then store them, then return all stored sheets: one bad file and nothing is stored.
 
     A rater's sheet that is stored already with other ratings is refused as doubled, by id and by name.
     """
     stored = {sheet["rater_id"]: sheet for sheet in stored_sheets(key, folder)}
     names = {sheet["rater"].casefold(): sheet["rater_id"] for sheet in stored.values()}
-    new: dict[str, dict[str, Any]] = {}
+    new: dict[str, Sheet] = {}
     for path in files:
         sheet = check_sheet(key, read_object(path), str(path))
         rater_id, name = sheet["rater_id"], sheet["rater"].casefold()

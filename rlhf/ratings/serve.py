@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rlhf.errors import UserError
+from rlhf.file_types import RatingKey, Sheet
 from rlhf.ratings.collect import MAX_BYTES, check_rater, check_sheet, store_sheet, stored_sheets
 
 _TIMEOUT = 30  # seconds that a client may keep a connection waiting
@@ -43,7 +44,7 @@ class SheetServer(ThreadingHTTPServer):
     daemon_threads = True
     lifetime, connections = float(_LIFETIME), _CONNECTIONS
 
-    def __init__(self, page: str, key: dict[str, Any], folder: Path, port: int = 0) -> None:
+    def __init__(self, page: str, key: RatingKey, folder: Path, port: int = 0) -> None:
         self._raters = {sheet["rater_id"]: sheet["rater"] for sheet in stored_sheets(key, folder)}
         try:
             super().__init__(("127.0.0.1", port), _Handler)
@@ -79,7 +80,7 @@ class SheetServer(ThreadingHTTPServer):
         if not isinstance(error, OSError):
             print(f"error: request: {type(error).__name__}", file=sys.stderr, flush=True)
 
-    def store(self, sheet: dict[str, Any]) -> None:
+    def store(self, sheet: Sheet) -> None:
         """Store a checked sheet; a UserError where that fails, or another rater has handed in one by the same name."""
         with self._storing:
             check_rater(sheet, self._raters, "sheet")

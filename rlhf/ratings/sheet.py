@@ -12,12 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.errors import UserError
+from rlhf.file_types import RatingItem, RatingKey, ResponseRow
 from rlhf.ratings.scale import CRITERIA, STEPS
 
 _HERE = Path(__file__).parent
 
 
-def read_responses(path: Path) -> list[dict[str, Any]]:
+def read_responses(path: Path) -> list[ResponseRow]:
     """Rows of a .jsonl file with prompt_id, model, prompt and response as texts; a UserError names file and row."""
     if not path.is_file():
         raise UserError(f"{path}: expected the responses to the rating prompts, found none; evaluate anew")
@@ -36,7 +37,7 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def make_key(rows: Sequence[dict[str, Any]], repeats: int, rng: random.Random | None = None) -> dict[str, Any]:
+def make_key(rows: Sequence[ResponseRow], repeats: int, rng: random.Random | None = None) -> RatingKey:
     """Put the responses into a random order under random ids: {"sheet_id", "items": [...]} in the sheet's order.
 
     rows: one for each (prompt_id, model), with prompt and response; every prompt has the same models. The first
@@ -45,7 +46,7 @@ def make_key(rows: Sequence[dict[str, Any]], repeats: int, rng: random.Random | 
     random source unless `rng` is given, so that no seed in a recipe tells them. Raises UserError.
     """
     rng = rng or random.SystemRandom()
-    prompts: dict[str, dict[str, dict[str, Any]]] = {}
+    prompts: dict[str, dict[str, ResponseRow]] = {}
     for row in rows:
         answers = prompts.setdefault(row["prompt_id"], {})
         if row["model"] in answers:
@@ -60,7 +61,7 @@ def make_key(rows: Sequence[dict[str, Any]], repeats: int, rng: random.Random | 
     if not 0 <= repeats <= len(prompts):
         raise UserError(f"rating_repeats: expected 0 to {len(prompts)}, the number of prompts, found {repeats}")
     order = rng.sample(sorted(prompts), len(prompts))
-    items = []
+    items: list[RatingItem] = []
     for group, prompt_id in enumerate(order + order[:repeats]):
         for row in rng.sample([prompts[prompt_id][m] for m in sorted(models)], len(models)):
             items.append(
@@ -77,7 +78,7 @@ def make_key(rows: Sequence[dict[str, Any]], repeats: int, rng: random.Random | 
     return {"sheet_id": f"{rng.getrandbits(64):016x}", "items": items}
 
 
-def render_sheet(key: dict[str, Any]) -> str:
+def render_sheet(key: RatingKey) -> str:
     """The page of a key: texts, ids and order of its items, nothing of models or prompt ids."""
     groups: dict[int, dict[str, Any]] = {}
     for item in key["items"]:

@@ -1,18 +1,19 @@
 """The comparison of rated models in sentences, by stated rules: no sentence says more than its interval."""
 
 from collections.abc import Iterator
-from typing import Any
+
+from rlhf.file_types import Ratings
 
 # Krippendorff 2004, "Content Analysis", p. 241: reliable from 0.8, tentative conclusions from 0.667.
 RELIABLE, TENTATIVE = 0.8, 0.667
 
 
-def in_words(result: dict[str, Any]) -> list[str]:
+def in_words(result: Ratings) -> list[str]:
     """Sentences on differences, agreement, consistency and sample size; `result` as `analyse` has it."""
     return [*_differences(result), *_agreement(result), *_consistency(result), *_sample(result)]
 
 
-def _differences(result: dict[str, Any]) -> Iterator[str]:
+def _differences(result: Ratings) -> Iterator[str]:
     n, raters, level = result["n_prompts"], len(result["raters"]), f"{result['confidence']:.0%}"
     for pair in result["pairs"]:
         low, high = pair["interval"]
@@ -29,7 +30,7 @@ def _differences(result: dict[str, Any]) -> Iterator[str]:
             yield f"The ratings show no difference between {names} beyond their noise ({numbers})."
 
 
-def _agreement(result: dict[str, Any]) -> Iterator[str]:
+def _agreement(result: Ratings) -> Iterator[str]:
     if len(result["raters"]) < 2:
         yield "There was one rater, so agreement between raters is unknown, and the ratings are one person's view."
         return
@@ -53,7 +54,7 @@ def _agreement(result: dict[str, Any]) -> Iterator[str]:
             yield f"{words[kind]}: {', '.join(names)}."
 
 
-def _consistency(result: dict[str, Any]) -> Iterator[str]:
+def _consistency(result: Ratings) -> Iterator[str]:
     for rater, own in result["consistency"].items():
         yield (
             f"Asked again, {rater} gave the same rating in {own['same']:.0%} of {own['n']} cases, "
@@ -61,7 +62,7 @@ def _consistency(result: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _sample(result: dict[str, Any]) -> Iterator[str]:
+def _sample(result: Ratings) -> Iterator[str]:
     n = result["n_prompts"]
     for pair in result["pairs"]:
         needed, names = pair["prompts_needed"], f"{pair['of']} and {pair['over']}"

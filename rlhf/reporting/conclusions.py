@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf.file_types import Evaluation, GainAtEqualLength, GoldGain, PairedGain, Validity
 from rlhf.reporting.plots.training import KL_BAND, Record, series, share_inside
 
 KL_RULES = (
@@ -51,12 +52,12 @@ VERDICT_RULES = (
 )
 
 
-def verdict(evaluation: Record, model: str) -> list[str]:
+def verdict(evaluation: Evaluation, model: str) -> list[str]:
     """Sentences on the gain of a tuned model, from evaluation.json; none where it has nothing to say."""
-    gain = evaluation.get("gains", {}).get(model) or {}
-    checks = evaluation.get("validity", {}).get(model) or {}
+    gain = evaluation.get("gains", {}).get(model)
+    checks = evaluation.get("validity", {}).get(model)
     models = evaluation.get("models", {})
-    if "interval" not in gain or not checks:
+    if not gain or "interval" not in gain or not checks:
         return []
     said = [_gold(gain, checks.get("gold"), checks.get("agreement"))]
     said += _length(gain, checks.get("length"))
@@ -69,7 +70,7 @@ def _direction(record: Record) -> str:
     return "rose" if low > 0 else "fell" if high < 0 else "did not move beyond noise"
 
 
-def _gold(proxy: Record, gold: Record | None, agreement: float | None) -> str:
+def _gold(proxy: PairedGain, gold: GoldGain | None, agreement: float | None) -> str:
     if gold is None:
         return "No second reward model judged the responses, so that nothing but the proxy speaks for this gain."
     first, second = _direction(proxy), _direction(gold)
@@ -89,7 +90,7 @@ def _gold(proxy: Record, gold: Record | None, agreement: float | None) -> str:
     return f"The proxy {first}; the gold model {second} ({figures})."
 
 
-def _length(proxy: Record, length: Record | None) -> list[str]:
+def _length(proxy: PairedGain, length: GainAtEqualLength | None) -> list[str]:
     if length is None or _direction(proxy) != "rose":
         return []
     left = f"{length['gain']:+.3f} ({_ends(length['interval'])}) is left at equal length"
@@ -100,7 +101,7 @@ def _length(proxy: Record, length: Record | None) -> list[str]:
     return [f"Length alone does not explain the gain: {left}."]
 
 
-def _degenerate(base: Record, tuned: Record, checks: Record) -> list[str]:
+def _degenerate(base: Record, tuned: Record, checks: Validity) -> list[str]:
     found = []
     repetition, before = tuned.get("repetition"), base.get("repetition")
     if repetition is not None and before is not None and repetition > before + REPETITION:
@@ -108,9 +109,8 @@ def _degenerate(base: Record, tuned: Record, checks: Record) -> list[str]:
     variety, before = tuned.get("distinct_2"), base.get("distinct_2")
     if variety is not None and before and variety < VARIETY * before:
         found.append(f"distinct-2 went from {before:.3f} to {variety:.3f}")
-    for key, words in (("empty", "are empty"), ("same_response", "are the same text")):
-        if checks.get(key, 0) >= SHARE:
-            found.append(f"{checks[key]:.0%} {words}")
+    shares = ((checks.get("empty", 0), "are empty"), (checks.get("same_response", 0), "are the same text"))
+    found += [f"{share:.0%} {words}" for share, words in shares if share >= SHARE]
     return [f"Responses degenerate: {', '.join(found)}."] if found else []
 
 

@@ -14,12 +14,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+from rlhf.file_types import ResponseRow
 from rlhf.functional.gae import gae
 from rlhf.functional.losses import pairwise_margin_ranking_loss, policy_loss
 from rlhf.reporting import conclusions
 from rlhf.reporting.plots import evaluation as evaluation_plots
 from rlhf.reporting.plots import training as plots
-from rlhf.reporting.run import Record, Run, labels, read_run
+from rlhf.reporting.run import Run, labels, read_run
 from rlhf.storage.run_folder import write_bytes
 from rlhf.storage.stages import TITLES
 
@@ -129,7 +130,7 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
     )
 
 
-def gain_example(run: Run) -> Record | None:
+def gain_example(run: Run) -> dict[str, object] | None:
     """The first prompt that base and a tuned model answered, with both scores; None without one."""
     for answers in choose_samples(run.responses, count=len(run.responses)):
         tuned = next((name for name in answers if name != "base"), None)
@@ -147,13 +148,13 @@ def gain_example(run: Run) -> Record | None:
     return None
 
 
-def choose_samples(responses: Sequence[Record], count: int = N_SAMPLES) -> list[dict[str, Record]]:
+def choose_samples(responses: Sequence[ResponseRow], count: int = N_SAMPLES) -> list[dict[str, ResponseRow]]:
     """Return up to count prompts' responses, each as model -> row, evenly spaced in the file's prompt order.
 
     The choice does not look at scores, so that the page does not show the best ones only. Where a prompt and
     model come twice (a stage that was rerun), the later row counts.
     """
-    prompts: dict[str, dict[str, Record]] = {}
+    prompts: dict[str, dict[str, ResponseRow]] = {}
     for row in responses:
         prompts.setdefault(str(row.get("prompt_id")), {})[str(row.get("model"))] = row
     groups = list(prompts.values())

@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from rlhf.errors import UserError, printable
+from rlhf.file_types import Evaluation, MetricsRow, Ratings, ResponseRow, RewardEvaluation, RunFile
 from rlhf.reporting.plots import training as plots
 from rlhf.storage.stages import POLICIES, STAGES
 from rlhf.tracking.recorder import SKIPPED, WARNINGS
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # of a file as it was read
 
 _RUN_KINDS = {"data": dict, "config": dict, "versions": dict, "models": list}
 _REWARD_KINDS = {
@@ -22,21 +23,29 @@ _RATING_KINDS = {"models": dict, "criteria": dict, "pairs": list, "agreement": d
 _KIND_NAMES: dict[type, str] = {dict: "an object", list: "a list"}
 
 
+class Trouble(TypedDict):
+    """A warning or an update that was left out, as the report says it."""
+
+    step: int | None
+    words: str
+    helps: str | None
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder as read: {} or [] stands for a file that is not there."""
 
     path: Path
-    stages: dict[str, Record]  # run.json of each stage whose folder is there
-    reward_log: list[Record]  # reward/metrics.jsonl
-    reward: Record  # reward/evaluation.json
-    gold: Record  # reward_gold/evaluation.json
-    ppo: dict[str, list[Record]]  # "full", "lora" -> metrics.jsonl, where it has rows
-    troubles: dict[str, list[Record]]  # stage that was trained -> warnings and left-out updates: step, words, helps
-    evaluation: Record  # evaluation/evaluation.json
-    responses: list[Record]  # evaluation/responses.jsonl
-    rating_responses: list[Record]  # evaluation/rating_responses.jsonl
-    ratings: Record  # ratings/ratings.json
+    stages: dict[str, RunFile]  # run.json of each stage whose folder is there
+    reward_log: list[MetricsRow]  # reward/metrics.jsonl
+    reward: RewardEvaluation  # reward/evaluation.json
+    gold: RewardEvaluation  # reward_gold/evaluation.json
+    ppo: dict[str, list[MetricsRow]]  # "full", "lora" -> metrics.jsonl, where it has rows
+    troubles: dict[str, list[Trouble]]  # stage that was trained -> warnings and left-out updates: step, words, helps
+    evaluation: Evaluation  # evaluation/evaluation.json
+    responses: list[ResponseRow]  # evaluation/responses.jsonl
+    rating_responses: list[ResponseRow]  # evaluation/rating_responses.jsonl
+    ratings: Ratings  # ratings/ratings.json
     sizes: dict[str, dict[str, int]]  # stage -> its weight files, checkpoints aside -> bytes
     checkpoints: dict[str, int]  # stage -> bytes of its newest checkpoint, where it keeps one
 
@@ -51,7 +60,7 @@ def read_run(run_dir: Path) -> Run:
     ppo = {name: _read_jsonl(folders[stage] / "metrics.jsonl") for name, stage in POLICIES.items()}
     return Run(
         path=run_dir,
-        stages={n: _read_json(path / "run.json", _RUN_KINDS) for n, path in folders.items() if path.is_dir()},
+        stages={name: _read_stage(path) for name, path in folders.items() if path.is_dir()},
         reward_log=_read_jsonl(folders["reward"] / "metrics.jsonl"),
         reward=_read_reward(folders["reward"] / "evaluation.json"),
         gold=_read_reward(folders["reward_gold"] / "evaluation.json"),
@@ -60,7 +69,7 @@ def read_run(run_dir: Path) -> Run:
         evaluation=_read_evaluation(folders["evaluation"] / "evaluation.json"),
         responses=_read_jsonl(folders["evaluation"] / "responses.jsonl"),
         rating_responses=_read_jsonl(folders["evaluation"] / "rating_responses.jsonl"),
-        ratings=_read_json(run_dir / "ratings" / "ratings.json", _RATING_KINDS),
+        ratings=cast(Ratings, _read_json(run_dir / "ratings" / "ratings.json", _RATING_KINDS)),
         sizes={name: _weights(path) for name, path in folders.items()},
         checkpoints={name: size for name, path in folders.items() if (size := _checkpoint(path))},
     )
@@ -94,14 +103,18 @@ def _checkpoint(folder: Path) -> int:
     return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest else 0
 
 
-def labels(reward: Record) -> list[str]:
+def labels(reward: RewardEvaluation) -> list[str]:
     """Names of the confusion matrix's rows and columns."""
     size = len(reward.get("confusion_matrix", []))
     return [printable(str(label)) for label in reward.get("labels") or range(size)]
 
 
-def _read_reward(path: Path) -> Record:
-    reward = _read_json(path, _REWARD_KINDS)
+def _read_stage(folder: Path) -> RunFile:
+    return cast(RunFile, _read_json(folder / "run.json", _RUN_KINDS))
+
+
+def _read_reward(path: Path) -> RewardEvaluation:
+    reward = cast(RewardEvaluation, _read_json(path, _REWARD_KINDS))
     matrix, size = reward.get("confusion_matrix", []), len(labels(reward))
     rows = [row for row in matrix if isinstance(row, list) and all(map(plots.is_number, row))]
     if matrix and [len(row) for row in rows] != [size] * size:
@@ -112,7 +125,7 @@ def _read_reward(path: Path) -> Record:
     return reward
 
 
-def _read_evaluation(path: Path) -> Record:
+def _read_evaluation(path: Path) -> Evaluation:
     evaluation = _read_json(path, {"models": dict, "gains": dict, "validity": dict})
     for part in ("models", "gains"):
         for name, record in evaluation.get(part, {}).items():
@@ -121,12 +134,12 @@ def _read_evaluation(path: Path) -> Record:
             ends = (record or {}).get("interval") or [0, 0]
             if not (isinstance(ends, list) and len(ends) == 2 and all(map(plots.is_number, ends))):
                 raise UserError(f"{path}: expected {part}.{name}.interval as [low, high], found {ends}")
-    return evaluation
+    return cast(Evaluation, evaluation)
 
 
-def _read_troubles(folder: Path) -> list[Record]:
+def _read_troubles(folder: Path) -> list[Trouble]:
     """What a training said in warnings.jsonl and skipped.jsonl, in the order of its steps."""
-    troubles: list[Record] = []
+    troubles: list[Trouble] = []
     for row in _read_jsonl(folder / WARNINGS):
         words = f"{row.get('seen')}, since step {row.get('since')}"
         troubles.append({"step": row.get("step"), "words": words, "helps": row.get("helps")})
@@ -153,7 +166,7 @@ def _read_json(path: Path, kinds: Mapping[str, type]) -> Record:
     return record
 
 
-def _read_jsonl(path: Path) -> list[Record]:
+def _read_jsonl(path: Path) -> list[Any]:
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")  # not splitlines: it would also cut at a lone carriage return

@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression
 
 from rlhf.data.hh_rlhf import Pair
 from rlhf.data.splits import text_key
+from rlhf.file_types import Accuracy, Audit, Baseline
 
 Array = NDArray[Any]
 
 
-def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
+def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, rejected: ArrayLike) -> Audit:
     """Accuracy by subset, by length and by margin; against baselines; length in the scores; leaked prompts.
 
     chosen, rejected: float [N], the scores of the N test pairs' sides. Lengths are words of the response. A tie
@@ -40,7 +41,7 @@ def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, reject
             "length": _by(by_length, right),
             "size of margin": _by(by_margin, right),
         },
-        "baselines": {name: _accuracy(found) | _against(right, found) for name, found in baselines.items()},
+        "baselines": {name: _baseline(right, found) for name, found in baselines.items()},
         "length_correlation": _rank_correlation(words.T.ravel(), np.concatenate([chosen, rejected])),
         "leaked": leaked(train, test),
     }
@@ -85,20 +86,20 @@ def _third(values: Array) -> Array:
     return ranks * 3 // len(values)
 
 
-def _by(group: Array, right: Array) -> dict[str, dict[str, Any]]:
+def _by(group: Array, right: Array) -> dict[str, Accuracy]:
     return {str(name): _accuracy(right[group == name]) for name in dict.fromkeys(group)}
 
 
-def _accuracy(right: Array) -> dict[str, Any]:
+def _accuracy(right: Array) -> Accuracy:
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     return {"n": len(right), "accuracy": float(right.mean()), "interval": [float(interval.low), float(interval.high)]}
 
 
-def _against(right: Array, baseline: Array) -> dict[str, Any]:
+def _baseline(right: Array, baseline: Array) -> Baseline:
     """The reward model against a baseline on the pairs where one is right and the other is not (sign test)."""
     better, worse = int((right > baseline).sum()), int((right < baseline).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return {"better": better, "worse": worse, "p_value": float(p_value)}
+    return {**_accuracy(baseline), "better": better, "worse": worse, "p_value": float(p_value)}
 
 
 def _rank_correlation(x: Array, y: Array) -> float | None:

@@ -1,7 +1,7 @@
 """Manifests for the checkpoints of transformers' Trainer, which then have the same protection as PPO's."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,10 +15,10 @@ from rlhf.storage.disk import MANIFEST, write_manifest
 from rlhf.tracking.recorder import flush_events, save_rows
 
 
-def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, Any]:
+def step_facts(accelerator: Accelerator, args: TrainingArguments) -> dict[str, object]:
     """The facts of step.json besides the step: pairs per update, processes, engine."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    return {"batch_size": size} | run_facts(accelerator)
+    return {"batch_size": size, **run_facts(accelerator)}
 
 
 class ManifestCallback(TrainerCallback):
@@ -33,7 +33,7 @@ class ManifestCallback(TrainerCallback):
     def __init__(self, args: TrainingArguments) -> None:
         self.args, self.limit = args, args.save_total_limit
         self.folder = Path(args.output_dir or ".")
-        self.facts: Callable[[], dict[str, Any]] = dict
+        self.facts: Callable[[], Mapping[str, object]] = dict
 
     def __enter__(self) -> "ManifestCallback":
         self.args.save_total_limit = None

@@ -8,11 +8,13 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix
 
+from rlhf.file_types import Calibration, CalibrationBin, PairMetrics
+
 LABELS = ("first", "second")
 _BINS = 10
 
 
-def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> dict[str, Any]:
+def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> PairMetrics:
     """Accuracy with its 95 % Wilson interval, mean margin, confusion matrix, report and calibration.
 
     chosen, rejected: float [N], scores of the two sides. Each pair is shown in a random order by `seed`, so
@@ -48,7 +50,7 @@ def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> dic
     }
 
 
-def calibration(probability: NDArray[Any], outcome: NDArray[Any]) -> dict[str, Any]:
+def calibration(probability: NDArray[Any], outcome: NDArray[Any]) -> Calibration:
     """Reliability of P(first is better), float [N], against bool [N]: bins by confidence, and their ECE.
 
     Confidence is that in the predicted side, 0.5 to 1, in ten bins of equal width. The expected calibration
@@ -58,7 +60,7 @@ def calibration(probability: NDArray[Any], outcome: NDArray[Any]) -> dict[str, A
     confidence = np.maximum(probability, 1 - probability)
     correct = np.where(probability == 0.5, 0.5, (probability > 0.5) == outcome)
     place = np.minimum(((confidence - 0.5) / 0.5 * _BINS).astype(int), _BINS - 1)
-    bins = [
+    bins: list[CalibrationBin] = [
         {
             "confidence": float(confidence[at].mean()),
             "accuracy": float(correct[at].mean()),

@@ -13,13 +13,14 @@ from rlhf.config import RewardStageConfig
 from rlhf.distributed.collectives import all_rows, all_sum, gradient_norm
 from rlhf.distributed.launch import is_deepspeed
 from rlhf.distributed.sharding import step_taken
+from rlhf.file_types import SkippedRow, SkippedUpdate
 from rlhf.functional.gae import wide
 from rlhf.tracking.skipped_updates import Skips, json_number
 
 _HINTS = {"gradient": "look at these pairs; a lower learning_rate may help"}
 
 
-def pair_skips(args: RewardStageConfig, write: Callable[[dict[str, Any]], None] = lambda row: None) -> Skips:
+def pair_skips(args: RewardStageConfig, write: Callable[[SkippedUpdate], None] = lambda row: None) -> Skips:
     """Counts and writes skipped updates on pairs."""
     return Skips(args.max_skipped_updates, write, "pair", _HINTS)
 
@@ -99,7 +100,7 @@ class UpdateGuard(TrainerCallback):
         self.skips.left_out(step, what, rows, grad_norm=json_number(norm))
         return False
 
-    def _facts(self) -> Iterator[dict[str, Any]]:
+    def _facts(self) -> Iterator[SkippedRow]:
         """This rank's pairs of the step, with their scores and the loss of their micro-batch; no texts."""
         known = {_key(row["chosen_ids"], row["rejected_ids"]): i for i, row in enumerate(self.rows)}
         names = self.pair_ids or range(len(known))

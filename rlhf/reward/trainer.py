@@ -30,6 +30,7 @@ from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
+from rlhf.file_types import BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
@@ -187,16 +188,16 @@ class PreferenceTrainer(RewardTrainer):
         super().log(logs, start_time)
         metrics.clear()
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, object]:
         """For step.json: what later rows depend on and transformers does not save."""
         return {"tokens": self.train_tokens, "losses": asdict(self.guard.losses), "metrics": self.train_metrics}
 
-    def restore(self, facts: dict[str, Any]) -> None:
+    def restore(self, facts: StepFile) -> None:
         """Resume from what `progress` returned."""
         self.train_tokens, self.guard.losses, self.train_metrics = read_progress(facts)
 
 
-def read_progress(facts: dict[str, Any]) -> tuple[int, Losses, dict[str, list[float]]]:
+def read_progress(facts: StepFile) -> tuple[int, Losses, dict[str, list[float]]]:
     """Tokens, losses and metrics from a step.json; a KeyError, TypeError or ValueError if one is missing or broken."""
     metrics = {name: [float(value) for value in values] for name, values in dict(facts["metrics"]).items()}
     return int(facts["tokens"]), Losses(**facts["losses"]), metrics
@@ -298,7 +299,7 @@ def _rewind(folder: Path, checkpoint: Path | None, limit: int | None) -> None:
     keep_events(folder / "tensorboard", last)
 
 
-def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
+def best_step(trainer: PreferenceTrainer) -> BestStep:
     """Step and validation loss of the best checkpoint; call it on all ranks."""
     state = trainer.state
     history = [row for row in state.log_history if "eval_loss" in row]
@@ -308,10 +309,10 @@ def best_step(trainer: PreferenceTrainer) -> dict[str, Any]:
         path = Path(checkpoint) / "trainer_state.json"  # other machines may see the file late
         saved = from_main(lambda: json.loads(path.read_text(encoding="utf-8")))
         return {"step": saved["global_step"], "eval_loss": state.best_metric}
-    return {"step": best.get("step"), "eval_loss": best.get("eval_loss")}
+    return {"step": int(best["step"]) if best else None, "eval_loss": best.get("eval_loss")}
 
 
-def evaluate_pairs(model: PreTrainedModel, rows: list[TokenPair], args: RewardStageConfig) -> dict[str, Any]:
+def evaluate_pairs(model: PreTrainedModel, rows: list[TokenPair], args: RewardStageConfig) -> ScoredPairs:
     """Loss and `pair_metrics` on token rows; `scores` are {"chosen": [N], "rejected": [N]}."""
     was_training = model.training
     model.eval()
@@ -320,5 +321,5 @@ def evaluate_pairs(model: PreTrainedModel, rows: list[TokenPair], args: RewardSt
     model.train(was_training)
     chosen, rejected = scores.chunk(2)
     loss = preference_loss(chosen, rejected, args).item()
-    scores_of = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
+    scores_of: SideScores = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
     return {"loss": loss, "scores": scores_of, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from rlhf.distributed.collectives import from_main
 from rlhf.distributed.launch import engine_name
 from rlhf.errors import UserError, printable
+from rlhf.file_types import CheckpointFacts, StepFile
 from rlhf.storage.disk import MANIFEST, fault
 
 PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
@@ -39,17 +40,17 @@ def not_written(target: Path, problem: Exception) -> UserError:
     )
 
 
-def run_facts(accelerator: Accelerator) -> dict[str, Any]:
+def run_facts(accelerator: Accelerator) -> CheckpointFacts:
     """What the files of a checkpoint depend on besides the settings."""
     return {"processes": accelerator.num_processes, "engine": engine_name(accelerator)}
 
 
-def write_step(checkpoint: Path, step: int, facts: dict[str, Any]) -> None:
+def write_step(checkpoint: Path, step: int, facts: Mapping[str, object]) -> None:
     """CHECKPOINT/step.json."""
-    (checkpoint / STEP_FILE).write_text(json.dumps({"step": step} | facts), encoding="utf-8")
+    (checkpoint / STEP_FILE).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
 
 
-def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
+def read_step(checkpoint: Path, found: Mapping[str, object]) -> StepFile:
     """CHECKPOINT/step.json; a UserError where the run that it is of cannot go on as `found`.
 
     Data are dealt by the responses or pairs of a step over all processes, so their number must be the same, and so
@@ -61,23 +62,25 @@ def read_step(checkpoint: Path, found: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{checkpoint / STEP_FILE}: expected the facts of a checkpoint of rlhf, found none")
     sharded = any(name in f"{facts['engine']} {found['engine']}" for name in ("DEEPSPEED", "FSDP"))
     data = [name for name in _DATA if name in facts]
+    written = cast(Mapping[str, object], facts)
     for name in ("batch_size", *(("engine", "processes") if sharded else ()), *data):
-        if facts[name] != found.get(name):
+        if written[name] != found.get(name):
             raise UserError(
-                f"{checkpoint}: expected {name} {facts[name]}, with which it was written, found {found.get(name)}"
+                f"{checkpoint}: expected {name} {written[name]}, with which it was written, found {found.get(name)}"
                 + ("; see gradient_accumulation_steps" if name == "batch_size" else "")
             )
     return facts
 
 
-def _facts(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any] | None:
+def _facts(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> StepFile | None:
     """CHECKPOINT/step.json; None where it is not what write_step writes, which a manifest does not tell."""
     try:
         facts = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
         read(facts)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, OverflowError):
         return None
-    return facts if isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys() else None
+    known = isinstance(facts, dict) and {"step", "batch_size", "engine", "processes"} <= facts.keys()
+    return cast(StepFile, facts) if known else None
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
@@ -96,7 +99,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for path in numbered(folder / "checkpoints", PPO) if (path / MANIFEST).is_file()]
 
 
-def problem_of(checkpoint: Path, read: Callable[[dict[str, Any]], Any] = dict) -> str | None:
+def problem_of(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> str | None:
     """What is wrong with a checkpoint, None when it is whole and the one that its name says.
 
     read: takes what a stage needs out of its step.json; fails where that is not in it.

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rlhf.errors import UserError
+from rlhf.file_types import FileDigest, Manifest
 
 MANIFEST = "manifest.json"
 
@@ -71,13 +72,13 @@ def write_manifest(folder: Path) -> None:
 
     Each file is read once, while the system still has it in memory; the manifest is written after all of them.
     """
-    files: dict[str, Any] = {}
+    files: dict[str, FileDigest] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / MANIFEST:
             files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     flush_folder(folder)
     aside = folder / f".{MANIFEST}"
-    aside.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    aside.write_text(json.dumps(Manifest(files=files), indent=1), encoding="utf-8")
     flush(aside)
     os.replace(aside, folder / MANIFEST)
     flush(folder)
@@ -86,8 +87,8 @@ def write_manifest(folder: Path) -> None:
 def fault(folder: Path) -> str | None:
     """What is wrong with a folder by its manifest, None when it is whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = {folder / name: (facts["size"], facts["sha256"]) for name, facts in files.items()}
+        manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {folder / name: (facts["size"], facts["sha256"]) for name, facts in manifest["files"].items()}
         led_out = any(".." in path.parts or not path.is_relative_to(folder) for path in expected)
     except FileNotFoundError:
         return f"no {MANIFEST}, which is written last"

@@ -8,12 +8,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from accelerate import PartialState
 
 from rlhf.distributed.collectives import from_main
 from rlhf.errors import UserError, printable
+from rlhf.file_types import LockOwner
 from rlhf.storage.disk import writing
 
 NAME = ".lock"
@@ -87,7 +88,7 @@ class FolderLock:
             self.path.unlink()
         return gone
 
-    def _gone(self, owner: dict[str, Any]) -> str:
+    def _gone(self, owner: LockOwner) -> str:
         """Why the owner is gone; a UserError where it may be there."""
         mine = _self()
         if owner.get("host") == mine["host"]:
@@ -139,15 +140,20 @@ def one_writer(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _self() -> dict[str, Any]:
+def _self() -> LockOwner:
     """This process. A Slurm job has its number on all of its nodes, and keeps it when it is queued again."""
     pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")  # Slurm sets none at the first start
-    started = {"host": socket.gethostname(), "pid": pid, "start": _start(pid)}
-    return started | {"job": job, "restarts": int(restarts) if restarts.isdecimal() else 0}
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "start": _start(pid),
+        "job": job,
+        "restarts": int(restarts) if restarts.isdecimal() else 0,
+    }
 
 
-def _restarts(owner: dict[str, Any]) -> int:
+def _restarts(owner: LockOwner) -> int:
     found = owner.get("restarts")
     return found if isinstance(found, int) else 0
 
@@ -166,15 +172,15 @@ def _start(pid: Any) -> str | None:
     return None if fields[0] in "ZX" else f"{boot} {fields[19]}"  # a zombie writes nothing any more
 
 
-def _read(file: TextIO) -> dict[str, Any]:
+def _read(file: TextIO) -> LockOwner:
     """The owner; {} where there is none, or one that died as it wrote its name."""
     try:
         owner = json.load(file)
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) else {}
+    return cast(LockOwner, owner) if isinstance(owner, dict) else {}
 
 
-def _who(owner: dict[str, Any]) -> str:
+def _who(owner: LockOwner) -> str:
     job = f" of Slurm job {owner['job']}" if owner.get("job") else ""
     return f"process {owner.get('pid')} on host {owner.get('host')}{job}"

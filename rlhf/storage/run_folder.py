@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Unpack
 
 from accelerate import PartialState
 
 from rlhf.distributed.collectives import from_main
 from rlhf.distributed.launch import check_process_count
 from rlhf.errors import UserError
+from rlhf.file_types import RunFile, Settings
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.lock import FolderLock
@@ -52,12 +54,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, written aside and renamed."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """One more JSON line."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -73,7 +75,7 @@ class Stage:
     Inside it the folder is locked: a second run of the same stage is refused. One that is done is not begun again.
     """
 
-    def __init__(self, folder: Path, name: str, config: dict[str, Any], seed: int) -> None:
+    def __init__(self, folder: Path, name: str, config: Settings, seed: int) -> None:
         self.folder, self._lock = folder, FolderLock(folder)
         state = PartialState()
         wanted = os.environ.get("RLHF_WORLD_SIZE")  # what a job script started
@@ -81,7 +83,7 @@ class Stage:
             check_process_count("RLHF_WORLD_SIZE", int(wanted), state.num_processes)
         self.is_main = state.is_main_process
         self.stopped = False  # set when the stage was told to stop before its end; it can go on later
-        self.facts: dict[str, Any] = {
+        self.facts: RunFile = {
             "stage": name,
             "id": uuid.uuid4().hex,  # of this start: what came of it can be told apart without a clock
             "status": "running",
@@ -97,7 +99,7 @@ class Stage:
             "config": config,
         }
 
-    def record(self, **facts: Any) -> None:
+    def record(self, **facts: Unpack[RunFile]) -> None:
         """Add facts to run.json at once."""
         self.facts.update(facts)
         if self.is_main:
@@ -134,7 +136,9 @@ class Stage:
     ) -> None:
         if error is not None:
             self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        status = "failed" if error is not None else "stopped" if self.stopped else "done"
+        status: Literal["failed", "stopped", "done"] = (
+            "failed" if error is not None else "stopped" if self.stopped else "done"
+        )
         seconds = round(time.monotonic() - self._clock, 1)
         try:
             self.record(status=status, ended=_now(), seconds=seconds, peak_memory=peak_memory(PartialState().device))

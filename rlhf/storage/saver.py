@@ -4,10 +4,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -63,7 +62,7 @@ class Saver:
         self,
         step: int,
         limit: int | None,
-        facts: dict[str, Any],
+        facts: Mapping[str, object],
         beside: Callable[[Path], None],
         wait: bool = False,
     ) -> None:
@@ -84,7 +83,7 @@ class Saver:
         def write() -> None:
             self._write_files(aside)
             if main:
-                write_step(aside, step, facts | run_facts(accelerator))
+                write_step(aside, step, {**facts, **run_facts(accelerator)})
                 beside(aside)
 
         try:

@@ -3,12 +3,12 @@
 Slurm's job files ask it through `python -m rlhf.cli.plan`, so it imports neither torch nor anything that does.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rlhf.errors import UserError
+from rlhf.file_types import RunFile
 from rlhf.storage.disk import read_json
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -66,17 +66,17 @@ def recipe_folder(name: str) -> Path:
     raise UserError(f"recipe: expected one of {known}, or a folder with {'.yaml, '.join(STAGES)}.yaml, found {name!r}")
 
 
-def read_run(stage_folder: Path) -> dict[str, Any]:
+def read_run(stage_folder: Path) -> RunFile:
     """A stage's run.json, or {} if the stage never started."""
-    return read_json(stage_folder / "run.json")
+    return cast(RunFile, read_json(stage_folder / "run.json"))
 
 
-def status(facts: Mapping[str, Any]) -> str:
+def status(facts: RunFile) -> str:
     """What a run.json says of its stage: running, done, stopped or failed; "not run" if there is none."""
     return str(facts.get("status", "not run"))
 
 
-def says_done(facts: Mapping[str, Any]) -> bool:
+def says_done(facts: RunFile) -> bool:
     """Whether a run.json says that its stage ran to its end."""
     return status(facts) == "done"
 

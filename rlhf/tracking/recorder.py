@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
 from rlhf.errors import printable
+from rlhf.file_types import Completion, MetricsRow, Settings
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.run_folder import append_row, write_bytes, write_rows
 
@@ -60,7 +62,7 @@ class Recorder:
         self._init_trackers(args.project, args.run_name, config)
         self.is_open = True
 
-    def _init_trackers(self, project: str, run_name: str | None, config: dict[str, Any]) -> None:
+    def _init_trackers(self, project: str, run_name: str | None, config: Settings) -> None:
         # TensorBoard has no projects, and names a run by its folder, which Accelerate would call by the project.
         board = TensorBoardTracker("", self.folder / board_folder(run_name))
         accelerator = self.accelerator
@@ -89,19 +91,19 @@ class Recorder:
         if self.accelerator.is_main_process:
             load_rows(self.folder, checkpoint)
 
-    def row(self, step: int, row: dict[str, float]) -> None:
+    def row(self, step: int, row: MetricsRow) -> None:
         """One row of metrics."""
         self._row(METRICS, step, row)
 
-    def evaluation(self, step: int, row: dict[str, float]) -> None:
+    def evaluation(self, step: int, row: MetricsRow) -> None:
         """One evaluation's metrics, in a file of their own."""
         self._row(EVALUATIONS, step, row)
 
-    def event(self, file: str, row: dict[str, Any], text: str) -> None:
+    def event(self, file: str, row: Mapping[str, Any], text: str) -> None:
         """Something that went wrong: a row of a file, SKIPPED or WARNINGS, and a printed line."""
         write_event(self.folder / file, row, text)
 
-    def _row(self, file: str, step: int, row: dict[str, float]) -> None:
+    def _row(self, file: str, step: int, row: MetricsRow) -> None:
         self.wrote = True
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,12 +111,12 @@ class Recorder:
         if self.is_open:
             self.accelerator.log(row, step=step)
 
-    def completions(self, rows: list[dict[str, Any]]) -> None:
+    def completions(self, rows: Sequence[Completion]) -> None:
         """Rows of completions.jsonl."""
         if self.accelerator.is_main_process:
             write_rows(self.folder / "completions.jsonl", rows)
 
-    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Completion]) -> None:
         """Sample responses of a step: rows with prompt, response, score."""
         if not self.accelerator.is_main_process:
             return
@@ -147,7 +149,7 @@ def verbatim(text: str) -> str:
     return "    " + text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\n    ")
 
 
-def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: dict[str, Any]) -> None:
+def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: Settings) -> None:
     """TensorBoard scalars, texts and settings of a stage that has one result and no steps, in the place of earlier."""
     board = folder / "tensorboard"
     for old in board.glob("events.*.summary"):
@@ -160,7 +162,7 @@ def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str]
         writer.add_text("config", verbatim(json.dumps(config, indent=2, default=str)), 0)
 
 
-def write_event(path: Path, row: dict[str, Any], text: str) -> None:
+def write_event(path: Path, row: Mapping[str, Any], text: str) -> None:
     """A row of a file and a printed line, on rank 0."""
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
