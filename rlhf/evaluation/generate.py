@@ -1,4 +1,4 @@
-"""Responses of one model to the held-out prompts, and their scores; each process does its share."""
+"""Responses of one model to the held-out prompts, and their scores; each process answers its share of the prompts."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from rlhf.models.actor_critic import FrozenRole
 from rlhf.reward.reward_functions import Completions, RewardFunction, model_reward
 from rlhf.reward.tokenizers import tokenizer_to_read
 
-# Of the sampling streams' (seed, step, prompt): PPO's steps count from 1, so evaluation has streams of its own.
+# The step of the sampling streams (seed, step, prompt). PPO counts from 1, so evaluation shares no stream with it.
 _STEP = 0
 
 
@@ -37,13 +37,13 @@ def respond(
 ) -> list[ResponseRow]:
     """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
-    The prompts are spread over the processes and every process gets all rows back. Models that are asked the
-    same prompts get the same random numbers, so that their difference is not one of luck. With `base`, rows have
-    the KL to it too (nats a response), with `gold` a second reward model's score of the same responses. A reward
-    model of another tokenizer family reads the text, by the tokenizer saved beside it.
+    The prompts are spread over the processes, and every process returns all rows. Every model gets the same random
+    numbers for a prompt, so that sampling noise does not make the difference between two models. With `base`, rows
+    also have `kl`, the KL to it (nats per response); with `gold`, `gold_score`, a second reward model's score of the
+    same responses. A reward model of another tokenizer family reads the text with the tokenizer saved beside it.
     """
-    judge = _judge("reward model", reward_model, policy, tokenizer, config)
-    second = None if gold is None else _judge("second reward model", gold, policy, tokenizer, config)
+    proxy_reward = _reward_function("reward model", reward_model, policy, tokenizer, config)
+    gold_reward = None if gold is None else _reward_function("second reward model", gold, policy, tokenizer, config)
     state, stop = PartialState(), set(eos_ids)
     shard = Shard.of_rank(len(prompts), state)
     mine = shard.of(prompts)[: shard.n_valid]
@@ -56,8 +56,8 @@ def respond(
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
-        finished = _finished(batch, inputs, responses, stop)
-        scores = _scores(judge, finished, batch)
+        completions = _completions(batch, inputs, responses, stop)
+        scores = _scores(proxy_reward, completions, batch)
         new: list[ResponseRow] = [
             {
                 "prompt_id": prompt.prompt_id,
@@ -75,15 +75,15 @@ def respond(
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
             for row, value in zip(new, kl, strict=True):
                 row["kl"] = value
-        if second is not None:
-            again = _scores(second, finished, batch)
+        if gold_reward is not None:
+            again = _scores(gold_reward, completions, batch)
             for row, value in zip(new, again, strict=True):
                 row["gold_score"] = value
         rows += new
     return shard.gather(rows)
 
 
-def _judge(
+def _reward_function(
     role: str,
     model: PreTrainedModel,
     policy: PreTrainedModel,
@@ -95,16 +95,16 @@ def _judge(
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
 
 
-def _scores(judge: RewardFunction, finished: Completions, batch: Sequence[TextPrompt]) -> list[float]:
-    scores = judge(finished).cpu()
+def _scores(reward: RewardFunction, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
+    scores = reward(completions).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
-        raise UserError(f"{judge.name}: expected finite scores, found {scores[i]:g} for prompt {batch[i].prompt_id}")
+        raise UserError(f"{reward.name}: expected finite scores, found {scores[i]:g} for prompt {batch[i].prompt_id}")
     found: list[float] = scores.tolist()
     return found
 
 
-def _finished(
+def _completions(
     prompts: Sequence[TextPrompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
 ) -> Completions:
     return Completions(

@@ -1,4 +1,4 @@
-"""How far a tuned policy is from the base, along the responses that it gave."""
+"""KL of a tuned policy to the base model, on responses of the policy."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, texts_of, trunk_states
 from rlhf.models.unwrap import unwrap_peft
 
-_ROWS = 16  # at a time
+_ROWS = 16  # responses per batch
 
 
 @torch.no_grad()
@@ -20,10 +20,10 @@ def response_kl(
     responses: Sequence[Sequence[int]],
     temperature: float,
 ) -> list[float]:
-    """KL of policy to base in nats a response: at each of its positions over the whole vocabulary, summed.
+    """KL of policy to base in nats per response: exact over the vocabulary at each position, summed over positions.
 
-    Both distributions are those that are sampled from, softmax(logits / temperature). Its mean over responses of
-    the policy estimates the KL of the two distributions over responses.
+    Both distributions are those sampled from, softmax(logits / temperature). The mean over responses of the policy
+    estimates the KL between the two distributions over responses.
     """
 
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:

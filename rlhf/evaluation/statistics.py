@@ -1,4 +1,4 @@
-"""Means and gains with intervals and p-values; paired over prompts."""
+"""Means and paired gains over prompts, with intervals and p-values."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +12,7 @@ RESAMPLES = 9999
 def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[float, list[float]]:
     """Mean of N values and its bootstrap percentile interval [low, high].
 
-    One value, or equal ones, have an interval of no width. No values, or one that is not finite, is a ValueError.
+    The interval of one value, or of equal values, has no width. A ValueError for no values, or for one not finite.
     """
     x = np.asarray(values, float)
     if not len(x) or not np.isfinite(x).all():
@@ -35,8 +35,8 @@ def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[floa
 def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: int) -> PairedGain:
     """Mean before, after and gain over the same prompts, the gain's interval, and how often `after` wins.
 
-    before, after: float [N], prompt by prompt. Prompts are resampled, so each difference stays whole. The
-    win rate counts a tie as half a win.
+    before, after: float [N], in the same order of prompts. The bootstrap resamples prompts, so pairs stay together.
+    The win rate counts a tie as half a win.
     """
     x, y = np.asarray(before, float), np.asarray(after, float)
     if x.shape != y.shape:
@@ -59,7 +59,7 @@ def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: in
 def paired_p_value(differences: ArrayLike, seed: int) -> float:
     """Two-sided p-value of a mean difference other than 0, by flipping the signs of the pairs' differences.
 
-    differences: float [N]. All 2^N flips where they are fewer than 9999, else 9999 drawn by `seed`.
+    differences: float [N]. All 2^N flips if there are fewer than 9999, otherwise 9999 drawn with `seed`.
     """
     x = np.asarray(differences, float)
     if not len(x) or not np.isfinite(x).all():

@@ -1,4 +1,4 @@
-"""evaluation.json from the response rows."""
+"""The content of evaluation.json, computed from the response rows."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,11 @@ from rlhf.file_types import Evaluation, LengthGroup, ModelSummary, ResponseRow
 
 
 def summarise(rows: Sequence[ResponseRow], models: Sequence[str], confidence: float, seed: int) -> Evaluation:
-    """evaluation.json from response rows; gains are those of each model over the first.
+    """The content of evaluation.json; each gain is over the first model.
 
     rows: one for each (prompt_id, model), with response, score (reward units), prompt_length and response_length
-    (tokens), eos (bool), and, where it was computed, kl (nats) and gold_score (a second reward model's).
-    Rows of other models are left out. A (prompt_id, model) that is there twice, is missing for some model, or has
-    a score that is not finite, is a ValueError that names it.
+    (tokens), eos (bool) and, if computed, kl (nats) and gold_score (of a second reward model). Rows of other models
+    are ignored. A ValueError names a (prompt_id, model) with two rows, none, or a score that is not finite.
     """
     by_key: dict[tuple[str, str], ResponseRow] = {}
     for row in (row for row in rows if row["model"] in models):
@@ -47,7 +46,7 @@ def summarise(rows: Sequence[ResponseRow], models: Sequence[str], confidence: fl
 def _length_groups(
     columns: dict[str, list[ResponseRow]], models: Sequence[str], confidence: float, seed: int
 ) -> list[LengthGroup]:
-    """Gains in three groups of prompts, short to long, about equally many in each; lengths in tokens."""
+    """Gains in three groups of prompts by length (tokens), short to long, of about equal size."""
     lengths = np.array([row["prompt_length"] for row in columns[models[0]]])
     cuts = np.unique(np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf"))
     place = np.searchsorted(cuts, lengths)

@@ -1,4 +1,4 @@
-"""Is a gain real? A second judge, the length of the responses, and responses that have degenerated."""
+"""Is a gain real? Checks by a second reward model, by response length, and for degenerate responses."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ ResponseRows = Sequence[ResponseRow]
 
 
 def validity(base: ResponseRows, tuned: ResponseRows, confidence: float, seed: int) -> Validity:
-    """What speaks for and against the gain of a tuned model, from both models' rows, prompt by prompt.
+    """Evidence for and against the gain of a tuned model, from both models' rows, prompt by prompt.
 
-    Rows have score, response and response_length (tokens), and gold_score where a second reward model judged
-    them too. `gold`: its gain, as `paired_gain` has it, and in standard deviations of its scores of the base;
-    `proxy_in_sd`: the same of the first model's; `agreement`: Spearman's correlation of both models' differences.
+    Rows have score, response, response_length (tokens) and, if a second reward model scored them too, gold_score.
+    `gold`: the second model's gain as in `paired_gain`, and `in_sd`, in standard deviations of its scores of the base
+    model's responses; `proxy_in_sd`: the same for the first reward model; `agreement`: Spearman's correlation of the
+    two reward models' differences.
     """
     score, length = _differences(base, tuned, "score"), _differences(base, tuned, "response_length")
     record: Validity = {
@@ -39,10 +40,10 @@ def validity(base: ResponseRows, tuned: ResponseRows, confidence: float, seed: i
 
 
 def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> GainAtEqualLength | None:
-    """The gain that is left at equal length: least squares of score on length, both float [N] differences.
+    """The gain at equal length: least squares of score on length, both float [N] differences.
 
-    `slope`: reward units a token, `gain`: the line at a length difference of 0, each with its t interval. None
-    with fewer than three prompts, or where the length differences are all equal.
+    `slope`: reward units per token; `gain`: the line's value at a length difference of 0; each with its t interval.
+    None for fewer than three prompts, or if all length differences are equal.
     """
     y, x = np.asarray(score, float), np.asarray(length, float)
     if len(x) < 3 or np.ptp(x) == 0:
@@ -59,7 +60,7 @@ def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> Ga
 
 
 def most_common_share(texts: Sequence[str]) -> float:
-    """Share, 0 to 1, of the texts that are equal to the most common one; white space at the ends aside."""
+    """Share, 0 to 1, of the texts that equal the most common one, ignoring white space at the ends."""
     return Counter(text.strip() for text in texts).most_common(1)[0][1] / len(texts)
 
 
