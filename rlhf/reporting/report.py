@@ -103,6 +103,7 @@ def environment() -> Environment:
 
 def render(run: Run, images: Mapping[str, bytes], title: str | None = None, author: str | None = None) -> str:
     """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
+    gains = run.evaluation.get("gains", {})
     return (
         environment()
         .get_template("report.html.j2")
@@ -119,10 +120,10 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             labels=labels(run.reward),
             images={name: base64.b64encode(image).decode() for name, image in images.items()},
             band=plots.KL_BAND,
-            kl={name: conclusions.interpret(rows) for name, rows in run.ppo.items()},
+            kl={name: conclusions.kl_conclusion(rows) for name, rows in run.ppo.items()},
             kl_rules=conclusions.KL_RULES,
-            verdicts={name: conclusions.verdict(run.evaluation, name) for name in run.evaluation.get("gains", {})},
-            verdict_rules=conclusions.VERDICT_RULES,
+            gain_words={name: conclusions.gain_conclusions(run.evaluation, name) for name in gains},
+            gain_rules=conclusions.GAIN_RULES,
             smooth=plots.SMOOTH,
             samples=choose_samples(run.responses),
             rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),

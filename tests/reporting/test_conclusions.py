@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reporting.conclusions import VERDICT_RULES, verdict
+from rlhf.reporting.conclusions import GAIN_RULES, gain_conclusions
 
 ROSE, FLAT, FELL = [0.2, 0.8], [-0.2, 0.4], [-0.8, -0.2]
 SLOPE = {"mean_difference": 12.0, "slope": 0.05, "slope_interval": [0.02, 0.08]}
@@ -21,18 +21,22 @@ def evaluation(proxy=ROSE, gold=None, length=None, tuned=PLAIN, **checks):
 
 
 def said(**kinds):
-    return " ".join(verdict(evaluation(**kinds), "full"))
+    return " ".join(gain_conclusions(evaluation(**kinds), "full"))
 
 
 @pytest.mark.parametrize(
     ("proxy", "gold", "words"),
     [
         (ROSE, ROSE, "The proxy rose, and so did the gold model"),
-        (ROSE, FLAT, "The proxy rose, the gold model did not move beyond noise: PPO may have learned what the proxy"),
-        (ROSE, FELL, "The proxy rose, the gold model fell: PPO may"),
+        (
+            ROSE,
+            FLAT,
+            "The proxy rose, but the gold model did not move beyond noise: PPO may have",
+        ),
+        (ROSE, FELL, "The proxy rose, but the gold model fell: PPO may"),
         (FLAT, ROSE, "The proxy did not move beyond noise; the gold model rose"),
         (FELL, FELL, "The proxy fell; the gold model fell"),
-        (ROSE, None, "No second reward model judged"),
+        (ROSE, None, "No second reward model scored"),
     ],
 )
 def test_proxy_against_gold(proxy, gold, words):
@@ -46,7 +50,7 @@ def test_figures_stand_beside_the_words():
 
 def test_length_explains_a_gain_when_nothing_is_left_and_the_slope_is_there():
     gone = SLOPE | {"gain": 0.0, "interval": [-0.1, 0.1]}
-    assert "Length explains the gain: responses became longer, and +0.000" in said(length=gone)
+    assert "Length explains the gain: responses became longer, and at equal length it is +0.000" in said(length=gone)
     assert "became shorter" in said(length=gone | {"mean_difference": -3.0})
     assert "Length alone does not explain" in said(length=gone | {"slope_interval": [-0.01, 0.08]})
     assert "Length alone does not explain" in said(length=SLOPE | {"gain": 0.3, "interval": [0.1, 0.5]})
@@ -57,10 +61,10 @@ def test_degenerate_responses_are_named():
     words = said(tuned={"repetition": 0.2, "distinct_2": 0.5}, empty=0.25, same_response=0.3)
     assert "repetition went from 0.020 to 0.200" in words
     assert "distinct-2 went from 0.900 to 0.500" in words
-    assert "25% are empty, 30% are the same text" in words
+    assert "25% are empty, 30% are identical" in words
     assert "degenerate" not in said(tuned={"repetition": 0.1, "distinct_2": 0.7}, empty=0.1)
 
 
 def test_nothing_evaluated_nothing_said():
-    assert verdict({}, "full") == []
-    assert "70%" in VERDICT_RULES
+    assert gain_conclusions({}, "full") == []
+    assert "70%" in GAIN_RULES

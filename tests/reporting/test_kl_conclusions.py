@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reporting.conclusions import interpret
+from rlhf.reporting.conclusions import kl_conclusion
 
 
 def rows(values):
@@ -12,21 +12,23 @@ def rows(values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([0.0] * 12 + [0.01] * 4, "too low to learn much: 0.010 nats a token over the last 4 steps, 0% of all"),
-        ([0.0] * 12 + [0.06] * 4, "moderate: 0.060 nats a token over the last 4 steps, 25% of all steps"),
+        ([0.0] * 12 + [0.01] * 4, "too low to learn much: 0.010 nats per token over the last 4 steps, 0% of all"),
+        ([0.0] * 12 + [0.06] * 4, "moderate: 0.060 nats per token over the last 4 steps, 25% of all steps"),
         ([0.02] * 8, "moderate: 0.020"),  # the band's ends belong to it
         ([0.05] * 12 + [0.2] * 4, "growing too fast: 0.200"),
-        ([0.3], "growing too fast: 0.300 nats a token over the last 1 steps"),
-        ([0.0] * 30 + [0.04] * 10, "moderate: 0.040 nats a token over the last 10 steps"),
+        ([0.3], "growing too fast: 0.300 nats per token over the last 1 steps"),
+        ([0.0] * 30 + [0.04] * 10, "moderate: 0.040 nats per token over the last 10 steps"),
     ],
 )
 def test_the_last_quarter_decides(values, words):
-    assert interpret(rows(values)).startswith(words)
+    assert kl_conclusion(rows(values)).startswith(words)
 
 
 def test_steps_above_the_band_are_said_though_the_end_is_inside():
-    assert "; 1 of 6 steps were above the band, at most 0.500" in interpret(rows([0.05, 0.5, 0.05, 0.05, 0.05, 0.05]))
+    assert "; 1 of 6 steps were above the band, at most 0.500" in kl_conclusion(
+        rows([0.05, 0.5, 0.05, 0.05, 0.05, 0.05])
+    )
 
 
 def test_no_value_no_words():
-    assert interpret([{"step": 1}]) is None
+    assert kl_conclusion([{"step": 1}]) is None

@@ -42,7 +42,7 @@ def test_it_runs_and_shows_what_the_report_shows(evaluated, tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 10
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     texts = "".join(o.get("text", "") + str(o.get("data", {}).get("text/html", "")) for o in outputs)
-    for words in ("moderate: 0.050 nats a token", "full: The proxy", "def gae(", "134515008", "0.871"):
+    for words in ("moderate: 0.050 nats per token", "full: The proxy", "def gae(", "134515008", "0.871"):
         assert words in texts, words
     assert "<script>alert" not in "".join(str(o.get("data", {}).get("text/html", "")) for o in outputs)
 

@@ -1,4 +1,4 @@
-"""The plots on whether a gain is real: the second reward model, and the length of the responses."""
+"""Plots that check whether a gain is real: the second reward model, and response length."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from rlhf.reporting.plots.training import (
     Record,
     add_legend,
     colour_of,
+    draw_line,
     is_number,
     label_axes,
     line_of,
@@ -22,8 +23,8 @@ from rlhf.reporting.plots.training import (
 def proxy_and_gold(validity: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot each model's gain under the reward model that PPO used and under the second one, side by side.
 
-    Both in standard deviations of their scores of the base's responses. validity: model -> the record of
-    evaluation.json, with "proxy_in_sd" and "gold"; a model without them is left out.
+    Each in standard deviations of its scores of the base model's responses. validity: model -> the record of
+    evaluation.json, with "proxy_in_sd" and "gold"; models without them are left out.
     """
     shown = {
         name: (record["proxy_in_sd"], record["gold"]["in_sd"])
@@ -47,7 +48,7 @@ def proxy_and_gold(validity: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def score_against_length(responses: Sequence[Record]) -> Figure:
-    """Plot score against response length, a dot a response and a straight line a model.
+    """Plot score against response length: one dot per response, one fitted line per model.
 
     responses: rows with model, response_length (tokens) and score (reward units).
     """
@@ -64,9 +65,7 @@ def score_against_length(responses: Sequence[Record]) -> Figure:
         axis.scatter(length, score, s=14, color=colour_of(name), alpha=0.5, linewidth=0, label="_dots")
         style = line_of(name)
         if len(set(length)) > 2:
-            line = linregress(length, score)
-            ends = [min(length), max(length)]
-            axis.plot(ends, [line.intercept + line.slope * x for x in ends], **style)
+            draw_line(axis, linregress(length, score), length, style)
         else:
             axis.plot([], [], **style)
     label_axes(axis, "response length (tokens)", "score (reward units)")

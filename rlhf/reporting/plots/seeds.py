@@ -1,4 +1,4 @@
-"""Plots over several runs: every run's curve thin, their mean thick, the interval of the mean as a band."""
+"""Plots of several runs: a thin curve per run, a thick one for their mean, a band for the mean's interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,11 @@ from rlhf.reporting.seeds import Summary, t_interval
 
 Curve = Mapping[float, float]  # step -> value
 
-Histories = Mapping[str, Sequence[Sequence[Record]]]  # "full" or "lora" -> a metrics.jsonl a run
-
-_REWARD = "#B8588F"  # as in the report of one run
+Histories = Mapping[str, Sequence[Sequence[Record]]]  # "full" or "lora" -> one metrics.jsonl per run
 
 
 def curve(rows: Sequence[Record], key: str, width: int = 1) -> dict[float, float]:
-    """step -> running mean over width rows of the value under key; a step that comes twice counts as it came last."""
+    """step -> running mean over width rows of the value under key; of a step logged twice, the last row counts."""
     steps, values = plots.series(rows, key)
     last = dict(zip(steps, values, strict=True))
     return dict(zip(last, plots.running_mean(list(last.values()), width), strict=True))
@@ -28,7 +26,7 @@ def curve(rows: Sequence[Record], key: str, width: int = 1) -> dict[float, float
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float]]:
     """(step, mean, low, high) with the t interval of the mean, at the steps that all curves have.
 
-    Empty for fewer than two curves: one has no spread.
+    Empty for fewer than two curves.
     """
     if len(curves) < 2:
         return []
@@ -43,12 +41,12 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float
 def learning(logs: Sequence[Sequence[Record]]) -> Figure:
     """Plot validation loss and accuracy of the reward models against the optimizer step.
 
-    logs: the rows of a metrics.jsonl, a run each.
+    logs: the rows of one metrics.jsonl per run.
     """
     figure, axes = plots.panels(2)
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
         curves = [curve(rows, f"eval_{key}") for rows in logs]
-        _draw(axis, curves, _REWARD, "-", "validation")
+        _draw(axis, curves, plots.REWARD_COLOUR, "-", "validation")
         _show_curves(axis)
         plots.label_axes(axis, "optimizer step", f"validation {key}")
     plots.add_legend(axes[0])
@@ -71,22 +69,21 @@ def scores(histories: Histories) -> Figure:
 def kl(histories: Histories) -> Figure:
     """Plot the KL per response token against the PPO step, the target band shaded."""
     figure, (axis,) = plots.panels(1, height=3.6)
-    low, high = KL_BAND
-    axis.axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+    plots.shade_kl_band(axis)
     for name, runs in histories.items():
         look = plots.line_of(name)
         curves = [curve(rows, "objective/kl_per_token") for rows in runs]
         _draw(axis, curves, look["color"], look["linestyle"], look["label"])
-    _show_curves(axis, 0.0, high)
+    _show_curves(axis, 0.0, KL_BAND[1])
     plots.label_axes(axis, "PPO step", "KL (nats per response token)")
     plots.add_legend(axis)
     return figure
 
 
 def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
-    """Plot each run's gains, full and LoRA joined, and below them the means with their intervals; 0 is marked.
+    """Plot each run's gains, full and LoRA joined by a line, and below them the means with intervals; 0 is marked.
 
-    names: of the runs; summaries: "full" or "lora" -> its gain over these runs.
+    names: the runs' names; summaries: "full" or "lora" -> its gain in these runs.
     """
     figure, (axis,) = plots.panels(1, height=1.5 + 0.36 * (len(names) + 1))
     axis.axvline(0, color=plots.COLOURS["base"], linestyle=":")
@@ -94,7 +91,7 @@ def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
         ends = [value for one in summaries.values() if (value := one.values[row]) is not None]
         axis.plot(ends, [row] * len(ends), color=plots.COLOURS["base"], linewidth=1.2, zorder=1)
     for place, (model, one) in enumerate(summaries.items()):
-        colour, marker = plots.colour_of(model), "oD"[place % 2]  # told apart in grey too
+        colour, marker = plots.colour_of(model), "oD"[place % 2]  # so that they differ in a grey print
         points = [(value, row) for row, value in enumerate(one.values) if value is not None]
         axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=plots.NAMES.get(model, model))
         below = len(names) + 0.3 * place
@@ -102,7 +99,7 @@ def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
             axis.plot(one.interval, [below, below], color=colour, linewidth=3, label=f"_{model} interval")
         axis.plot([one.mean], [below], marker, color=colour, markersize=9, label=f"_{model} mean")
     axis.axhline(len(names) - 0.5, color=plots.COLOURS["base"], linewidth=0.6)
-    # Names are the user's: a dollar sign in one must not be read as mathematics.
+    # Names are the user's: a dollar sign in one must not start a formula.
     axis.set_yticks([*range(len(names)), len(names) + 0.15], [*names, "mean, 95% interval"], parse_math=False)
     axis.set_ylim(len(names) + 0.8, -0.6)  # the first run on top
     plots.label_axes(axis, "gain in mean reward over base (reward units)", "")
@@ -111,11 +108,11 @@ def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
 
 
 def _draw(axis: Axes, curves: Sequence[Curve], colour: str, style: str, label: str) -> None:
-    """Every curve thin, and where they share steps their mean thick in its interval."""
+    """Draw every curve thin and, at the steps that all have, their mean thick within its interval."""
     curves = [one for one in curves if one]
     points = mean_curve(curves)
     for i, one in enumerate(curves):
-        name = f"_{label}" if points or i else label  # the legend has the mean, where there is one
+        name = f"_{label}" if points or i else label  # the legend shows the mean, if there is one
         steps, values = list(one), list(one.values())
         axis.plot(steps, values, color=colour, linestyle=style, linewidth=0.8, alpha=0.55, label=name)
     if points:
@@ -125,7 +122,7 @@ def _draw(axis: Axes, curves: Sequence[Curve], colour: str, style: str, label: s
 
 
 def _show_curves(axis: Axes, *also: float) -> None:
-    """Limit y by the curves and the values `also`: the interval of two runs can be ten times as wide."""
+    """Limit y to the curves and the values `also`: the interval of two runs can be ten times as wide."""
     values = [float(y) for one in axis.get_lines() for y in np.asarray(one.get_ydata(), float)] + list(also)
     if values:
         margin = 0.3 * (max(values) - min(values)) or 1.0

@@ -1,7 +1,7 @@
-"""The report's plots: records in, matplotlib Figures out; no files, no pyplot, no global state.
+"""Plots of training: records in, matplotlib Figures out; no files, no pyplot, no global state.
 
-A series is told apart by colour (Okabe-Ito, safe for colour-blind readers) and by line style, so that a print
-in grey can still be read.
+Series differ in colour (Okabe-Ito, safe for colour-blind readers) and in line style, so that a grey print stays
+readable.
 """
 
 import io
@@ -17,7 +17,7 @@ from scipy.stats import linregress
 
 Record = Mapping[str, Any]
 
-KL_BAND = (0.02, 0.1)  # target of objective/kl_per_token, nats a response token
+KL_BAND = (0.02, 0.1)  # target of objective/kl_per_token, nats per response token
 
 COLOURS = {"base": "#6b6b6b", "full": "#0072B2", "lora": "#D55E00"}
 
@@ -27,9 +27,9 @@ SMOOTH = 10  # PPO steps in the running mean of a noisy curve
 
 _STYLES = {"full": "-", "lora": "--"}
 
-_OTHER = "#009E73"  # a model that is none of the three
+REWARD_COLOUR = "#B8588F"  # the reward model's; no policy has it
 
-_REWARD = "#B8588F"  # the reward model: no policy's colour
+_GREEN = "#009E73"  # the target band, the best step, and models with no colour of their own
 
 _INK, _GRID = "#222222", "#dddddd"
 
@@ -43,18 +43,18 @@ def series(rows: Sequence[Record], y: str, x: str = "step") -> tuple[list[float]
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Say whether value is a finite number; a truth value is none."""
+    """Whether value is a finite number; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def running_mean(values: Sequence[float], width: int = SMOOTH) -> list[float]:
-    """Return the mean of each value and up to width - 1 before it, as long as values."""
+    """Return the mean of each value and up to width - 1 before it; the result has the length of values."""
     windows = [values[max(0, i - width + 1) : i + 1] for i in range(len(values))]
     return [math.fsum(window) / len(window) for window in windows]
 
 
 def share_inside(values: Sequence[float], band: tuple[float, float] = KL_BAND) -> float:
-    """Return the share, 0 to 1, of values inside band, its ends included; nan where there are none."""
+    """Return the share, 0 to 1, of values inside band, ends included; nan for no values."""
     return sum(band[0] <= value <= band[1] for value in values) / len(values) if values else math.nan
 
 
@@ -65,11 +65,11 @@ def learning_curves(rows: Sequence[Record], best_step: int | None = None) -> Fig
     """
     figure, axes = panels(2)
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(*series(rows, key), color=_REWARD, alpha=0.5, linewidth=1, label="training")
-        axis.plot(*series(rows, f"eval_{key}"), "o-", color=_REWARD, markersize=4, label="validation")
+        axis.plot(*series(rows, key), color=REWARD_COLOUR, alpha=0.5, linewidth=1, label="training")
+        axis.plot(*series(rows, f"eval_{key}"), "o-", color=REWARD_COLOUR, markersize=4, label="validation")
         if best_step is not None:
             label = f"best step ({best_step})"
-            axis.axvline(best_step, color=_OTHER, linestyle=":", linewidth=1.5, label=label)
+            axis.axvline(best_step, color=_GREEN, linestyle=":", linewidth=1.5, label=label)
         label_axes(axis, "optimizer step", "loss" if key == "loss" else "accuracy (share of pairs)")
     add_legend(axes[0])
     return figure
@@ -84,7 +84,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
         for j, count in enumerate(row):
             colour = "white" if shares[i][j] > 0.55 else _INK
             axis.text(j, i, f"{count:,}\n{shares[i][j]:.0%}", ha="center", va="center", color=colour)
-    # Labels are data: a dollar sign in one must not be read as mathematics.
+    # Labels are data: a dollar sign in one must not start a formula.
     axis.set_xticks(range(len(labels)), labels, parse_math=False)
     axis.set_yticks(range(len(labels)), labels, parse_math=False)
     label_axes(axis, "predicted", "true", grid=False)
@@ -92,7 +92,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
 
 
 def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
-    """Plot accuracy against confidence, one point a bin, its area by the bin's pairs, beside the diagonal."""
+    """Plot accuracy against confidence, one point per bin, its area by the number of pairs, and the diagonal."""
     figure, (axis,) = panels(1, width=4.2, height=3.4)
     filled = [row for row in bins if row.get("n", 1)]
     confidence, accuracy = series(filled, "accuracy", x="confidence")
@@ -100,10 +100,10 @@ def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
     largest = max(counts, default=1)
     label = f"reward model (ECE {ece:.3f})" if ece is not None else "reward model"
     axis.plot([0, 1], [0, 1], color=COLOURS["base"], linestyle=":", label="perfectly calibrated")
-    axis.plot(confidence, accuracy, color=_REWARD, linewidth=1, label=label)
+    axis.plot(confidence, accuracy, color=REWARD_COLOUR, linewidth=1, label=label)
     if len(counts) == len(confidence):
         sizes = [20 + 130 * n / largest for n in counts]
-        axis.scatter(confidence, accuracy, s=sizes, color=_REWARD, alpha=0.8, zorder=3)
+        axis.scatter(confidence, accuracy, s=sizes, color=REWARD_COLOUR, alpha=0.8, zorder=3)
     low = min([0.5, *confidence]) - 0.02
     axis.set_xlim(low, 1.02)
     axis.set_ylim(min([low, *(value - 0.05 for value in accuracy)]), 1.05)
@@ -115,12 +115,11 @@ def calibration(bins: Sequence[Record], ece: float | None = None) -> Figure:
 def kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
     """Plot, against the PPO step, the KL to the reference and the coefficient of its penalty.
 
-    Left in nats a response token, the target band shaded; then in nats a response; then the coefficient.
+    Left in nats per response token, the target band shaded; then in nats per response; then the coefficient.
     histories: "full" or "lora" -> the rows of that run's metrics.jsonl.
     """
     figure, axes = panels(3, width=10.4)
-    low, high = KL_BAND
-    axes[0].axhspan(low, high, color="#009E73", alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+    shade_kl_band(axes[0])
     keys = ("objective/kl_per_token", "objective/kl", "objective/kl_coef")
     units = ("KL (nats per response token)", "KL (nats per response)", "KL coefficient")
     for axis, key, unit in zip(axes, keys, units, strict=True):
@@ -133,10 +132,10 @@ def kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
 
 
 def scores_against_kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
-    """Plot a step's mean score against the square root of its KL a response, a dot a step, with its straight line.
+    """Plot the mean score against the square root of the KL per response: one dot per step, and the fitted line.
 
-    Bai et al. 2022 (arXiv:2204.05862, section 4.3) find the relation roughly linear. Steps whose estimate of the
-    KL is below 0 are left out.
+    Bai et al. 2022 (arXiv:2204.05862, section 4.3) find the relation roughly linear. Steps with a negative KL
+    estimate are left out.
     """
     figure, (axis,) = panels(1)
     for name, rows in histories.items():
@@ -147,9 +146,8 @@ def scores_against_kl(histories: Mapping[str, Sequence[Record]]) -> Figure:
         axis.scatter(root, score, s=16, color=colour_of(name), alpha=0.6, label=NAMES.get(name, name))
         if len(set(root)) > 2:
             line = linregress(root, score)
-            ends = [min(root), max(root)]
             label = f"{NAMES.get(name, name)}: slope {line.slope:.2f}, r {line.rvalue:.2f}"
-            axis.plot(ends, [line.intercept + line.slope * x for x in ends], **line_of(name) | {"label": label})
+            draw_line(axis, line, root, line_of(name) | {"label": label})
     label_axes(axis, "√KL (nats per response)", "mean score (reward units)")
     add_legend(axis, columns=2)
     return figure
@@ -168,7 +166,7 @@ def scores(histories: Mapping[str, Sequence[Record]]) -> Figure:
 
 
 def response_shape(histories: Mapping[str, Sequence[Record]]) -> Figure:
-    """Plot, against the PPO step, the mean response length in tokens and the share that ended with EOS."""
+    """Plot, against the PPO step, the mean response length in tokens and the share of responses that ended with EOS."""
     figure, axes = panels(2, height=2.6)
     for name, rows in histories.items():
         axes[0].plot(*series(rows, "objective/response_length"), **line_of(name))
@@ -184,7 +182,7 @@ def response_shape(histories: Mapping[str, Sequence[Record]]) -> Figure:
 def gains(records: Mapping[str, Record], confidence: float = 0.95) -> Figure:
     """Plot each model's gain in mean reward over the base model with its interval; 0 is marked.
 
-    records: model -> {"gain", "interval": [low, high]}; a model without a gain is left out.
+    records: model -> {"gain", "interval": [low, high]}; models without a gain are left out.
     """
     shown = [name for name, record in records.items() if is_number(record.get("gain"))]
     figure, (axis,) = panels(1, height=1.3 + 0.6 * len(shown))
@@ -192,7 +190,7 @@ def gains(records: Mapping[str, Record], confidence: float = 0.95) -> Figure:
     for row, name in enumerate(shown):
         gain = records[name]["gain"]
         low, high = records[name].get("interval") or (gain, gain)
-        # The interval is drawn by its ends: a skewed one need not be centred on the gain.
+        # Drawn from end to end: an interval need not be centred on the gain.
         axis.plot([low, high], [row, row], color=colour_of(name), linewidth=3, label=f"_{name} interval")
         axis.plot([gain], [row], "o", color=colour_of(name), markersize=9, label=name)
         axis.annotate(f"{gain:+.3f}", (gain, row), (0, 9), textcoords="offset points", ha="center")
@@ -215,8 +213,20 @@ def panels(columns: int, width: float = 7.6, height: float = 3.2) -> tuple[Figur
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
+def draw_line(axis: Axes, line: Any, x: Sequence[float], style: Mapping[str, Any]) -> None:
+    """Draw scipy's `linregress` result over the range of x."""
+    ends = [min(x), max(x)]
+    axis.plot(ends, [line.intercept + line.slope * end for end in ends], **style)
+
+
+def shade_kl_band(axis: Axes) -> None:
+    """Shade the target band of the KL per token."""
+    low, high = KL_BAND
+    axis.axhspan(low, high, color=_GREEN, alpha=0.14, linewidth=0, label=f"target band {low}–{high}")
+
+
 def label_axes(axis: Axes, x: str, y: str, grid: bool = True) -> None:
-    """Name the axes and give them the look of all plots."""
+    """Label the axes, in the style of all plots."""
     axis.set_xlabel(x, color=_INK)
     axis.set_ylabel(y, color=_INK)
     if x.endswith("step"):
@@ -228,14 +238,14 @@ def label_axes(axis: Axes, x: str, y: str, grid: bool = True) -> None:
 
 
 def add_legend(axis: Axes, columns: int = 3) -> None:
-    """Put the legend of an axes above the whole figure, where no curve can hide it."""
+    """Put the legend of an axes above the figure, where it covers no curve."""
     handles, labels = axis.get_legend_handles_labels()
     axis.figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns)
 
 
 def colour_of(name: str) -> str:
     """The colour of a model."""
-    return COLOURS.get(name, _OTHER)
+    return COLOURS.get(name, _GREEN)
 
 
 def line_of(name: str) -> dict[str, Any]:
