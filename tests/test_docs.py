@@ -16,6 +16,9 @@ import transformers
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from rlhf.cli.__main__ import COMMANDS as RLHF
+from rlhf.config import RewardStageConfig
+from rlhf.data.hh_rlhf import load_pairs
 from rlhf.reward.trainer import encode_pairs, train_reward_model
 
 TESTS = Path(__file__).parent
@@ -23,8 +26,6 @@ ROOT = TESTS.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
-COMMANDS = ("benchmark", "compare", "evaluate", "gpu_check", "pipeline", "prepare", "rate", "report")
-COMMANDS += ("train_ppo", "train_reward")
 
 
 # --- What a page holds ------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def headings(text):
 
 
 STARTS = r"(?:[A-Z_]+=\S+ )*"
-STARTS += r"(?:(?:python3?|bash|pip|sbatch|slurm/\S+|tensorboard|ssh|source|export|ruff) |accelerate launch -)"
+STARTS += r"(?:(?:python3?|rlhf|bash|pip|sbatch|slurm/\S+|tensorboard|ssh|source|export|ruff) |accelerate launch -)"
 
 
 def commands(text):
@@ -190,14 +191,15 @@ def workplace(tmp_path, monkeypatch):
 def check_script(module_name, argv, monkeypatch):
     """The command's own parser reads its flags, in this process, and stops there."""
     module = importlib.import_module(f"rlhf.cli.{module_name}")
-    read = module.parse
+    place, name = (module, "parse") if hasattr(module, "parse") else (argparse.ArgumentParser, "parse_args")
+    read = getattr(place, name)
 
-    def only_parse(kinds, given=None):
-        read(kinds, given)
+    def only_parse(*args, **options):
+        read(*args, **options)
         raise Parsed
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "parse", only_parse)
+        patch.setattr(place, name, only_parse)
         patch.setattr(sys, "argv", [f"{module_name}.py", *argv])
         with pytest.raises(Parsed):
             module.main()
@@ -290,6 +292,9 @@ def check(line, monkeypatch):
     program, argv = words[0], words[1:]
     if program in ("python", "python3"):
         check_python(argv, monkeypatch)
+    elif program == "rlhf":
+        if argv != ["--help"]:
+            check_script(RLHF[argv[0]][0], argv[1:], monkeypatch)
     elif program == "bash":
         check_shell(argv, monkeypatch)
     elif program == "accelerate":
@@ -333,7 +338,7 @@ def known_flags():
     found |= {
         name for action in launch_command_parser()._actions for name in (o.lstrip("-") for o in action.option_strings)
     }
-    for name in COMMANDS:
+    for name, _ in RLHF.values():
         module = importlib.import_module(f"rlhf.cli.{name}")
         kinds = [value for value in vars(module).values() if hasattr(value, "__dataclass_fields__")]
         found |= {field.name for kind in kinds for field in fields(kind)}
@@ -389,9 +394,6 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
 
 
 def test_every_metric_of_a_reward_stage_is_explained(tmp_path):
-    from rlhf.config import RewardStageConfig
-    from rlhf.data.hh_rlhf import load_pairs
-
     tokenizer = tiny.chat_tokenizer()
     pairs = load_pairs("demo:preferences.jsonl", None, None)[0][:6]
     rows = encode_pairs(tokenizer, pairs, 256)[1]
