@@ -109,7 +109,7 @@ def _degenerate(base: Record, tuned: Record, checks: Validity) -> list[str]:
     variety, before = tuned.get("distinct_2"), base.get("distinct_2")
     if variety is not None and before and variety < VARIETY * before:
         found.append(f"distinct-2 went from {before:.3f} to {variety:.3f}")
-    shares = ((checks.get("empty", 0), "are empty"), (checks.get("same_response", 0), "are the same text"))
+    shares = ((checks.get("empty", 0), "are empty"), (checks.get("same_response", 0), "are identical"))
     found += [f"{share:.0%} {words}" for share, words in shares if share >= SHARE]
     return [f"Responses are degenerate: {', '.join(found)}."] if found else []
 
