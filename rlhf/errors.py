@@ -4,10 +4,10 @@ _JOINERS = "\u200c\u200d"  # not printable by themselves, but parts of words in 
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text that a terminal shows and does not obey; everything of data or models goes through here before a print.
+    r"""The text without anything that controls a terminal. Whatever comes from data or models is printed through here.
 
-    White space becomes a blank, and what else is not printable (escape codes, C1 codes, overrides of the writing
-    direction, halves of surrogate pairs) is spelled out, as \x1b. Characters in `keep` stay.
+    White space becomes a blank. Other characters that are not printable (escape codes, C1 codes, overrides of the
+    writing direction, halves of surrogate pairs) are spelled out, as \x1b. Characters in `keep` stay.
     """
     return "".join(
         c if c.isprintable() or c in keep or c in _JOINERS else " " if c.isspace() else ascii(c)[1:-1] for c in text
@@ -15,7 +15,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 class UserError(ValueError):
-    """A wrong input: the message is one line that says where, what was expected and what was found.
+    """A user's mistake: one line that names the file, row or field and says what to do.
 
     Scripts print it without a traceback and exit with code 2. It may quote data, so it is made printable.
     """

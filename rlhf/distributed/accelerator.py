@@ -1,4 +1,4 @@
-"""Accelerate, as the training arguments say."""
+"""Accelerate, set up from the training arguments."""
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -19,7 +19,7 @@ from rlhf.distributed.offload import prepare_offload
 
 
 def make_accelerator(args: PPOConfig) -> Accelerator:
-    """Accelerate, as the arguments say; seeds every random stream, too."""
+    """The Accelerator that the arguments describe. Also seeds every random stream."""
     given = {
         "find_unused_parameters": args.ddp_find_unused_parameters,
         "bucket_cap_mb": args.ddp_bucket_cap_mb,
@@ -27,11 +27,11 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
         "static_graph": args.ddp_static_graph,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    # Under FSDP2 gradients are sharded after each micro-batch: kept until the last, they would be whole on each rank.
+    # Under FSDP2, shard gradients after each micro-batch: kept until the last one, every rank would hold all of them.
     accumulation = GradientAccumulationPlugin(num_steps=1, sync_each_batch=True) if wants_fsdp() else None
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-        # On CPUs the training arguments have set the processes up already; cpu=True would turn DeepSpeed off.
+        # On CPUs the training arguments have already set up the processes; cpu=True would turn DeepSpeed off.
         cpu=args.use_cpu and not wants_deepspeed(),
         gradient_accumulation_plugin=accumulation,
         log_with=args.report_to or None,
@@ -52,6 +52,6 @@ def make_accelerator(args: PPOConfig) -> Accelerator:
 
 
 def clear_cache(device: torch.device) -> None:
-    """Give cached accelerator memory back (torch_empty_cache_steps)."""
+    """Release cached accelerator memory (torch_empty_cache_steps)."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

@@ -1,4 +1,4 @@
-"""Everything that crosses processes; no other file names a collective."""
+"""All communication between processes. No other file names a collective."""
 
 import os
 import sys
@@ -23,10 +23,10 @@ Item = TypeVar("Item")
 
 
 def join_processes(timeout: int = 1800) -> PartialState:
-    """Make the launched processes know of one another, by gloo on CPUs; one waits `timeout` seconds for another.
+    """Connect the launched processes (gloo on CPUs); a process waits `timeout` seconds for the others.
 
-    For scripts without training arguments, which do it themselves: a bare PartialState() on CPUs would leave every
-    process alone, and on GPUs would wait NCCL's 10 minutes only. A UserError where they would have to share a device.
+    For scripts without training arguments, which do this themselves. A bare PartialState() would connect no processes
+    on CPUs, and would wait only NCCL's 10 minutes on GPUs. A UserError if processes would have to share a device.
     """
     cpu = not torch.accelerator.is_available() or cpu_is_asked_for()
     check_device_count(cpu)
@@ -47,9 +47,9 @@ def gather_batch(accelerator: Accelerator, rows: Tensor, values: Tensor) -> tupl
 
 
 def sum_and_max(accelerator: Accelerator, counts: list[int], rounds: list[int]) -> tuple[list[int], list[int]]:
-    """counts, 0 where another rank knows, summed over ranks; of each of rounds the largest of any rank.
+    """Sums of `counts` and maxima of `rounds` over ranks; one collective for both, none for a single process.
 
-    One collective for both, none for a single process.
+    counts: 0 for those that another rank has. rounds: any integers.
     """
     world = accelerator.num_processes
     if world == 1:
@@ -62,24 +62,24 @@ def sum_and_max(accelerator: Accelerator, counts: list[int], rounds: list[int]) 
 
 
 def gradient_norm(model: torch.nn.Module) -> float:
-    """The norm of all gradients together; of a model that FSDP has spread, of all its parts: a collective then."""
+    """The norm of all gradients; a collective if FSDP2 has sharded the model."""
     return float(full_tensor(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 has sharded, gathered: a collective then. Any other tensor as it is."""
+    """A tensor that FSDP2 has sharded, gathered by a collective; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_fsdp_module(module: nn.Module) -> bool:
-    """Whether FSDP2 has sharded the module's weights, gathered at the moment or not."""
+    """Whether FSDP2 has sharded the module's weights, even if they are gathered at the moment."""
     return isinstance(module, FSDPModule)
 
 
 def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """A model's state_dict on the CPU, where FSDP2 has sharded the model: gathered one tensor after another.
+    """The state_dict, on the CPU, of a model that FSDP2 has sharded; gathered one tensor at a time.
 
-    All ranks call it; those with keep get the dictionary, the others an empty one.
+    All ranks call it. Ranks with keep=True get the dictionary, the others an empty one.
     """
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -91,10 +91,10 @@ def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 @contextmanager
 def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Weights that FSDP2 has sharded are plain tensors inside the block, on every rank: each is gathered once.
+    """Inside the block, weights that FSDP2 has sharded are plain tensors on every rank; each is gathered once.
 
-    modules: roots, as Accelerate has prepared them. Inside, FSDP2 does not see their forward passes, so that each rank
-    makes as many as it likes, of any part. No gradients inside. state_dict() would shard them again. Nests.
+    modules: roots, as Accelerate prepared them. FSDP2 does not see forward passes inside the block, so each rank may
+    run any number of them, through any part. No gradients inside; state_dict() would shard the weights again. Nests.
     """
     parts = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
     parts = [part for part in parts if any(isinstance(p, DTensor) for p in part.parameters())]
@@ -117,20 +117,20 @@ def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def precision_policy(dtype: torch.dtype) -> MixedPrecisionPolicy:
-    """FSDP2 gathers weights in this precision and adds gradients up in float32; what a model returns stays as it is.
+    """FSDP2 gathers weights in this precision and sums gradients in float32. Outputs are not cast.
 
-    Accelerate's own policy would round log-probs and values to it.
+    Accelerate's own policy would round log-probs and values to the low precision.
     """
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def local_part(value: Any) -> Any:
-    """This rank's part of a tensor that FSDP2 has sharded; anything else as it is."""
+    """This rank's part of a tensor that FSDP2 has sharded; any other value unchanged."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def as_part(local: Tensor, like: Tensor) -> Tensor:
-    """A tensor sharded as `like` is, of which this rank's part is `local`; where `like` is not sharded, `local`."""
+    """A tensor sharded like `like` whose part on this rank is `local`; `local` itself if `like` is not sharded."""
     if not isinstance(like, DTensor):
         return local
     local = local.to(like.to_local().device)
@@ -140,7 +140,7 @@ def as_part(local: Tensor, like: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank: one collective, none for a single process."""
+    """Whether the flag is set on any rank; one collective, none for a single process."""
     state = PartialState()
     if state.num_processes == 1:
         return flag
@@ -148,7 +148,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def all_rows(rows: Sequence[Any]) -> list[Any]:
-    """The ranks' lists joined in rank order, on every rank; the elements are picklable."""
+    """The ranks' lists joined in rank order, on every rank; elements must be picklable."""
     return gather_object(list(rows))
 
 
@@ -215,7 +215,10 @@ def equal_share(items: Sequence[Item], state: PartialState | Accelerator) -> tup
 
 
 def from_main(ask: Callable[[], Answer]) -> Answer:
-    """What rank 0 answers, on every rank: one collective. Where it fails all end, and rank 0 alone says why."""
+    """Run `ask` on rank 0 and return its result on every rank; one collective.
+
+    If it raises, rank 0 raises that error and the other ranks exit with code 2.
+    """
     state, answer, failed = PartialState(), [], None
     if state.is_main_process:
         try:
@@ -231,7 +234,10 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
 
 
 def on_all(do: Callable[[], Answer]) -> Answer:
-    """Every rank does it: one collective. Where any fails all end, and the first of those alone says why."""
+    """Run `do` on every rank, then check that none failed; one collective.
+
+    If some fail, the first of them raises its error and all other ranks exit with code 2.
+    """
     failed = None
     try:
         answer = do()
@@ -242,7 +248,7 @@ def on_all(do: Callable[[], Answer]) -> Answer:
 
 
 def _end_if_any(failed: Exception | None) -> None:
-    """One collective. Where any rank has failed all end, and the first of those alone says why."""
+    """One collective. If ranks have failed, the first of them raises its error and all others exit with code 2."""
     broken = all_rows([failed is not None])
     if not any(broken):
         return
@@ -253,10 +259,10 @@ def _end_if_any(failed: Exception | None) -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Rank 0 runs the block, then the first rank of each other machine, then all others.
+    """Rank 0 runs the block first, then the first rank of each other machine, then all others.
 
-    What rank 0 fetches, the others find in a cache that the machines share, and in one of its own a machine fetches
-    it once. Where the block fails on any rank all end, and the first of those alone says why. No collective in it.
+    So a download happens once: per machine, or once in all if the machines share a cache. If the block fails on any
+    rank, all end as in `on_all`. No collectives inside the block.
     """
     state, failed = PartialState(), None
     turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
@@ -276,10 +282,10 @@ def wait_for_everyone() -> None:
 
 
 def exit_together() -> None:
-    """End one of several processes once all of them are done, without tearing down what they shared.
+    """With several processes: wait for all, then exit without tearing down the process group.
 
-    The interpreter's own end sometimes aborts under DeepSpeed with gloo (SIGABRT), and the launcher would call a
-    stage failed that has written everything.
+    Under DeepSpeed with gloo the interpreter sometimes aborts at its end (SIGABRT), and the launcher would report a
+    stage as failed that has written everything.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and PartialState().num_processes > 1:
         wait_for_everyone()

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was asked for, and what became of it."""
+"""What `accelerate launch` was asked for, and checks that Accelerate does it."""
 
 import os
 from collections.abc import Callable
@@ -11,20 +11,24 @@ from rlhf.config.common import process_count
 from rlhf.distributed.collectives import is_fsdp_module, precision_policy
 from rlhf.errors import UserError
 
-# Of fsdp_config, as `accelerate launch` puts it into the environment, what is not supported: variable -> (the value
-# that it has where nothing was said, whether a value will do, the line).
+# Settings of fsdp_config that are not fully supported, as `accelerate launch` puts them into the environment:
+# variable -> (its value if not set, whether a value is supported, error line).
 _FSDP_LIMITS: dict[str, tuple[str, Callable[[str], bool], str]] = {
     "FSDP_VERSION": ("1", lambda x: x == "2", "fsdp_version: expected 2"),
-    "FSDP_OFFLOAD_PARAMS": ("false", lambda x: x == "false", "fsdp_offload_params: expected false (or zero3_offload)"),
+    "FSDP_OFFLOAD_PARAMS": (
+        "false",
+        lambda x: x == "false",
+        "fsdp_offload_params: expected false (to offload, use zero3_offload)",
+    ),
     "FSDP_CPU_RAM_EFFICIENT_LOADING": (
         "false",
         lambda x: x == "false",
-        "fsdp_cpu_ram_efficient_loading: expected false, since frozen models stay whole on each process",
+        "fsdp_cpu_ram_efficient_loading: expected false, because every process needs all frozen weights",
     ),
     "FSDP_ACTIVATION_CHECKPOINTING": (
         "false",
         lambda x: x == "false",
-        "fsdp_activation_checkpointing: expected false (see gradient_checkpointing)",
+        "fsdp_activation_checkpointing: expected false (use gradient_checkpointing)",
     ),
     "FSDP_AUTO_WRAP_POLICY": (
         "no_wrap",
@@ -52,12 +56,12 @@ def wants_fsdp() -> bool:
 
 
 def is_fsdp(accelerator: Accelerator) -> bool:
-    """Whether the engine is FSDP2; version 1 is refused by `check_engine`."""
+    """Whether the engine is FSDP2; `check_engine` refuses version 1."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def check_fsdp(*names: str) -> None:
-    """A UserError where the launcher's FSDP config asks for what is not supported. names: variables; none for all."""
+    """A UserError if the launcher's FSDP config has an unsupported setting. names: variables to check; none for all."""
     for name in (names or _FSDP_LIMITS) if wants_fsdp() else ():
         default, will_do, line = _FSDP_LIMITS[name]
         found = os.environ.get(name, default).lower()
@@ -66,7 +70,7 @@ def check_fsdp(*names: str) -> None:
 
 
 def engine_name(accelerator: Accelerator) -> str:
-    """What became of it, as run.json has it: NO, MULTI_GPU, FSDP2, DEEPSPEED ZeRO-3, ..."""
+    """The engine in use, as in run.json: NO, MULTI_GPU, FSDP2, DEEPSPEED ZeRO-3, ..."""
     name = "FSDP2" if is_fsdp(accelerator) else str(accelerator.distributed_type.value)
     return f"{name} ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}" if is_deepspeed(accelerator) else name
 
@@ -81,29 +85,33 @@ def check_process_count(variable: str, wanted: int, found: int) -> None:
 
 
 def check_engine(accelerator: Accelerator) -> None:
-    """A UserError where the engine or the number of processes is not what was asked for.
+    """A UserError if the engine or the number of processes is not what the launcher was asked for.
 
-    Several pairs of config and environment silently train one model a process, or plain data parallel instead of
-    ZeRO or FSDP.
+    Several combinations of config and environment silently train one model per process, or use plain data parallelism
+    instead of ZeRO or FSDP.
     """
     found = accelerator.distributed_type
     check_process_count("WORLD_SIZE", process_count(), accelerator.num_processes)
     if wants_deepspeed() and found != DistributedType.DEEPSPEED:
-        raise UserError(f"engine: expected DeepSpeed, found {found.value}; ACCELERATE_USE_CPU turns it off")
+        raise UserError(
+            f"engine: expected DeepSpeed, found {found.value}; unset ACCELERATE_USE_CPU, which turns it off"
+        )
     if wants_fsdp() and found != DistributedType.FSDP:
-        raise UserError(f"engine: expected FSDP, found {found.value}; on CPUs accelerate does not apply it: use zero3")
+        raise UserError(f"engine: expected FSDP, found {found.value}; on CPUs, where Accelerate has no FSDP, use zero3")
     check_fsdp()
 
 
 def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """A UserError where several processes hold models that do not share their gradients."""
+    """A UserError if there are several processes whose models do not share gradients."""
     together = accelerator.unwrap_model(model) is not model or is_fsdp_module(model)
     if accelerator.num_processes > 1 and not together:
-        raise UserError(f"engine: expected a model that is trained together, found {type(model).__name__} on each rank")
+        raise UserError(
+            f"engine: {type(model).__name__} would be trained on each rank alone; start with accelerate launch"
+        )
 
 
 def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_norm: float) -> None:
-    """What the launcher's config leaves to the training arguments. Accumulation is counted by the learner."""
+    """Set what the launcher's config leaves to the training arguments. The learner itself counts accumulation steps."""
     plugin = accelerator.state.deepspeed_plugin
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
     plugin.deepspeed_config["gradient_accumulation_steps"] = 1
@@ -111,7 +119,7 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
 
 
 def configure_fsdp(accelerator: Accelerator) -> None:
-    """The precision in which FSDP2 gathers weights: that of the training arguments."""
+    """Let FSDP2 gather weights in the precision of the training arguments."""
     dtype = _PRECISION.get(accelerator.mixed_precision)
     if is_fsdp(accelerator) and dtype is not None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = precision_policy(dtype)

@@ -1,4 +1,4 @@
-"""Optimizer states in main memory (ZeRO-Offload): which optimizers there are for them, and their code."""
+"""Optimizer states in main memory (ZeRO-Offload): the optimizers that support it, and compiling them."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from transformers.training_args import OptimizerNames
 from rlhf.distributed.collectives import main_process_first, on_all
 from rlhf.errors import UserError
 
-# Those that DeepSpeed has for the CPU. Any other would become Adam, and nothing would say so.
+# DeepSpeed has these for the CPU. It would silently replace any other by Adam.
 _NAMES = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.ADAGRAD)
 
 _KINDS = (Adam, AdamW, Adagrad)
 
 
 def replaces_optimizer(plugin: Any) -> bool:
-    """Whether DeepSpeed will put an optimizer of its own, for the CPU, in the place of what it is given.
+    """Whether DeepSpeed will replace the optimizer that it is given by its own for the CPU.
 
     plugin: Accelerate's DeepSpeedPlugin, or None without DeepSpeed.
     """
@@ -25,35 +25,35 @@ def replaces_optimizer(plugin: Any) -> bool:
 
 
 def prepare_offload(plugin: Any, optim: str) -> None:
-    """Under offload: a UserError for an `optim` that would silently become Adam; compile the one that it becomes.
+    """Under offload: compile the CPU optimizer. A UserError for an `optim` that DeepSpeed would replace by Adam.
 
-    The first process of each machine compiles, so that the others find it in the cache.
+    The first process of each machine compiles; the others find the result in the cache.
     """
     if not replaces_optimizer(plugin):
         return
     kind = OptimizerNames(optim)
     if kind not in _NAMES:
         known = ", ".join(name.value for name in _NAMES)
-        raise UserError(f"optim: expected one of {known} where optimizer states are offloaded, found {kind.value}")
+        raise UserError(f"optim: expected one of {known} with offloaded optimizer states, found {kind.value}")
     with main_process_first():
         failure = _try_to_compile(kind)
     on_all(lambda: _raise(failure))
 
 
 def check_given_optimizer(plugin: Any, optimizer: Optimizer) -> None:
-    """A UserError for an optimizer of the user's own that would silently become Adam under offload."""
+    """A UserError for a user's optimizer that DeepSpeed would silently replace by Adam under offload."""
     if replaces_optimizer(plugin) and not isinstance(optimizer, _KINDS):
         raise UserError(
-            f"optimizers: expected Adam, AdamW or Adagrad of torch.optim where optimizer states are offloaded, "
+            f"optimizers: expected Adam, AdamW or Adagrad of torch.optim with offloaded optimizer states, "
             f"found {type(optimizer).__name__}"
         )
 
 
 def compile_cpu_optimizer() -> None:
-    """Compile DeepSpeed's Adam for the CPU into its cache, or load it from there; a UserError where it cannot be.
+    """Compile DeepSpeed's Adam for the CPU, or load it from its cache. A UserError if that fails.
 
-    It needs a C++ compiler and ninja, no nvcc. The cache is TORCH_EXTENSIONS_DIR, ~/.cache/torch_extensions when not
-    set; what is in it is for the kind of CPU that compiled it.
+    Needs a C++ compiler and ninja, no nvcc. The cache is TORCH_EXTENSIONS_DIR (default ~/.cache/torch_extensions) and
+    is valid only for the kind of CPU that compiled it.
     """
     _raise(_try_to_compile(OptimizerNames.ADAMW_TORCH))
 
@@ -64,7 +64,7 @@ def _try_to_compile(kind: OptimizerNames) -> Exception | None:
     builder = op_builder.CPUAdagradBuilder if kind == OptimizerNames.ADAGRAD else op_builder.CPUAdamBuilder
     try:
         builder().load()
-    except Exception as error:  # whatever compiler, linker and loader have to say
+    except Exception as error:  # from compiler, linker or loader
         return error
     return None
 
@@ -73,6 +73,6 @@ def _raise(error: Exception | None) -> None:
     if error is not None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            "offload: expected DeepSpeed's Adam for the CPU to compile (a C++ compiler and ninja; scripts/prepare.py "
-            f"--engine zero3_offload does it beforehand), found: {reason.strip()[:200]}"
+            "offload: DeepSpeed's Adam for the CPU did not compile; install a C++ compiler and ninja "
+            f"(scripts/prepare.py --engine zero3_offload compiles it in advance): {reason.strip()[:200]}"
         ) from error

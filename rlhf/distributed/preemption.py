@@ -1,4 +1,4 @@
-"""Being told to stop: SIGUSR1 by Slurm before a time limit or on preemption, SIGTERM by a scheduler or a person."""
+"""Stop signals: SIGUSR1 from Slurm before a time limit or on preemption, SIGTERM from a scheduler or a person."""
 
 import signal
 import threading
@@ -13,9 +13,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopRequest:
-    """Inside its `with` block a stop signal is remembered, and what is going on can be finished and saved.
+    """Inside its `with` block a stop signal is only recorded, so that the current step can be finished and saved.
 
-    One inside another knows what the outer one was told before, and tells it what it is told itself.
+    Nested requests share signals: the inner one knows those received before, the outer one learns of later ones.
     """
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class StopRequest:
             self._outer._remember(number, frame)
 
     def asked(self) -> bool:
-        """Whether any rank was told to stop; the same answer on all: one small collective."""
+        """Whether any rank received a stop signal; the same answer on all ranks, by one small collective."""
         return any_rank(self.received)
 
 
 class StopCallback(TrainerCallback):
-    """Lets transformers' Trainer save and end after the step in which it is told to stop."""
+    """Makes transformers' Trainer save and end after the step in which a stop signal arrives."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request = request
@@ -61,7 +61,7 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint and the end, on all ranks in the same step."""
+        """Request a checkpoint and the end of training, in the same step on all ranks."""
         if state.global_step < state.max_steps and self.request.asked():
             self.stopped = control.should_save = control.should_training_stop = True
         return control

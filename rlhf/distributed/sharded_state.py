@@ -1,7 +1,7 @@
-"""The state of a run whose weights FSDP2 has sharded: each rank saves and loads its own part.
+"""Checkpoints of a run whose weights FSDP2 has sharded: each rank saves and loads its own part.
 
-Accelerate's own files of sharded weights are read by a pickle that may call any function, and its files of whole
-weights it does not read back. So it saves and loads the rest: random states, loss scaler, registered objects.
+Accelerate reads its files of sharded weights by a pickle that may call any function, and cannot read back its files
+of full weights. So it handles only the rest here: random states, loss scaler, registered objects.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from rlhf.distributed.launch import is_fsdp
 
 
 def save_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
-    """What `Accelerator.save_state` does; under FSDP2 with shard-RANK.pt for trained weights and the optimizer."""
+    """`Accelerator.save_state`, but under FSDP2 trained weights and optimizer go to shard-RANK.pt."""
     with _apart(accelerator) as parts:
         accelerator.save_state(str(folder), **options)
     for model, optimizer in parts:
@@ -26,9 +26,9 @@ def save_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
 
 
 def load_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
-    """What `save_state` wrote, on as many ranks; under FSDP2 without a collective.
+    """Load what `save_state` wrote on the same number of ranks; under FSDP2 without a collective.
 
-    A ValueError or KeyError where the file is of other weights.
+    A ValueError or KeyError if the file belongs to other weights.
     """
     with _apart(accelerator) as parts:
         accelerator.load_state(str(folder), **options)
@@ -39,7 +39,7 @@ def load_state(accelerator: Accelerator, folder: Path, **options: Any) -> None:
 
 @contextmanager
 def _apart(accelerator: Accelerator) -> Iterator[list[tuple[nn.Module, Any]]]:
-    """Under FSDP2 model and optimizer, which the accelerator does not see inside the block; otherwise nothing."""
+    """Under FSDP2: yield models and optimizers, hidden from the accelerator inside the block; otherwise yield []."""
     if not is_fsdp(accelerator):
         yield []
         return
@@ -74,14 +74,14 @@ def _restore(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     found, expected = ({name: tuple(local_part(x).shape) for name, x in given.items()} for given in (weights, trained))
     if found != expected:
         odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise ValueError(f"weights that differ in name or shape: {', '.join(odd[:3])}")
+        raise ValueError(f"weights with other names or shapes: {', '.join(odd[:3])}")
     groups = state["groups"]
     sizes = [[len(group["params"]) for group in given] for given in (groups, optimizer.param_groups)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"an optimizer over {sizes[0]} weights, where this run has {sizes[1]}")
+        raise ValueError(f"an optimizer of {sizes[0]} weights, while this run has {sizes[1]}")
     for name, parameter in trained.items():
         local_part(parameter).copy_(weights[name])
-    # In the order of the groups, as torch numbers the weights of an optimizer.
+    # torch numbers the weights of an optimizer in the order of its groups.
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     of = dict(zip(numbers, own, strict=True))
@@ -93,6 +93,6 @@ def _restore(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
 
 
 def _moment(value: Any, parameter: nn.Parameter) -> Any:
-    """A number of each weight is sharded as the weights are; a number for all of them, such as steps, is not."""
+    """A value per element is sharded like its weight; one for all elements, such as the step count, is not."""
     alike = isinstance(value, torch.Tensor) and value.shape == local_part(parameter).shape and value.ndim > 0
     return as_part(value, parameter) if alike else value

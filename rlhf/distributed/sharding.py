@@ -1,4 +1,4 @@
-"""Weights that an engine has spread over the processes."""
+"""Weights that an engine has sharded over the processes."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,12 @@ from rlhf.errors import UserError
 
 
 def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) -> None:
-    """Under DeepSpeed and FSDP2, weights to the precision in which it trains, of models, too, that it does not cast.
+    """Under DeepSpeed and FSDP2: cast weights that the engine does not cast to the precision in which it trains.
 
-    FSDP2 casts those that it trains as it gathers them; they stay as they are here.
-
-    Models that are never trained would compute in float32, since Accelerate's autocast does nothing there, and a policy
-    would differ from its own reference. Models that ZeRO-3 has spread as they were loaded are in that precision, but
-    adapters on them are not, and DeepSpeed wants one for all. As in DeepSpeed itself buffers stay.
+    FSDP2 casts trained weights as it gathers them, so they stay as they are. Frozen models would otherwise compute in
+    float32, because Accelerate's autocast does nothing there, and a policy would differ from its own reference. Weights
+    that ZeRO-3 sharded while loading have that precision already, but adapters on them do not, and DeepSpeed requires
+    one precision for all. Buffers stay, as in DeepSpeed itself.
     """
     dtype = _PRECISION.get(accelerator.mixed_precision)
     if dtype is None or not (is_deepspeed(accelerator) or is_fsdp(accelerator)):
@@ -40,35 +39,35 @@ def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) ->
 def step_taken(engine: Any, step: int) -> tuple[float, bool]:
     """DeepSpeed's gradient norm of its last step, and whether it took that step, which it does inside backward.
 
-    It leaves steps out itself whose norm is not finite, on all ranks. A UserError where it did not: under bf16 it
-    may be told not to look.
+    DeepSpeed itself skips steps whose norm is not finite, on all ranks. A UserError if it took one: under bf16 that
+    check can be turned off.
     """
     norm = float(engine.get_global_grad_norm() or 0.0)
     done = bool(engine.was_step_applied())
     if done and not math.isfinite(norm):
         raise UserError(
-            f"DeepSpeed: expected steps left out whose gradient is not finite, found one taken in step {step}; "
-            "see check_grad_overflow in its config; what was saved before is whole"
+            f"DeepSpeed: it took step {step} although the gradient is not finite; set check_grad_overflow to true "
+            "in its config; earlier checkpoints are intact"
         )
     return norm, done
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether ZeRO-3 has spread the model's weights over the processes."""
+    """Whether ZeRO-3 has sharded the model's weights."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def numel(parameter: torch.nn.Parameter) -> int:
-    """Elements of the whole parameter, of which ZeRO-3 may have left none here."""
+    """Number of elements of the full parameter, even if ZeRO-3 keeps none of them on this process."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 @contextmanager
 def gathered(modules: Iterable[torch.nn.Module], changed: bool = False) -> Iterator[None]:
-    """Weights that ZeRO-3 or FSDP2 has spread are whole on every rank inside the block, gathered once.
+    """Inside the block, weights that ZeRO-3 or FSDP2 has sharded are full tensors on every rank; gathered once.
 
-    changed: under ZeRO-3, what rank 0 writes to them inside is kept, on all ranks. FSDP2 shards no model before it is
-    trained; see `unsharded`, which takes whole models.
+    changed: under ZeRO-3, keep what rank 0 writes to them inside, on all ranks. FSDP2 shards no model before training
+    starts. modules: under FSDP2 roots only, see `unsharded`.
     """
     modules = list(modules)
     own = {id(p): p for module in modules for p in module.parameters() if hasattr(p, "ds_id")}

@@ -1,4 +1,4 @@
-"""Which weights of a model are trained. The others stay as they were loaded, and no checkpoint holds them."""
+"""The weights of a model that are trained. The others stay as loaded, and no checkpoint holds them."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,12 +11,12 @@ from rlhf.distributed.sharding import gathered
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Between machines a norm, or an adapter that was merged into the weights, may differ in its last digits.
+# The last digits of a norm, or of weights with a merged adapter, may differ between machines.
 _TOLERANCE = 1e-5
 
 
 def trained_names(model: torch.nn.Module) -> set[str]:
-    """Names in its state of the parameters that are trained, and of all buffers, each under every name that it has."""
+    """Names in state_dict() of all trained parameters and all buffers; tied ones under each of their names."""
     parameters = model.named_parameters(remove_duplicate=False)
     buffers = model.named_buffers(remove_duplicate=False)
     return {name for name, p in parameters if p.requires_grad} | {name for name, _ in buffers}
@@ -24,7 +24,7 @@ def trained_names(model: torch.nn.Module) -> set[str]:
 
 @contextmanager
 def without_frozen_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block model.state_dict(), also below a wrapper, leaves out what is never trained."""
+    """Inside the block, model.state_dict() leaves out weights that are never trained, also below a wrapper."""
     if all(p.requires_grad for p in model.parameters()):
         yield
         return
@@ -42,9 +42,9 @@ def without_frozen_weights(model: torch.nn.Module) -> Iterator[None]:
 
 
 def check_loaded(model: torch.nn.Module, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """A RuntimeError where a state that was loaded lacked weights that are trained, or had some that are unknown.
+    """A RuntimeError if a loaded state lacked trained weights or had unknown ones.
 
-    missing, unexpected: as load_state_dict returns them. Frozen weights may be in it or not.
+    missing, unexpected: as load_state_dict returns them. Frozen weights may be missing.
     """
     lacking, unknown = sorted(set(missing) & trained_names(model)), sorted(unexpected)
     if lacking or unknown:
@@ -53,15 +53,15 @@ def check_loaded(model: torch.nn.Module, missing: Iterable[str], unexpected: Ite
 
 
 def load_trained(src: Mapping[str, Any], dst: torch.nn.Module) -> None:
-    """Load a state whose frozen weights may be left out. The names of the arguments are DeepSpeed's."""
+    """Load a state in which frozen weights may be missing. The argument names are DeepSpeed's."""
     loaded = dst.load_state_dict(src, strict=False)
     check_loaded(dst, loaded.missing_keys, loaded.unexpected_keys)
 
 
 def frozen_norms(model: torch.nn.Module) -> dict[str, float]:
-    """The norm of each weight that is never trained, by its name: a run that goes on has to have the same ones.
+    """Name -> norm of each weight that is never trained. A resumed run must have the same norms.
 
-    Quantised codes, which depend on the machine, are left out.
+    Quantised codes are left out, because they depend on the machine.
     """
     with gathered([model]), torch.no_grad():
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad and p.dtype in _FLOATS}
@@ -74,7 +74,7 @@ def frozen_norms(model: torch.nn.Module) -> dict[str, float]:
 
 
 def same_norms(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether they are of the same weights."""
+    """Whether both are norms of the same weights."""
     return one.keys() == other.keys() and all(
         math.isclose(norm, other[name], rel_tol=_TOLERANCE, abs_tol=1e-9) for name, norm in one.items()
     )

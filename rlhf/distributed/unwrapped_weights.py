@@ -1,4 +1,4 @@
-"""Weights in a checkpoint as one process would write them."""
+"""Checkpoints whose weights have the same names for one process and for several."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -14,13 +14,13 @@ _WEIGHTS = "model.safetensors"
 
 
 def register_unwrapped_weights(accelerator: Accelerator) -> None:
-    """Have the accelerator write weights by the names they have without a wrapper for several processes."""
+    """Make the accelerator save and load weights under their names without the data-parallel wrapper."""
     if is_deepspeed(accelerator) or is_fsdp(accelerator):
         return
 
     def unwrapped(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
         prefixes = ["" if accelerator.unwrap_model(model) is model else "module." for model in models]
-        # Of an OrderedDict, and of nothing else, accelerate writes a tensor with two names (tied embeddings) once.
+        # Accelerate writes a tensor with two names (tied embeddings) once only if it gets an OrderedDict.
         weights[:] = [
             OrderedDict((name.removeprefix(prefix), tensor) for name, tensor in state.items())
             for prefix, state in zip(prefixes, weights, strict=True)

@@ -136,7 +136,7 @@ def test_an_engine_that_training_refuses_is_refused(study, monkeypatch, capsys, 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     code, said, errors = ask(script.main, monkeypatch, capsys, "--config", folder / f"{name}.yaml", *where)
     assert code == 2, said
-    assert errors[0].startswith("error: engine: expected FSDP, found NO; on CPUs accelerate does not apply it")
+    assert errors[0].startswith("error: engine: expected FSDP, found NO; on CPUs, where Accelerate has no FSDP,")
 
 
 @pytest.mark.slow
