@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
 import tiny
@@ -16,6 +17,7 @@ import transformers
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from rlhf import file_types
 from rlhf.cli.__main__ import COMMANDS as RLHF
 from rlhf.config import RewardStageConfig
 from rlhf.data.hh_rlhf import load_pairs
@@ -293,7 +295,8 @@ def check(line, monkeypatch):
     if program in ("python", "python3"):
         check_python(argv, monkeypatch)
     elif program == "rlhf":
-        if argv != ["--help"]:
+        assert argv[0] in {"--help", *RLHF}, line
+        if len(argv) > 1:
             check_script(RLHF[argv[0]][0], argv[1:], monkeypatch)
     elif program == "bash":
         check_shell(argv, monkeypatch)
@@ -410,6 +413,26 @@ def test_every_metric_of_a_reward_stage_is_explained(tmp_path):
     train_reward_model(tiny.llama_reward(), tokenizer, rows[:4], rows[4:], args)
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     compare(found, glossary("`metrics.jsonl` of a reward stage"))
+
+
+INTERNAL = {
+    "WarningState",
+    "LossSums",
+    "SideScores",
+    "ScoredPairs",
+    "CheckpointFacts",
+}  # states that only resuming reads
+KINDS = {
+    name: kind
+    for name, kind in vars(file_types).items()
+    if is_typeddict(kind) and kind.__module__ == file_types.__name__ and name not in INTERNAL
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_field_of_a_file_is_explained(kind):
+    words = {part for word in inline_code(TEXTS["docs/outputs.md"]) for part in word.split(".")}
+    assert set(kind.__annotations__) - words == set()
 
 
 # --- Python -----------------------------------------------------------------------------------------------------
