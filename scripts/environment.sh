@@ -7,19 +7,19 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 2
 fi
 wanted="$(cat constraints.txt pyproject.toml | cksum) ${RLHF_EXTRAS}"
-# Either stamp will do for a plain environment: dev holds everything that it holds.
+# A plain environment may carry either stamp: dev includes everything in it.
 if ! grep -qsxF -e "$wanted" -e "${wanted}dev" .venv/stamp; then
     echo "setting up .venv (a few minutes, once)"
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     target=.
     [ -z "$RLHF_EXTRAS" ] || target=".[$RLHF_EXTRAS]"
-    # --no-compile: what is imported is compiled on its first import, and the rest never.
+    # --no-compile: a module is compiled on its first import, and most never are.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
         --constraint constraints.txt --editable "$target"
     echo "$wanted" >.venv/stamp
 fi
 source .venv/bin/activate
-# Without cached bytecode every start would compile its imports anew, for half a minute.
+# Without cached bytecode every start would compile its imports again, for half a minute.
 unset PYTHONDONTWRITEBYTECODE
-# On a CPU: keep freed memory for the next step, where glibc would hand it back to the system and fetch it anew.
+# On a CPU: keep freed memory for the next step. By default glibc returns it to the system and requests it again.
 export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296

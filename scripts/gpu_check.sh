@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# All that only a real GPU can show, in ten minutes, on a machine with one GPU, Python 3.11 or newer and PyPI.
+# Checks what only a real GPU can show. Takes ten minutes on a machine with one GPU, Python 3.11 or newer and PyPI.
 # Arguments: --minutes N, --quick, --device cpu (to see that the check itself works), --output DIR; --help has all.
-# Writes runs/gpu_check/gpu_check.json and gpu_check.md; ends with 1 where something failed.
+# Writes runs/gpu_check/gpu_check.json and gpu_check.md; the exit code is 1 if something failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RLHF_EXTRAS=dev
 source scripts/environment.sh
-# The last release of TRL with a PPOTrainer, beside today's. Without it, the comparison is left out.
+# The last release of TRL with a PPOTrainer, beside today's. Without it there is no comparison.
 trl=.venv/trl112
 [ -d "$trl/trl/experimental/ppo" ] ||
     python -m pip install --quiet --disable-pip-version-check --no-deps --target "$trl" 'trl==1.12.*' ||
-    echo "TRL 1.12 is not to be had: no comparison" >&2
+    echo "TRL 1.12 is not available: no comparison" >&2
 [ ! -d "$trl/trl/experimental/ppo" ] || set -- --trl "$trl" "$@"
 exec python -m rlhf.cli.gpu_check "$@"

@@ -16,7 +16,6 @@ from transformers import (
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "rlhf" / "data" / "demo"
-SHARED = ROOT.parent / "shared" / "data"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
