@@ -59,28 +59,38 @@ def launch(
     return _alone(script, argv) if fresh else run(script, argv, processes, engine)
 
 
-def run(script: Path, argv: list[Any], processes: int = 1, engine: str = "ddp", folder: Path | None = None) -> str:
-    """Run a file, or a script that the forge has, on each rank; returns what they printed, which goes to the folder."""
+def run(
+    script: Path,
+    argv: list[Any],
+    processes: int = 1,
+    engine: str = "ddp",
+    folder: Path | None = None,
+    as_shipped: bool = False,
+) -> str:
+    """Run a file, or a script that the forge has, on each rank; returns what they printed, which goes to the folder.
+
+    as_shipped: ZeRO-3 as accelerate_configs has it, which leaves small parameters whole on every rank.
+    """
     logs = [(folder or script.parent) / f"said-by-{rank}" for rank in range(processes)]
     for log in logs:
         for end in (".out", ".err"):
             log.with_suffix(end).unlink(missing_ok=True)
-    environments = zip(logs, _environments(engine, processes), strict=True)
+    by_rank = zip(logs, environments(engine, processes, as_shipped), strict=True)
     told = _clean() | {"WORKER_ENGINE": engine}
-    pids = [_forge().start(str(script), argv, log, **told | given) for log, given in environments]
+    pids = [forge().start(str(script), argv, log, **told | given) for log, given in by_rank]
     codes: list[int | None] = []
     for pid in pids:
         failed = any(code != 0 for code in codes)
-        codes.append(_forge().wait(pid, 5 if failed else LIMIT))  # who waits for that rank would wait to the limit
+        codes.append(forge().wait(pid, 5 if failed else LIMIT))  # who waits for that rank would wait to the limit
     assert codes == [0] * processes, f"{codes}: " + "\n".join(said(log)[-3000:] for log in logs)
     return "".join(log.with_suffix(".out").read_text() for log in logs)
 
 
 @functools.cache
-def _forge() -> Forge:
-    forge = Forge()
-    atexit.register(forge.close)
-    return forge
+def forge() -> Forge:
+    made = Forge()
+    atexit.register(made.close)
+    return made
 
 
 def _clean() -> dict[str, str]:
@@ -96,25 +106,26 @@ def _alone(script: Path, argv: list[str]) -> str:
     return done.stdout
 
 
-def _environments(engine: str, processes: int) -> list[dict[str, Any]]:
+def environments(engine: str, processes: int, as_shipped: bool = False) -> list[dict[str, Any]]:
     """Of each rank, with a port that is free now."""
     if engine == "ddp":  # ACCELERATE_USE_CPU would turn DeepSpeed off
         given = {"ACCELERATE_USE_CPU": "true"}
         return [given | rank for rank in ranks(processes)] if processes > 1 else [given]
-    return [_launched(engine, processes) | rank for rank in ranks(processes)]
+    return [_launched(engine, processes, as_shipped) | rank for rank in ranks(processes)]
 
 
 @functools.cache
-def _launched(engine: str, processes: int) -> dict[str, str]:
+def _launched(engine: str, processes: int, as_shipped: bool) -> dict[str, str]:
     """What `accelerate launch` with this engine puts into the environment of its processes, asked of itself."""
     folder = Path(tempfile.mkdtemp(prefix="engine"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "tell.py"
     script.write_text("import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1] + os.environ['RANK'], 'w'))")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", _config(folder, engine, processes)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command.append(str(_config(folder, engine, processes, as_shipped)))
     env = _clean() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     told = folder / "rank-"
-    subprocess.run([*map(str, command), script, told], env=env, capture_output=True, check=True, timeout=LIMIT)
+    subprocess.run([*command, script, told], env=env, capture_output=True, check=True, timeout=LIMIT)
     found = json.loads(Path(f"{told}0").read_text())
     # The rest of torchrun's is of its own run: ranks meet at the port that they are given.
     return {name: found[name] for name in found.keys() - os.environ.keys() if not name.startswith("TORCHELASTIC")}
@@ -125,10 +136,10 @@ def rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _config(folder: Path, engine: str, processes: int) -> Path:
+def _config(folder: Path, engine: str, processes: int, as_shipped: bool) -> Path:
     config = yaml.safe_load((TESTS.parent / "accelerate_configs" / f"{engine}.yaml").read_text())
     config |= {"use_cpu": True, "num_processes": processes, "main_process_port": 0}
-    if engine.startswith("zero3"):
+    if engine.startswith("zero3") and not as_shipped:
         deepspeed = {
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",

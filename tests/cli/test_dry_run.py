@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import workers
 import yaml
 from tiny_recipe import recipe
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -144,17 +145,10 @@ def test_an_engine_that_training_refuses_is_refused(study, monkeypatch, capsys, 
 def test_zero3_is_counted_and_not_applied(study, tmp_path, name):
     """Under it no model could be copied, nor a layer of it be run without an engine."""
     folder, where = study
-    file = tmp_path / "zero3.yaml"
-    config = yaml.safe_load((ROOT / "accelerate_configs" / "zero3.yaml").read_text())
-    file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": 2, "main_process_port": 0}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
-    command += [ROOT / "scripts" / "train_ppo.py", "--config", folder / f"{name}.yaml", *where, "--dry_run", "true"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("engine DEEPSPEED ZeRO-3, 2 processes, 2 PPO steps") == 1  # 10 prompts in batches of 8
-    assert done.stdout.count("peak: ") == 1
+    argv = ["--config", folder / f"{name}.yaml", *where, "--dry_run", "true"]
+    said = workers.run(Path("train_ppo"), argv, 2, "zero3", tmp_path, as_shipped=True)
+    assert said.count("engine DEEPSPEED ZeRO-3, 2 processes, 2 PPO steps") == 1  # 10 prompts in batches of 8
+    assert said.count("peak: ") == 1
 
 
 def test_what_each_stage_spreads():
@@ -209,6 +203,7 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(tmp_path, stage):
     command += ["--run", "big", "--runs_dir", str(tmp_path / "runs")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
     environment |= dict.fromkeys(["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"], "4294967296")
+    # Not a fork: the memory of the process itself is part of the estimate.
     dry = subprocess.run(
         [*command, "--dry_run", "true"], env=environment, capture_output=True, text=True, timeout=120, check=True
     )

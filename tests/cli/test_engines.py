@@ -12,6 +12,7 @@ import tiny
 import torch
 import workers
 import yaml
+from forge import said
 from safetensors.torch import load_file
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM
@@ -20,32 +21,36 @@ ROOT = Path(__file__).parents[2]
 NAMES = {"zero2": "DEEPSPEED ZeRO-2", "zero3": "DEEPSPEED ZeRO-3", "fsdp2": "FSDP2"}  # in run.json
 
 
-def launch(engine, script, *argv, processes=2):
-    """Run a script under a file of accelerate_configs, or alone where the engine is None."""
-    command, changes = [sys.executable], {"ACCELERATE_USE_CPU": "true"}
-    if engine is not None:
-        config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
-        file = Path(argv[-1]).parent / f"{engine}.yaml"
-        file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": processes, "main_process_port": 0}))
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(file)]
-        changes = {"DS_ACCELERATOR": "cpu"}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes
+def launch(engine, script, *argv):
+    """Run a script by `accelerate launch` with a file of accelerate_configs, on two processes of their own."""
+    config = yaml.safe_load((ROOT / "accelerate_configs" / f"{engine}.yaml").read_text())
+    file = Path(argv[-1]).parent / f"{engine}.yaml"
+    file.write_text(yaml.safe_dump(config | {"use_cpu": True, "num_processes": 2, "main_process_port": 0}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    changes = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
         [*command, str(ROOT / "scripts" / f"{script}.py"), *map(str, argv)],
-        env=environment,
+        env=os.environ | changes,
         capture_output=True,
         text=True,
         timeout=480,  # a first run under an engine compiles what it needs
     )
 
 
-def stage(engine, folder, run, name, script):
+def stage(engine, folder, run, name, script, by_launcher=False):
+    """A stage under an engine as accelerate_configs has it, or by one process where the engine is None.
+
+    by_launcher: by `accelerate launch` itself, whose processes each import everything; otherwise by forks which are
+    given the environment that it gives.
+    """
     where = ["--config", folder / f"{name}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
-    if engine == "fsdp2":  # which has to be brought about on CPUs
-        workers.run(Path(script), where, 2, engine, folder)
-    else:
+    if by_launcher:
         done = launch(engine, script, *where)
         assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank0]" in line)[-3000:]
+    elif engine is None:
+        workers.run(Path(script), where, folder=folder)
+    else:
+        workers.run(Path(script), where, 2, engine, folder, as_shipped=True)
     facts = json.loads((folder.parent / "runs" / run / name / "run.json").read_text())
     assert (facts["status"], facts["world_size"]) == ("done", 1 if engine is None else 2)
     return facts.get("engine")
@@ -112,9 +117,13 @@ def test_fsdp_is_refused_on_cpus(tmp_path, name, script):
         tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
         tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
         argv += ["--reward_model_path", tmp_path / "reward"]
-    done = launch("fsdp2", script, *argv, "--runs_dir", tmp_path / "runs")
-    assert done.returncode != 0
-    assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs, where Accelerate has no FSDP," in done.stderr
+    argv += ["--runs_dir", tmp_path / "runs"]
+    logs = [tmp_path / f"rank-{rank}" for rank in range(2)]
+    environments = zip(logs, workers.environments("fsdp2", 2, as_shipped=True), strict=True)
+    pids = [workers.forge().start(script, argv, log, WORKER_ENGINE="as it is", **given) for log, given in environments]
+    assert [workers.forge().wait(pid) for pid in pids] == [2, 2]
+    for log in logs:
+        assert "error: engine: expected FSDP, found MULTI_CPU; on CPUs, where Accelerate has no FSDP," in said(log)
 
 
 @pytest.mark.slow
@@ -124,7 +133,8 @@ def test_a_policy_loaded_sharded_in_bf16_is_its_reference(tmp_path, name):
     folder = recipe(tmp_path / "recipe", **{name: still | {"reward_model_path": str(tmp_path / "reward")}})
     tiny.gpt2_reward().save_pretrained(tmp_path / "reward")
     tiny.gpt2_tokenizer().save_pretrained(tmp_path / "reward")
-    assert stage("zero3", folder, "x", name, "train_ppo") == "DEEPSPEED ZeRO-3"
+    by_launcher = name == "ppo_full"  # once is enough to see that it starts the same
+    assert stage("zero3", folder, "x", name, "train_ppo", by_launcher) == "DEEPSPEED ZeRO-3"
     first = rows(folder, "x", name)[0]
     assert first["objective/kl_exact_per_token"] == pytest.approx(0, abs=1e-5)
     assert first["val/ratio"] == pytest.approx(1, abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from forge import ranks, said
 from tiny_ppo import timeless
 from tiny_recipe import recipe
-from workers import _forge, rows
+from workers import forge, rows
 
 # 13 pairs in batches of 4: the last one is filled up. 7 pairs to validate, 2 at a time and process.
 # 10 prompts in batches of 4: the last one leaves ranks without.
@@ -52,10 +52,10 @@ def start(folder: Path, stage: str, script: str, processes: int, reward_of: int 
     logs = [folder.parent / f"{stage}-{processes}-{rank}" for rank in range(processes)]
     environments = ranks(processes) if processes > 1 else [{}]
     pids = [
-        _forge().start(script, argv, log, ACCELERATE_USE_CPU="true", **given)
+        forge().start(script, argv, log, ACCELERATE_USE_CPU="true", **given)
         for log, given in zip(logs, environments, strict=True)
     ]
-    codes = [_forge().wait(pid, 200) for pid in pids]
+    codes = [forge().wait(pid, 200) for pid in pids]
     assert codes == [0] * processes, "\n".join(said(log)[-2000:] for log in logs)
     return "".join(said(log) for log in logs)
 
