@@ -1,6 +1,7 @@
-"""The report as a notebook: it loads the run folder and computes every table and figure anew from its files.
+"""The report as a notebook that recomputes every table and figure from the files of the run folder.
 
-Words and code are in notebook.md, in parts that end at a line `%%%%`: what of the run a part needs, its text, its code.
+Its text and code are in notebook.md, in parts separated by a line `%%%%`: the field of `Run` that a part needs, its
+text, its code.
 """
 
 import json
@@ -18,7 +19,7 @@ _PART = re.compile(r"needs: (\w+)\n\n(.+?)\n\n```python\n(.+?)\n```\n?", re.DOTA
 
 
 def write_notebook(run: Run, path: Path, title: str) -> Path:
-    """Write the notebook of a run to path, not executed; parts of the run that are not there have no cells."""
+    """Write the notebook of a run to path, not executed; parts whose data are missing have no cells."""
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     cells = []
     for part in text.split("\n%%%%\n"):
@@ -33,9 +34,9 @@ def write_notebook(run: Run, path: Path, title: str) -> Path:
                 new_code_cell(code.replace("{run_dir}", folder)),
             ]
     if not run.ratings:
-        cells.append(new_markdown_cell("## Human rating\n\nNo ratings have come in."))
+        cells.append(new_markdown_cell("## Human rating\n\nThere are no ratings yet."))
     for number, cell in enumerate(cells):
-        cell["id"] = f"cell-{number}"  # random otherwise: the same run, the same file
+        cell["id"] = f"cell-{number}"  # not random, so that the same run gives the same file
     notebook = new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     write_text(path, nbformat.writes(notebook))

@@ -1,7 +1,7 @@
-"""The report as PDF: the same page, its headings, texts, tables and plots set one after another.
+"""The report as a PDF: the headings, texts, tables and plots of the HTML page, one after another.
 
-The page is ours (report.html.j2), so that few elements are known here: headings, paragraphs, lists, tables with a
-caption, figures. What is hidden behind a click on the page is shown.
+It knows the elements that report.html.j2 uses: headings, paragraphs, lists, tables with a caption, figures. Text that
+the page folds away is shown.
 """
 
 import base64
@@ -21,12 +21,12 @@ _SKIPPED = {"style", "title", "script"}
 _SIZES = {"h1": 18.0, "h2": 14.0, "h3": 11.0, "h4": 10.0}
 _BODY, _SMALL, _CELL = 9.0, 7.5, 7.5  # points
 _INK, _SOFT = (29, 33, 41), (90, 97, 109)
-_NARROW = 8  # columns from which a table is set on a page turned by 90 degrees
+_NARROW = 8  # tables with fewer columns have the larger font
 
 
 @dataclass
 class Cell:
-    """A table cell and how many columns and rows it takes."""
+    """A table cell, and how many columns and rows it spans."""
 
     text: str = ""
     columns: int = 1
@@ -44,11 +44,11 @@ class Block:
     soft: bool = False  # explanations and captions
     image: bytes = b""
     table: list[list[Cell]] = field(default_factory=list)
-    heads: int = 0  # rows of the table's head
+    heads: int = 0  # heading rows of the table
 
 
 class _Page(HTMLParser):
-    """The report's page as blocks in its order."""
+    """The blocks of the report's page, in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -90,7 +90,7 @@ class _Page(HTMLParser):
         self._open.pop()
         if tag in _SKIPPED:
             return
-        shown = "text" in self._attributes.get("class", "").split()  # keeps its line breaks, as on the page
+        shown = "text" in self._attributes.get("class", "").split()  # keep line breaks, as on the page
         text = "".join(self._text).strip("\n") if shown else " ".join("".join(self._text).split())
         if tag in ("th", "td") and self._table:
             self._table.table[-1].append(self._cell(tag, text))
@@ -132,14 +132,14 @@ class _Document(FPDF):
 
 
 def write_pdf(page: Path) -> Path:
-    """Write the PDF of a report's page beside it, whole or not at all; return its path."""
+    """Write the PDF of a report's page beside it, atomically; return its path."""
     path = page.with_suffix(".pdf")
     write_bytes(path, to_pdf(page.read_text(encoding="utf-8")))
     return path
 
 
 def to_pdf(html: str) -> bytes:
-    """The report's page as PDF."""
+    """The report's HTML page as the bytes of a PDF."""
     blocks = _Page(html).blocks
     title = next((block.text for block in blocks if block.kind == "h1"), "Report")
     document = _Document(title)
@@ -157,7 +157,7 @@ def _set(pdf: _Document, block: Block) -> None:
         _image(pdf, block)
     elif block.kind in _SIZES:
         size = _SIZES[block.kind]
-        if pdf.get_y() > pdf.eph - 15:  # a heading does not stay behind alone
+        if pdf.get_y() > pdf.eph - 15:  # no heading at the bottom of a page
             pdf.add_page()
         pdf.set_font("sans", "B", size)
         pdf.start_section(block.text[:80], level=int(block.kind[1]) - 1, strict=False)
@@ -177,7 +177,7 @@ def _set(pdf: _Document, block: Block) -> None:
 def _image(pdf: _Document, block: Block) -> None:
     info = pdf.preload_image(io.BytesIO(block.image))[2]
     pixels_wide, pixels_high = float(info["w"]), float(info["h"])  # type: ignore[arg-type]
-    width = min(pdf.epw, 25.4 * pixels_wide / 130)  # 130 pixels an inch: a plot of 7.6 inches fills the page
+    width = min(pdf.epw, 25.4 * pixels_wide / 130)  # 130 pixels per inch: a plot 7.6 inches wide fills the page
     height = width * pixels_high / pixels_wide
     if pdf.get_y() + height > pdf.h - 30:
         pdf.add_page()
@@ -213,12 +213,12 @@ def _table(pdf: _Document, block: Block) -> None:
 
 
 def _widths(block: Block, columns: int) -> tuple[float, ...]:
-    """Relative widths by the longest text of each column, at most 40 characters, and room for its longest word."""
+    """Relative column widths: by the longest text, up to 40 characters, but wide enough for the longest word."""
     longest = [4.0] * columns
     for row in block.table:
         if len(row) > columns or any(cell.columns > 1 for cell in row):
             continue
-        # Cells that span rows stand at the left: a row that lacks them begins further right.
+        # Only cells at the left span rows: a row without them starts further right.
         for place, cell in enumerate(row, start=columns - len(row)):
             word = max(map(len, cell.text.split()), default=0)
             longest[place] = max(longest[place], min(len(cell.text), 40), min(word, 40) + 3)

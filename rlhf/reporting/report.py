@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page and its plots, from the files of a run folder alone.
 
 `read_run` reads and checks, `draw` plots, `render` makes the page; `build_report` puts them on disk. The
-words are in report.html.j2. What a stage has not written is said to be missing, never guessed.
+words are in report.html.j2. Results that a stage has not written are reported as missing, never guessed.
 """
 
 import base64
@@ -26,17 +26,35 @@ from rlhf.storage.stages import TITLES
 
 N_SAMPLES = 8  # prompts whose responses are shown side by side
 N_FIRST = 6  # logged rows shown as tables
-N_TROUBLES = 20  # warnings and left-out updates shown of a run
-LISTED = (pairwise_margin_ranking_loss, gae, policy_loss)  # the code that matters, as it is in this installation
+N_TROUBLES = 20  # warnings and skipped updates shown per stage
+REWARD_COLUMNS = {
+    "step": "Step",
+    "epoch": "Epoch",
+    "loss": "Loss",
+    "accuracy": "Accuracy",
+    "margin": "Margin",
+    "eval_loss": "Validation loss",
+    "eval_accuracy": "Validation accuracy",
+}
+PPO_COLUMNS = {
+    "step": "Step",
+    "objective/scores": "Score",
+    "objective/kl_per_token": "KL per token",
+    "objective/kl": "KL per response",
+    "loss/policy_avg": "Policy loss",
+    "loss/value_avg": "Value loss",
+    "val/ratio": "Ratio",
+    "objective/response_length": "Length",
+    "lr": "Learning rate",
+}
+LISTED = (pairwise_margin_ranking_loss, gae, policy_loss)  # functions whose source the report shows
 
 
 def build_report(run_dir: Path, title: str | None = None, author: str | None = None) -> Path:
-    """Write run_dir/report/report.html and one NAME.png a plot; return the page's path.
+    """Write run_dir/report/report.html and one NAME.png per plot; return the page's path.
 
-    title, author: for the heading, and for the file's name where one is given.
-
-    Each file appears whole or not at all. Raises UserError for a run folder that is not there and for a file
-    in it that cannot be read as what it should be (names the file, and the line of a .jsonl).
+    title, author: for the heading; if given, they also name the file. Files are written atomically. Raises UserError
+    for a missing run folder, and for a malformed file in it, naming the file and the line of a .jsonl.
     """
     run = read_run(Path(run_dir))
     images = {name: plots.to_png(figure) for name, figure in draw(run).items()}
@@ -45,16 +63,16 @@ def build_report(run_dir: Path, title: str | None = None, author: str | None = N
 
 
 def write_page(path: Path, page: str, images: Mapping[str, bytes]) -> Path:
-    """Write a page, and its plots (name -> PNG bytes) beside it, each whole or not at all; return the page's path."""
+    """Write a page and its plots (name -> PNG bytes) beside it, each atomically; return the page's path."""
     for name, image in images.items():
         write_bytes(path.with_name(f"{name}.png"), image)
-    # Half a surrogate pair is valid in JSON but not in UTF-8: one such character must not cost the page.
+    # JSON may hold half a surrogate pair, which UTF-8 cannot encode: replace it rather than fail.
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
 
 def file_stem(title: str | None, author: str | None) -> str:
-    """A file name of author and title, plain letters only; "report" where there are none."""
+    """A file name from author and title, ASCII letters and digits only; "report" without either."""
     words = re.findall(r"[A-Za-z0-9]+", f"{author or ''} {title or ''}")
     return "_".join(words)[:100] or "report"
 
@@ -86,9 +104,9 @@ def draw(run: Run) -> dict[str, Figure]:
 
 
 def environment() -> Environment:
-    """What every page of the report is made with: the templates beside this file, and filters for numbers."""
+    """The Jinja environment of all report pages: the templates beside this file, and filters for numbers."""
     made = Environment(
-        # Every text of a model, a data set or a config is escaped; what was not written shows as a dash.
+        # Texts of models, data sets and configs are escaped; missing values show as a dash.
         autoescape=True,
         undefined=ChainableUndefined,
         loader=FileSystemLoader(Path(__file__).parent),
@@ -102,7 +120,7 @@ def environment() -> Environment:
 
 
 def render(run: Run, images: Mapping[str, bytes], title: str | None = None, author: str | None = None) -> str:
-    """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
+    """Return the page. images: plot name -> PNG bytes, embedded in the page; figures without an image are left out."""
     gains = run.evaluation.get("gains", {})
     return (
         environment()
@@ -112,6 +130,8 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             title=title or f"RLHF run {run.path.resolve().name}",
             author=author,
             first_rows=N_FIRST,
+            reward_columns=REWARD_COLUMNS,
+            ppo_columns=PPO_COLUMNS,
             most_troubles=N_TROUBLES,
             example=gain_example(run),
             listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
@@ -132,7 +152,7 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
 
 
 def gain_example(run: Run) -> dict[str, object] | None:
-    """The first prompt that base and a tuned model answered, with both scores; None without one."""
+    """The first prompt with scores of both the base and a tuned model; None if there is none."""
     for answers in choose_samples(run.responses, count=len(run.responses)):
         tuned = next((name for name in answers if name != "base"), None)
         if tuned and "base" in answers:
@@ -152,8 +172,8 @@ def gain_example(run: Run) -> dict[str, object] | None:
 def choose_samples(responses: Sequence[ResponseRow], count: int = N_SAMPLES) -> list[dict[str, ResponseRow]]:
     """Return up to count prompts' responses, each as model -> row, evenly spaced in the file's prompt order.
 
-    The choice does not look at scores, so that the page does not show the best ones only. Where a prompt and
-    model come twice (a stage that was rerun), the later row counts.
+    Scores play no part in the choice, so that the page does not show the best ones only. If a prompt and model occur
+    twice (a stage that was rerun), the later row counts.
     """
     prompts: dict[str, dict[str, ResponseRow]] = {}
     for row in responses:
@@ -173,7 +193,7 @@ def flat(record: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _num(value: Any, digits: int = 3) -> str:
-    """Return a number for a reader: 1,234 or digits places, small ones 3 significant digits; "–" for none."""
+    """Format a number: 1,234 or `digits` decimals, small ones with 3 significant digits; "–" for a missing one."""
     if not plots.is_number(value):
         return "–" if value is None or isinstance(value, ChainableUndefined) else str(value)
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: every file checked, what is not there left empty."""
+"""A run folder as the report reads it: every file is checked, missing files are empty."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _KIND_NAMES: dict[type, str] = {dict: "an object", list: "a list"}
 
 
 class Trouble(TypedDict):
-    """A warning or an update that was left out, as the report says it."""
+    """A warning or a skipped update, in the report's words."""
 
     step: int | None
     words: str
@@ -33,7 +33,7 @@ class Trouble(TypedDict):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as read: {} or [] stands for a file that is not there."""
+    """The content of a run folder; {} or [] for a missing file."""
 
     path: Path
     stages: dict[str, RunFile]  # run.json of each stage whose folder is there
@@ -41,7 +41,7 @@ class Run:
     reward: RewardEvaluation  # reward/evaluation.json
     gold: RewardEvaluation  # reward_gold/evaluation.json
     ppo: dict[str, list[MetricsRow]]  # "full", "lora" -> metrics.jsonl, where it has rows
-    troubles: dict[str, list[Trouble]]  # stage that was trained -> warnings and left-out updates: step, words, helps
+    troubles: dict[str, list[Trouble]]  # training stage -> warnings and skipped updates: step, words, helps
     evaluation: Evaluation  # evaluation/evaluation.json
     responses: list[ResponseRow]  # evaluation/responses.jsonl
     rating_responses: list[ResponseRow]  # evaluation/rating_responses.jsonl
@@ -51,8 +51,9 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read the files of a run folder that the report shows. Raises UserError for a folder that is not there,
-    and for a file that cannot be read as what it should be (names the file, and the line of a .jsonl).
+    """Read the files of a run folder that the report shows.
+
+    Raises UserError for a missing folder, and for a malformed file, naming the file and the line of a .jsonl.
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: expected a run folder, found none")
@@ -76,7 +77,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def printable_run(run: Run) -> Run:
-    """The run with all texts as they may be shown where nothing else guards against them: see `printable`."""
+    """The run with all texts made printable, for places that do not escape them; see `printable`."""
     parts = [field.name for field in fields(run) if field.name != "path"]
     return replace(run, **{name: _printable(getattr(run, name)) for name in parts})
 
@@ -138,13 +139,13 @@ def _read_evaluation(path: Path) -> Evaluation:
 
 
 def _read_troubles(folder: Path) -> list[Trouble]:
-    """What a training said in warnings.jsonl and skipped.jsonl, in the order of its steps."""
+    """The rows of warnings.jsonl and skipped.jsonl in words, in the order of their steps."""
     troubles: list[Trouble] = []
     for row in _read_jsonl(folder / WARNINGS):
         words = f"{row.get('seen')}, since step {row.get('since')}"
         troubles.append({"step": row.get("step"), "words": words, "helps": row.get("helps")})
     for row in _read_jsonl(folder / SKIPPED):
-        words = f"an update was left out: {' and '.join(map(str, _list(row, 'not_finite')))} not finite, "
+        words = f"update skipped: {' and '.join(map(str, _list(row, 'not_finite')))} not finite, "
         words += f"with {len(_list(row, 'rows'))} {'pairs' if folder.name.startswith('reward') else 'responses'}"
         troubles.append({"step": row.get("step"), "words": words, "helps": None})
     return sorted(troubles, key=lambda row: row["step"] if plots.is_number(row["step"]) else -1)
@@ -156,7 +157,7 @@ def _list(row: Record, name: str) -> list[Any]:
 
 
 def _read_json(path: Path, kinds: Mapping[str, type]) -> Record:
-    """Read an object, {} where there is no file; refuse a key that is there but not of its kind in kinds."""
+    """Read an object, {} if there is no file; a UserError for a key that is not of its kind in kinds."""
     if not path.is_file():
         return {}
     record = _parse(path.read_bytes(), str(path))
@@ -169,7 +170,7 @@ def _read_json(path: Path, kinds: Mapping[str, type]) -> Record:
 def _read_jsonl(path: Path) -> list[Any]:
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")  # not splitlines: it would also cut at a lone carriage return
+    lines = path.read_bytes().split(b"\n")  # not splitlines, which would also split at a lone carriage return
     return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
 
 

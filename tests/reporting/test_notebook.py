@@ -60,5 +60,5 @@ def test_a_figure_that_was_changed_is_found(evaluated, tmp_path):
 def test_an_empty_run_has_a_notebook_too(tmp_path):
     path = write_notebook(read_run(tmp_path), tmp_path / "report.ipynb", "Nothing")
     cells = nbformat.read(path, as_version=4).cells
-    assert "No ratings have come in." in cells[-1].source
+    assert "There are no ratings yet." in cells[-1].source
     assert path.read_bytes() == write_notebook(read_run(tmp_path), path, "Nothing").read_bytes()

@@ -175,7 +175,7 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         "0.003 70.0% 33 / 4 / 13",
         "48.2 90.0% 0.910 0.980 0.010 – – -0.120",
         "5 to 9 20 +0.500 (0.200 to 0.800) -0.100 (-0.300 to 0.100)",
-        "no complete sheet has come in",
+        "no complete sheet yet",
         "full : The proxy rose, and so did the gold model, which was trained on other pairs",
         "Length explains the gain: responses became longer, and at equal length it is +0.220 (-0.050 to +0.490).",
         "LoRA : The proxy did not move beyond noise; the gold model did not move beyond noise",
@@ -189,20 +189,20 @@ def test_numbers_are_shown_as_written(run_dir: Path) -> None:
         assert words in text, words
 
 
-def test_warnings_and_left_out_updates_are_shown(run_dir: Path) -> None:
+def test_warnings_and_skipped_updates_are_shown(run_dir: Path) -> None:
     what = {"step": 9, "since": 7, "seen": "all responses are <b>empty", "helps": "a higher kl_coef"}
     write(run_dir / "ppo_full/warnings.jsonl", [what])
     left_out = {"step": 3, "not_finite": ["loss", "gradient"], "rows": [{"prompt_id": "a"}, {"prompt_id": "b"}]}
     write(run_dir / "ppo_full/skipped.jsonl", [left_out, {"step": 4, "not_finite": 5}])
     write(run_dir / "reward/skipped.jsonl", [{"step": 2, "not_finite": ["gradient"], "rows": [{"pair_id": "a"}]}])
     page = page_of(run_dir)
-    assert "2 an update was left out: gradient not finite, with 1 pairs" in page.text
-    said = "3 an update was left out: loss and gradient not finite, with 2 responses – "
-    said += "4 an update was left out: not finite, with 0 responses – "
+    assert "2 update skipped: gradient not finite, with 1 pairs" in page.text
+    said = "3 update skipped: loss and gradient not finite, with 2 responses – "
+    said += "4 update skipped: not finite, with 0 responses – "
     said += "9 all responses are <b>empty, since step 7 a higher kl_coef"
-    assert said in page.text.replace("out:  not", "out: not")
+    assert said in page.text.replace("skipped:  not", "skipped: not")
     assert page.all("b") == []
-    assert "PPO, LoRA: no warning was given and no update left out." in page.text
+    assert "PPO, LoRA: no warnings and no skipped updates." in page.text
 
 
 def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:
