@@ -141,6 +141,13 @@ def test_the_readme_links_every_page(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_pages_are_in_plain_english(name):
+    """Words that a native speaker would not use here; CONTRIBUTING.md asks for plain ones."""
+    dialect = r"\b(anew|lest|can be had|goes on|gone on|one's own|nobody who|such as are|filler|mended)\b"
+    assert re.findall(dialect, TEXTS[name]) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_files_that_are_named_are_there(name):
     made = ("runs/", "checkpoints/", ".venv", "out", "tests.xml")  # by a run
     for word in inline_code(TEXTS[name]):
@@ -396,7 +403,8 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
     compare(read("eval_metrics.jsonl"), ["step", *glossary("`eval_metrics.jsonl` has")])
 
 
-def test_every_metric_of_a_reward_stage_is_explained(tmp_path):
+def test_every_metric_of_a_reward_stage_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))  # the training sets it for its process
     tokenizer = tiny.chat_tokenizer()
     pairs = load_pairs("demo:preferences.jsonl", None, None)[0][:6]
     rows = encode_pairs(tokenizer, pairs, 256)[1]
