@@ -1,1 +1,1 @@
-"""Blind human rating: the sheet that raters fill in, what comes back, and what it says."""
+"""Blind human rating: the sheet for raters, the returned sheets, and their analysis."""

@@ -1,4 +1,4 @@
-"""Whether raters agree with one another, and each with themselves."""
+"""Agreement between raters, and of each rater with their own earlier ratings."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,8 +9,8 @@ from rlhf.file_types import Consistency
 def krippendorff_alpha(ratings: ArrayLike) -> float | None:
     """Krippendorff's alpha for ordinal values (Krippendorff 2011, "Computing Krippendorff's alpha-reliability").
 
-    ratings: float [raters, units], nan where a rater gave none. 1: full agreement, 0: as by chance, below: worse.
-    Units that fewer than two rated do not count; None where no unit is left, or all values are the same.
+    ratings: float [raters, units], nan for a missing rating. 1: full agreement, 0: as by chance, below 0: worse.
+    Units with fewer than two ratings do not count. None if no unit is left, or if all values are equal.
     """
     x = np.asarray(ratings, float)
     values = np.unique(x[~np.isnan(x)])
@@ -23,7 +23,7 @@ def krippendorff_alpha(ratings: ArrayLike) -> float | None:
     pairs = counts[:, :, None] * counts[:, None, :] - np.apply_along_axis(np.diag, 1, counts)
     coincidence = (pairs / (rated - 1)[:, None, None]).sum(0)
     totals = coincidence.sum(0)
-    # Ordinal distance: how many values lie between two, the two counted half.
+    # Ordinal distance: the number of values between two, with the two counted as half.
     upto = np.cumsum(totals) - totals / 2
     distance = (upto[:, None] - upto[None, :]) ** 2
     expected = (totals[:, None] * totals[None, :] * distance).sum()
@@ -33,6 +33,6 @@ def krippendorff_alpha(ratings: ArrayLike) -> float | None:
 
 
 def self_consistency(first: ArrayLike, again: ArrayLike) -> Consistency:
-    """Of N ratings given twice by one rater: the share that is the same, and the mean absolute difference in steps."""
+    """For N ratings that one rater gave twice: the share that is equal, and the mean absolute difference in steps."""
     difference = np.abs(np.asarray(first, float) - np.asarray(again, float))
     return {"n": len(difference), "same": float((difference == 0).mean()), "mean_difference": float(difference.mean())}

@@ -37,7 +37,7 @@ def analyse(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], conf
         "n_prompts": len({item["prompt_id"] for item in key["items"]}),
     }
     if not complete:
-        return result | {"words": ["No complete sheet has come in, so nothing can be said about the responses."]}
+        return result | {"words": ["There is no complete rating sheet yet, so the responses cannot be compared."]}
     x, again = _table(key, complete, models, repeat=False), _table(key, complete, models, repeat=True)
     overall = x.mean(3)  # [raters, prompts, models]
     result |= {
@@ -56,7 +56,7 @@ def analyse(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], conf
 
 
 def _table(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], repeat: bool) -> NDArray[np.float64]:
-    """Ratings [raters, prompts, models, criteria]; nan for prompts that do not come (again)."""
+    """Ratings [raters, prompts, models, criteria]; nan for prompts that are not on the sheet (again)."""
     prompts = list(dict.fromkeys(item["prompt_id"] for item in key["items"]))
     table = np.full((len(sheets), len(prompts), len(models), len(CRITERIA)), math.nan)
     for item in (item for item in key["items"] if item["repeat"] == repeat):
@@ -67,7 +67,7 @@ def _table(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], repea
 
 
 def _means(x: NDArray[np.float64], confidence: float, seed: int) -> dict[str, MeanRating]:
-    """Mean and interval, over all criteria and of each; x: [raters, prompts, criteria]."""
+    """Mean and interval over all criteria, and for each criterion; x: [raters, prompts, criteria]."""
     by_prompt = x.mean(0)
     columns = {"overall": by_prompt.mean(1)} | {name: by_prompt[:, c] for c, name in enumerate(CRITERIA)}
     intervals = {name: mean_interval(values, confidence, seed) for name, values in columns.items()}
@@ -95,10 +95,10 @@ def _compare(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float, 
 
 
 def prompts_needed(differences: NDArray[np.float64], confidence: float) -> int | None:
-    """Prompts, each rated by as many raters as now, to see a difference of 0.3 points with a power of 80 %.
+    """Prompts needed to detect a difference of 0.3 points with a power of 80 %, with as many raters as now.
 
-    n = ((z_(1 - alpha/2) + z_power) s / 0.3)^2 for a paired comparison, s the standard deviation of the prompts'
-    differences, float [N]; None for fewer than two prompts.
+    n = ((z_(1 - alpha/2) + z_power) s / 0.3)^2 for a paired comparison; s is the standard deviation of the prompts'
+    differences, float [N]. None for fewer than two prompts.
     """
     if len(differences) < 2:
         return None
@@ -107,7 +107,7 @@ def prompts_needed(differences: NDArray[np.float64], confidence: float) -> int |
 
 
 def _consistency(x: NDArray[np.float64], again: NDArray[np.float64], sheets: Sequence[Sheet]) -> dict[str, Consistency]:
-    """Per rater, over all ratings that were asked for twice; {} where none were."""
+    """Per rater, over all ratings asked for twice; {} if none were."""
     twice = ~np.isnan(again)
     if not twice.any():
         return {}

@@ -1,4 +1,4 @@
-"""What raters hand in: each file checked against the key before any of it counts, and stored by rater."""
+"""The sheets that raters return: each is checked against the key, then stored by rater."""
 
 import json
 import re
@@ -32,10 +32,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_sheet(key: RatingKey, record: Mapping[str, Any], where: str) -> Sheet:
-    """A rater's sheet as it may be stored: known fields only, `complete` counted anew.
+    """A rater's sheet, checked and ready to store: known fields only, `complete` counted again.
 
-    Refused with a UserError that begins with `where`: the sheet of another key, items that are missing or more,
-    texts that are not those of the sheet, a rating that is no whole number from 1 to 5, a rater without a name.
+    A UserError that starts with `where` for a sheet of another key, missing or extra items, texts that differ from the
+    sheet's, a rating that is not a whole number from 1 to 5, or a rater without a name.
     """
     if record.get("sheet_id") != key["sheet_id"]:
         raise UserError(f"{where}: sheet_id: expected {key['sheet_id']}, found {_short(record.get('sheet_id'))}")
@@ -50,7 +50,7 @@ def check_sheet(key: RatingKey, record: Mapping[str, Any], where: str) -> Sheet:
     expected = {item["item_id"]: item for item in key["items"]}
     if found.keys() != expected.keys():
         odd = sorted(found.keys() ^ expected.keys())[0]
-        what = "a response that is not on the sheet" if odd in found else "a response of the sheet left out"
+        what = "a response that is not on the sheet" if odd in found else "one of them missing"
         raise UserError(f"{where}: item {_short(odd)}: expected the sheet's {len(expected)} responses, found {what}")
     items = {name: _check_item(item, found[name], f"{where}: item {name}") for name, item in expected.items()}
     return {
@@ -67,9 +67,7 @@ def _check_item(item: RatingItem, found: Any, where: str) -> RatedItem:
         raise UserError(f"{where}: expected an object with ratings, found {_short(found)}")
     for name, text in (("prompt", item["prompt"]), ("response", item["response"])):
         if found.get(name) != text:
-            raise UserError(
-                f"{where}: expected the sheet's own {name}, found an altered one: {_short(found.get(name))}"
-            )
+            raise UserError(f"{where}: expected the sheet's {name}, found another text: {_short(found.get(name))}")
     for name, value in found["ratings"].items():
         if name not in CRITERIA:
             raise UserError(f"{where}: expected a rating of {', '.join(CRITERIA)}, found {_short(name)}")
@@ -78,28 +76,28 @@ def _check_item(item: RatingItem, found: Any, where: str) -> RatedItem:
     note = found.get("note", "")
     if not (isinstance(note, str) and len(note) <= 4000):
         raise UserError(f"{where}: note: expected a text of at most 4000 characters, found {_short(note)}")
-    # Half a surrogate pair is valid in JSON, but in no file.
+    # JSON may hold half a surrogate pair, which no UTF-8 file can.
     return {"ratings": found["ratings"], "note": note.encode("utf-8", "replace").decode()}
 
 
 def check_rater(sheet: Sheet, raters: dict[str, str], where: str) -> None:
-    """A UserError where another rater has this sheet's name, or too many have come. raters: rater_id -> name."""
+    """A UserError if another rater has this name, or if there are too many raters. raters: rater_id -> name."""
     others = [name.casefold() for rater_id, name in raters.items() if rater_id != sheet["rater_id"]]
     if sheet["rater"].casefold() in others:
-        raise UserError(f"{where}: rater: expected another name than {sheet['rater']!r}, which has handed in already")
+        raise UserError(f"{where}: rater: {sheet['rater']!r} has already returned a sheet; use another name")
     if len(others) >= MAX_RATERS:
         raise UserError(f"{where}: expected at most {MAX_RATERS} raters, found one more")
 
 
 def store_sheet(folder: Path, sheet: Sheet) -> Path:
-    """Write a checked sheet to folder/RATER_ID.json, in place of an earlier one of the same rater."""
+    """Write a checked sheet to folder/RATER_ID.json; it replaces an earlier one by the same rater."""
     path = folder / f"{sheet['rater_id']}.json"
     write_json(path, sheet)
     return path
 
 
 def stored_sheets(key: RatingKey, folder: Path) -> list[Sheet]:
-    """All stored sheets, by file name. Two by the same name of a rater are refused: one person counts once."""
+    """All stored sheets, by file name. A UserError for two with the same rater's name: one person counts once."""
     sheets: list[Sheet] = []
     names: dict[str, Path] = {}
     for path in sorted(folder.glob("*.json")):
@@ -113,7 +111,7 @@ def stored_sheets(key: RatingKey, folder: Path) -> list[Sheet]:
 
 
 def _check_stored(key: RatingKey, sheet: Mapping[str, Any], path: Path) -> Sheet:
-    """Stored sheets leave out the texts; with the key's they pass the same check."""
+    """Check a stored sheet: it has no texts, so take them from the key."""
     items = sheet.get("items")
     if isinstance(items, dict):
         texts = {item["item_id"]: item for item in key["items"]}
@@ -126,9 +124,9 @@ def _check_stored(key: RatingKey, sheet: Mapping[str, Any], path: Path) -> Sheet
 
 
 def import_sheets(key: RatingKey, files: Sequence[Path], folder: Path) -> list[Sheet]:
-    """Check all files, then store them, then return all stored sheets: one bad file and nothing is stored.
+    """Check all files, then store them, then return all stored sheets. If one file is bad, nothing is stored.
 
-    A rater's sheet that is stored already with other ratings is refused as doubled, by id and by name.
+    A UserError for a second sheet of a rater, by id or name, with other ratings than the stored one.
     """
     stored = {sheet["rater_id"]: sheet for sheet in stored_sheets(key, folder)}
     names = {sheet["rater"].casefold(): sheet["rater_id"] for sheet in stored.values()}
@@ -137,12 +135,12 @@ def import_sheets(key: RatingKey, files: Sequence[Path], folder: Path) -> list[S
         sheet = check_sheet(key, read_object(path), str(path))
         rater_id, name = sheet["rater_id"], sheet["rater"].casefold()
         if rater_id in new:
-            raise UserError(f"{path}: expected one file of a rater, found a second of {sheet['rater']!r}")
+            raise UserError(f"{path}: expected one file per rater, found a second of {sheet['rater']!r}")
         if names.setdefault(name, rater_id) != rater_id:
             raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another by that name")
         earlier = stored.get(rater_id)
         if earlier and earlier["complete"] and earlier != sheet:
-            raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another one stored already")
+            raise UserError(f"{path}: expected one sheet of {sheet['rater']!r}, found another that is already stored")
         new[rater_id] = sheet
     for sheet in new.values():
         store_sheet(folder, sheet)

@@ -1,4 +1,4 @@
-"""The five criteria and what each step from 1 to 5 means; the page and the analysis speak of nothing else."""
+"""The five criteria, and the meaning of each step from 1 to 5, for the page and the analysis."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ STEPS = (1, 2, 3, 4, 5)
 
 
 class Criterion(NamedTuple):
-    """One question about a response, and the words of its steps 1 to 5."""
+    """One question about a response, and the wording of its steps 1 to 5."""
 
     title: str
     question: str

@@ -1,7 +1,7 @@
-"""The rating sheet over HTTP on loopback: one page out, ratings in, nothing else.
+"""The rating sheet over HTTP on loopback: it serves one page and accepts ratings, nothing else.
 
-Other users of a cluster's login node share its loopback, so every request must carry the token of the printed
-address. The key and the answers of other raters have no address here.
+Other users of a cluster's login node share its loopback, so every request needs the token from the printed address.
+The key and the answers of other raters are not served.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from rlhf.errors import UserError
 from rlhf.file_types import RatingKey, Sheet
 from rlhf.ratings.collect import MAX_BYTES, check_rater, check_sheet, store_sheet, stored_sheets
 
-_TIMEOUT = 30  # seconds that a client may keep a connection waiting
-_LIFETIME = 120  # seconds that a connection may last, however busy: a sheet may come through a slow tunnel
+_TIMEOUT = 30  # seconds to wait for a client
+_LIFETIME = 120  # seconds that a connection may last: long enough for a slow tunnel
 _CONNECTIONS = 32  # at once; a rater's browser opens one or two
 _SIZE = re.compile(r"[0-9]{1,9}")
 _HEADERS = {
@@ -57,15 +57,15 @@ class SheetServer(ThreadingHTTPServer):
         self._storing = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """One thread a connection, of a limited number: those that come beyond it are closed."""
+        """Use one thread per connection; close connections beyond the limit."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Cuts a connection that lasts too long: a byte now and then would keep each single wait short."""
-        watch = threading.Timer(self.lifetime, _cut, (request,))
+        """Close a connection that lasts too long: a byte now and then would never hit the timeout."""
+        watch = threading.Timer(self.lifetime, _shut_down, (request,))
         watch.daemon = True
         watch.start()
         try:
@@ -75,25 +75,25 @@ class SheetServer(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """One line, and none for a client that went away; a traceback would show what was asked for."""
+        """Print one line, none for a client that disconnected. A traceback would show the request, token included."""
         error = sys.exception()
         if not isinstance(error, OSError):
             print(f"error: request: {type(error).__name__}", file=sys.stderr, flush=True)
 
     def store(self, sheet: Sheet) -> None:
-        """Store a checked sheet; a UserError where that fails, or another rater has handed in one by the same name."""
+        """Store a checked sheet; a UserError if that fails, or if another rater has the same name."""
         with self._storing:
             check_rater(sheet, self._raters, "sheet")
             try:
                 store_sheet(self.folder, sheet)
-            except UserError as error:  # names the folder, which is none of the rater's business
+            except UserError as error:  # it names the folder, which the rater must not see
                 print(f"error: {error}", file=sys.stderr)
-                raise UserError("sheet: expected to store it, found that the run's folder does not take it") from error
+                raise UserError("sheet: it could not be stored; save it as a file instead") from error
             self._raters[sheet["rater_id"]] = sheet["rater"]
 
 
-def _cut(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it was closed already
+def _shut_down(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # already closed
         request.shutdown(socket.SHUT_RDWR)
 
 
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if not self._allowed("/ratings") or not self._own_page():
             return
-        # A body in chunks has no size; two sizes are a request that hides another.
+        # A chunked body has no size. Two sizes may hide a second request.
         lengths = self.headers.get_all("Content-Length", []) + self.headers.get_all("Transfer-Encoding", [])
         length = lengths[0] if len(lengths) == 1 else ""
         if not _SIZE.fullmatch(length) or not 0 < int(length) <= MAX_BYTES:
@@ -131,17 +131,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, b"received", "text/plain; charset=utf-8")
 
     def _allowed(self, path: str) -> bool:
-        """Token, path and Host must be ours; a foreign Host is a page that had its name point to loopback."""
+        """Check token, path and Host; a foreign Host means DNS rebinding."""
         try:
             address = urlsplit(self.path)
-        except ValueError:  # brackets that are no address
-            self._refuse(HTTPStatus.BAD_REQUEST, "expected an address")
+        except ValueError:  # malformed brackets
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected a valid address")
             return False
         token = parse_qs(address.query).get("token", [""])[0]
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         known = hmac.compare_digest(token.encode(), self.server.token.encode())
         if not known or host not in ("127.0.0.1", "localhost"):
-            self._refuse(HTTPStatus.FORBIDDEN, "expected the address that rate.py printed, token included")
+            self._refuse(HTTPStatus.FORBIDDEN, "use the address that the command printed, with its token")
         elif address.path != path:
             self._refuse(HTTPStatus.NOT_FOUND, "nothing here")
         else:
@@ -149,15 +149,15 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _own_page(self) -> bool:
-        """Whether what is posted comes from the page itself, as far as the browser says where it comes from."""
+        """Whether the request comes from this page, as far as the browser says."""
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
         if origin in (None, f"http://{self.headers['Host']}") and site in (None, "same-origin"):
             return True
-        self._refuse(HTTPStatus.FORBIDDEN, "expected ratings from the rating page, found another one's")
+        self._refuse(HTTPStatus.FORBIDDEN, "expected a request from the rating page, found one from another page")
         return False
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # a body that was not read must not be taken for the next request
+        self.close_connection = True  # an unread body must not be parsed as the next request
         self._answer(status, text.encode("utf-8", "replace"), "text/plain; charset=utf-8")
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
@@ -168,4 +168,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests carry the token: they are not logged."""
+        """Log nothing: requests carry the token."""

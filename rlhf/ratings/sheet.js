@@ -15,11 +15,11 @@
   try {
     const kept = JSON.parse(localStorage.getItem(slot));
     if (kept && kept.raterId) state = kept;
-  } catch { /* nothing kept, or storage is off: the page still works, without memory */ }
+  } catch { /* nothing stored, or storage is off: the page still works */ }
 
   function keep() {
     try { localStorage.setItem(slot, JSON.stringify(state)); }
-    catch { $("status").textContent = "This browser does not keep your ratings: do not close the page before saving."; }
+    catch { $("status").textContent = "This browser does not store your ratings: save them before you close the page."; }
   }
 
   const valueOf = (fieldset) => (state.ratings[itemOf(fieldset)] || {})[fieldset.dataset.criterion];
@@ -35,8 +35,8 @@
     $("count").textContent = `${done} of ${fieldsets.length} ratings`;
     const left = fieldsets.length - done;
     $("missing").textContent = left
-      ? `${left} ratings are still missing. You can save now and go on later; only a complete sheet counts.`
-      : "All ratings are given. Thank you.";
+      ? `${left} ratings are still missing. You can save now and continue later. Only a complete sheet counts.`
+      : "All ratings are complete. Thank you.";
   }
 
   function show(index, focus = true) {
@@ -103,7 +103,7 @@
     link.download = `ratings-${sheet.slice(0, 6)}-${state.rater.trim().replace(/[^A-Za-z0-9]+/g, "_") || "rater"}.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    $("status").textContent = `Saved as ${link.download}. Hand this file to the person who runs the rating.`;
+    $("status").textContent = `Saved as ${link.download}. Give this file to the person who runs the rating.`;
   }
 
   async function send() {
@@ -112,9 +112,9 @@
     try {
       const answer = await fetch(`ratings${location.search}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(record()) });
       const text = await answer.text();
-      $("status").textContent = answer.ok ? "Received. Thank you; sending again replaces it." : `Not received: ${text}`;
+      $("status").textContent = answer.ok ? "Received. Thank you. Sending again replaces it." : `Not received: ${text}`;
     } catch {
-      $("status").textContent = "Not received: the server does not answer. Save as a file instead.";
+      $("status").textContent = "Not received: no answer from the server. Save as a file instead.";
     }
   }
 

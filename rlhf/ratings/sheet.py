@@ -1,4 +1,4 @@
-"""The rating sheet: one offline page that does not tell which model wrote what, and its key, kept apart."""
+"""The rating sheet: an offline page that does not show which model wrote what, and its key, a separate file."""
 
 import base64
 import hashlib
@@ -21,14 +21,14 @@ _HERE = Path(__file__).parent
 def read_responses(path: Path) -> list[ResponseRow]:
     """Rows of a .jsonl file with prompt_id, model, prompt and response as texts; a UserError names file and row."""
     if not path.is_file():
-        raise UserError(f"{path}: expected the responses to the rating prompts, found none; evaluate anew")
+        raise UserError(f"{path}: expected the responses to the rating prompts, found none; run the evaluation again")
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # the latter from a million brackets
+        except (ValueError, RecursionError) as error:  # RecursionError: a million brackets
             raise UserError(f"{path}:{number}: expected JSON, found: {error}") from None
         for name in ("prompt_id", "model", "prompt", "response"):
             if not isinstance(row, dict) or not isinstance(row.get(name), str):
@@ -41,9 +41,9 @@ def make_key(rows: Sequence[ResponseRow], repeats: int, rng: random.Random | Non
     """Put the responses into a random order under random ids: {"sheet_id", "items": [...]} in the sheet's order.
 
     rows: one for each (prompt_id, model), with prompt and response; every prompt has the same models. The first
-    `repeats` prompts of the sheet come again at its end, in a new order, under new ids. An item: item_id, group
-    (the screen it is on), repeat (bool), prompt_id, model, prompt, response. Order and ids are from the system's
-    random source unless `rng` is given, so that no seed in a recipe tells them. Raises UserError.
+    `repeats` prompts of the sheet appear again at its end, in a new order and under new ids. An item: item_id, group
+    (its screen), repeat (bool), prompt_id, model, prompt, response. Order and ids come from the system's random source
+    unless `rng` is given, so that no seed in a recipe reveals them. Raises UserError.
     """
     rng = rng or random.SystemRandom()
     prompts: dict[str, dict[str, ResponseRow]] = {}
@@ -79,7 +79,7 @@ def make_key(rows: Sequence[ResponseRow], repeats: int, rng: random.Random | Non
 
 
 def render_sheet(key: RatingKey) -> str:
-    """The page of a key: texts, ids and order of its items, nothing of models or prompt ids."""
+    """The page for a key: texts, ids and order of its items; no models, no prompt ids."""
     groups: dict[int, dict[str, Any]] = {}
     for item in key["items"]:
         group = groups.setdefault(item["group"], {"prompt": item["prompt"], "items": []})
@@ -99,11 +99,11 @@ def render_sheet(key: RatingKey) -> str:
         criteria=CRITERIA,
         steps=STEPS,
         script=Markup(script),
-        script_digest=digest,  # the only script that the page lets run
+        script_digest=digest,  # the only script that the page allows
     )
 
 
 def _as_shown(text: str) -> str:
-    """The text as a browser gives it back: its line ends, no NUL, no half of a surrogate pair."""
+    """The text as a browser returns it: LF line ends, no NUL, no half surrogate pairs."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return text.encode("utf-8", "replace").decode("utf-8")

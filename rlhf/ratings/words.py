@@ -1,4 +1,4 @@
-"""The comparison of rated models in sentences, by stated rules: no sentence says more than its interval."""
+"""The comparison of rated models in sentences, by stated rules: no sentence claims more than its interval shows."""
 
 from collections.abc import Iterator
 
@@ -27,12 +27,12 @@ def _differences(result: Ratings) -> Iterator[str]:
             yield f"Raters gave {pair['of']} lower ratings than {pair['over']} ({numbers})."
         else:
             names = f"{pair['of']} and {pair['over']}"
-            yield f"The ratings show no difference between {names} beyond their noise ({numbers})."
+            yield f"The ratings show no difference between {names} beyond noise ({numbers})."
 
 
 def _agreement(result: Ratings) -> Iterator[str]:
     if len(result["raters"]) < 2:
-        yield "There was one rater, so agreement between raters is unknown, and the ratings are one person's view."
+        yield "There was one rater: agreement between raters is unknown, and the ratings are one person's view."
         return
     titles = result["criteria"]
     groups: dict[str, list[str]] = {"reliable": [], "tentative": [], "unreliable": [], "constant": []}
@@ -47,7 +47,7 @@ def _agreement(result: Ratings) -> Iterator[str]:
         "reliable": f"Raters agree well (alpha of at least {RELIABLE}) on",
         "tentative": f"Agreement allows tentative conclusions only (alpha {TENTATIVE} to {RELIABLE}) on",
         "unreliable": f"Raters do not agree enough for a conclusion (alpha below {TENTATIVE}) on",
-        "constant": "All gave the same rating throughout, so that agreement has no measure, on",
+        "constant": "All ratings are equal, so agreement cannot be measured, on",
     }
     for kind, names in groups.items():
         if names:
@@ -57,7 +57,7 @@ def _agreement(result: Ratings) -> Iterator[str]:
 def _consistency(result: Ratings) -> Iterator[str]:
     for rater, own in result["consistency"].items():
         yield (
-            f"Asked again, {rater} gave the same rating in {own['same']:.0%} of {own['n']} cases, "
+            f"When asked again, {rater} gave the same rating in {own['same']:.0%} of {own['n']} cases, "
             f"{own['mean_difference']:.2f} points apart on average."
         )
 
@@ -67,11 +67,11 @@ def _sample(result: Ratings) -> Iterator[str]:
     for pair in result["pairs"]:
         needed, names = pair["prompts_needed"], f"{pair['of']} and {pair['over']}"
         if needed is None:
-            yield f"One prompt does not tell how many ratings a difference between {names} needs."
+            yield f"One prompt is not enough to estimate how many are needed to compare {names}."
         elif needed > n:
             yield (
-                f"To see a difference of 0.3 points between {names} (power 80%), {needed} prompts would be needed, "
+                f"To detect a difference of 0.3 points between {names} (power 80%), {needed} prompts are needed, "
                 f"{needed - n} more than were rated."
             )
         else:
-            yield f"The {n} prompts suffice to see a difference of 0.3 points between {names} (power 80%: {needed})."
+            yield f"{n} prompts are enough to detect a difference of 0.3 points between {names} (power 80%: {needed})."

@@ -1,6 +1,6 @@
-"""The report of several runs: one self-contained page, its plots, and words that say what the numbers carry.
+"""The report of several runs: one self-contained page, its plots, and sentences on what the numbers show.
 
-Numbers come from seeds.py, words are in seeds.html.j2. What a run has not written is left out, never guessed.
+Numbers come from seeds.py, words are in seeds.html.j2. Missing results are left out, never guessed.
 """
 
 import base64
@@ -21,11 +21,10 @@ from rlhf.storage.stages import STAGES, TITLES
 def build_seed_report(
     folder: Path, run_dirs: Sequence[Path], title: str | None = None, author: str | None = None
 ) -> Path:
-    """Write folder/report/seeds.html and one seeds_NAME.png a plot; return the page's path.
+    """Write folder/report/seeds.html and one seeds_NAME.png per plot; return the page's path.
 
-    folder: where the page goes, made where it is not there; run_dirs: the run folders that are gathered. Raises
-    UserError for fewer than two of them, one that comes twice or is not there, a file that cannot be read, and
-    runs that have no finished stage in common.
+    folder: is created if missing; run_dirs: the run folders. Raises UserError for fewer than two runs, a run that is
+    missing or given twice, a file that cannot be read, and runs without a finished stage in common.
     """
     runs = read_runs(run_dirs)
     images = {f"seeds_{name}": plots.to_png(figure) for name, figure in draw(runs).items()}
@@ -34,7 +33,7 @@ def build_seed_report(
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
-    """The runs, with the results of finished stages only."""
+    """Read the runs, keeping the results of finished stages only."""
     if len(run_dirs) < 2:
         raise UserError(f"runs: expected at least two runs, found {len(run_dirs)}")
     for i, path in enumerate(run_dirs):
@@ -46,7 +45,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
             f"{run.path.name} ({' '.join(stage for stage in STAGES if seeds.done(run, stage)) or 'none'})"
             for run in runs
         )
-        raise UserError(f"runs: expected a finished stage that two runs have in common, found {found}")
+        raise UserError(f"runs: expected a finished stage in common, found {found}")
     return runs
 
 
@@ -68,7 +67,7 @@ def draw(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def render(runs: Sequence[Run], images: Mapping[str, bytes], title: str, author: str | None = None) -> str:
-    """Return the page. images: plot name -> PNG bytes, put into the page; one not given is left out."""
+    """Return the page. images: plot name -> PNG bytes, embedded in the page; figures without an image are left out."""
     made = environment()
     made.filters["shown"] = lambda value, form: made.filters[form](value)
     same = seeds.same_seeds(runs)
@@ -79,7 +78,7 @@ def render(runs: Sequence[Run], images: Mapping[str, bytes], title: str, author:
         names=[run.path.name for run in runs],
         stage_names=TITLES,
         model_names=plots.NAMES,
-        draws="runs" if same else "seeds",  # runs with the same seed are no more seeds
+        draws="runs" if same else "seeds",  # with equal seeds among them, they are not a sample of seeds
         same_seeds=same,
         setting_differences=seeds.setting_differences(runs),
         gains=seeds.gains(runs),

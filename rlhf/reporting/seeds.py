@@ -1,7 +1,7 @@
-"""Several runs of one recipe that differ in their seeds: every run's value, their mean and its interval.
+"""Several runs of one recipe with different seeds: each run's value, their mean, and the mean's interval.
 
-A run's own interval is over prompts and speaks for that run; the interval here is over runs and speaks for the
-recipe. Full and LoRA of one run share its reward model and its prompts, so that they are compared run by run.
+A run's own interval is over prompts and holds for that run; the interval here is over runs and holds for the recipe.
+Full and LoRA of one run share its reward model and prompts, so they are compared run by run.
 """
 
 import math
@@ -20,18 +20,24 @@ from rlhf.storage.stages import POLICIES, TITLES, says_done
 
 CONFIDENCE = 0.95
 
-# What a model is measured by: (name in tables, how its values are shown). A gain is over the base model.
+# Measures of a model: (name in tables, how to show its values). A gain is over the base model.
 MEASURES = {
     "mean_reward": ("Mean reward", "num"),
     "gain": ("Gain in mean reward", "signed"),
     "gold_gain": ("Gain by the second reward model", "signed"),
-    "kl_per_token": ("KL at the end (nats a token)", "num"),
+    "kl_per_token": ("KL at the end (nats per token)", "num"),
     "response_length": ("Response length (tokens)", "num"),
     "eos_rate": ("EOS rate", "percent"),
 }
-COMPARED = ("gain", "gold_gain", "kl_per_token", "response_length", "eos_rate")  # the reward's difference is the gain's
+COMPARED = (
+    "gain",
+    "gold_gain",
+    "kl_per_token",
+    "response_length",
+    "eos_rate",
+)  # not mean_reward: its difference equals the gain's
 
-_SEEDED = ("reward", "ppo_full", "ppo_lora")  # stages whose seed makes a run a draw of its own
+_SEEDED = ("reward", "ppo_full", "ppo_lora")  # stages in which runs must have different seeds
 _OWN = {"run", "runs_dir", "output_dir", "logging_dir", "run_name", "seed", "data_seed", "eval_seed"}
 
 
@@ -41,7 +47,7 @@ class Summary:
 
     name: str
     form: str  # how to show a value: num, signed or percent
-    values: list[float | None]  # one a run, in the runs' order; None where the run has none
+    values: list[float | None]  # one per run, in the runs' order; None for a run without it
     mean: float
     interval: tuple[float, float] | None  # of the mean; None with one value
     p_value: float | None  # two-sided, that the mean is 0; None with one value, or with equal ones
@@ -75,8 +81,8 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def summarise(name: str, form: str, values: Sequence[float | None]) -> Summary | None:
-    """Mean, interval and p-value of the values that are there; None without any."""
+def summary_of(name: str, form: str, values: Sequence[float | None]) -> Summary | None:
+    """Mean, interval and p-value of the values that are not None; None without any."""
     there = [value for value in values if value is not None]
     if not there:
         return None
@@ -85,35 +91,35 @@ def summarise(name: str, form: str, values: Sequence[float | None]) -> Summary |
 
 
 def summaries(runs: Sequence[Run]) -> list[Summary]:
-    """Every quantity that some run has: accuracy of the reward model, then each measure of each model."""
+    """Every quantity that at least one run has: the reward model's accuracy, then each measure of each model."""
     accuracies = [_number(run.reward, "after", "accuracy") for run in runs]
-    made = [summarise("Reward model, accuracy", "percent", accuracies)]
+    made = [summary_of("Reward model, accuracy", "percent", accuracies)]
     for key, (name, form) in MEASURES.items():
         for model, label in plots.NAMES.items():
-            made.append(summarise(f"{name}, {label}", form, [measure(run, key, model) for run in runs]))
+            made.append(summary_of(f"{name}, {label}", form, [measure(run, key, model) for run in runs]))
     return [summary for summary in made if summary]
 
 
 def gains(runs: Sequence[Run]) -> dict[str, Summary]:
-    """ "full", "lora" -> the gain in mean reward over the runs, where some run has it."""
+    """ "full", "lora" -> the gain in mean reward over the runs, if at least one run has it."""
     name, form = MEASURES["gain"]
-    made = {model: summarise(name, form, [measure(run, "gain", model) for run in runs]) for model in ("full", "lora")}
+    made = {model: summary_of(name, form, [measure(run, "gain", model) for run in runs]) for model in ("full", "lora")}
     return {model: summary for model, summary in made.items() if summary}
 
 
 def differences(runs: Sequence[Run]) -> list[Summary]:
-    """LoRA minus full, run by run, in each compared measure that some run has of both."""
+    """LoRA minus full, run by run, in each compared measure that at least one run has for both."""
     made = []
     for key in COMPARED:
         name, form = MEASURES[key]
         pairs = [(measure(run, key, "full"), measure(run, key, "lora")) for run in runs]
         values = [None if full is None or lora is None else lora - full for full, lora in pairs]
-        made.append(summarise(f"{name} (share)" if form == "percent" else name, "signed", values))
+        made.append(summary_of(f"{name} (share)" if form == "percent" else name, "signed", values))
     return [summary for summary in made if summary]
 
 
 def measure(run: Run, key: str, model: str) -> float | None:
-    """A run's value of a measure of MEASURES for "base", "full" or "lora"; None where it has none."""
+    """A run's value of a measure of MEASURES for "base", "full" or "lora"; None if it has none."""
     if key == "gain":
         return _number(run.evaluation, "gains", model, "gain")
     if key == "gold_gain":
@@ -126,19 +132,19 @@ def measure(run: Run, key: str, model: str) -> float | None:
 
 
 def _number(record: Any, *keys: str) -> float | None:
-    """The number at the end of the keys of nested records; None where there is none."""
+    """The number under nested keys; None if there is none."""
     for key in keys:
         record = record.get(key) if isinstance(record, Mapping) else None
     return float(record) if plots.is_number(record) else None
 
 
 def done(run: Run, stage: str) -> bool:
-    """Whether a stage came to its end."""
+    """Whether a stage is finished."""
     return stage in run.stages and says_done(run.stages[stage])
 
 
 def finished(run: Run) -> Run:
-    """The run without the results of stages that did not come to their end: half a curve is no draw of the recipe."""
+    """The run without the results of unfinished stages: half a curve is not a sample of the recipe."""
     return replace(
         run,
         reward_log=run.reward_log if done(run, "reward") else [],
@@ -149,12 +155,12 @@ def finished(run: Run) -> Run:
 
 
 def same_seeds(runs: Sequence[Run]) -> list[str]:
-    """Sentences on runs that are not draws of their own: the same seed in a training stage."""
+    """Sentences on runs with the same seed in a training stage, which are one sample."""
     said = []
     for stage in _SEEDED:
         names = _by_value(runs, {run.path.name: run.stages[stage].get("seed") for run in runs if done(run, stage)})
         said += [
-            f"{TITLES[stage]}: {_join(group)} have the same seed, {seed}, and are one draw rather than {len(group)}"
+            f"{TITLES[stage]}: {_join(group)} have the same seed, {seed}: they count as one sample, not {len(group)}"
             for seed, group in names.items()
             if len(group) > 1 and seed != "None"
         ]
@@ -162,7 +168,7 @@ def same_seeds(runs: Sequence[Run]) -> list[str]:
 
 
 def setting_differences(runs: Sequence[Run]) -> list[str]:
-    """Sentences on the settings, seeds and the run's own folder aside, that are not the same in all runs."""
+    """Sentences on the settings that differ between runs, except for seeds and the run's own folder."""
     said = []
     for stage, title in TITLES.items():
         settings = {run.path.name: _settings(run, stage) for run in runs if done(run, stage)}

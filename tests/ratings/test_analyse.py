@@ -77,7 +77,7 @@ def test_incomplete_sheets_are_named_and_left_out():
 def test_without_a_complete_sheet_nothing_is_said():
     found = analyse(KEY, [], MODELS, 0.95, 0)
     assert "models" not in found
-    assert found["words"] == ["No complete sheet has come in, so nothing can be said about the responses."]
+    assert found["words"] == ["There is no complete rating sheet yet, so the responses cannot be compared."]
 
 
 def test_words_follow_the_intervals():

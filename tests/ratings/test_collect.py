@@ -1,4 +1,4 @@
-"""What raters hand in counts once, whole, and unaltered, or is refused by one line."""
+"""Returned sheets count once, complete and unaltered, or are refused with a one-line error."""
 
 import copy
 import json
@@ -49,10 +49,10 @@ def test_complete_is_counted_not_believed():
         (lambda r: r.update(rater="  "), "rater: expected a name"),
         (lambda r: r.update(rater_id="../../etc"), "rater_id: expected 32 hexadecimal"),
         (lambda r: r.update(items=[]), "items: expected an object"),
-        (lambda r: r["items"].pop(ITEM), "a response of the sheet left out"),
+        (lambda r: r["items"].pop(ITEM), "found one of them missing"),
         (lambda r: r["items"].update(new={}), "a response that is not on the sheet"),
-        (lambda r: r["items"][ITEM].update(response="better"), "the sheet's own response, found an altered one"),
-        (lambda r: r["items"][ITEM].update(prompt=None), "the sheet's own prompt, found an altered one: None"),
+        (lambda r: r["items"][ITEM].update(response="better"), "the sheet's response, found another text"),
+        (lambda r: r["items"][ITEM].update(prompt=None), "the sheet's prompt, found another text: None"),
         (lambda r: r["items"][ITEM].update(ratings=[5]), "expected an object with ratings"),
         (lambda r: r["items"][ITEM]["ratings"].update(coherence=6), "coherence: expected a whole number from 1 to 5"),
         (lambda r: r["items"][ITEM]["ratings"].update(coherence=True), "coherence: expected a whole number"),
@@ -85,7 +85,7 @@ def test_a_sheet_that_was_incomplete_may_come_again_complete(tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (rating_sheets.filled(KEY, "Ann", 3), "one file of a rater, found a second"),
+        (rating_sheets.filled(KEY, "Ann", 3), "one file per rater, found a second"),
         (rating_sheets.filled(KEY, "ANN", 3, number=2), "found another by that name"),
     ],
 )
@@ -99,7 +99,7 @@ def test_doubled_sheets_are_refused_and_nothing_is_stored(tmp_path, second, mess
 def test_other_ratings_of_a_complete_sheet_do_not_replace_it(tmp_path):
     store = tmp_path / "store"
     import_sheets(KEY, [write(tmp_path, "a.json", rating_sheets.filled(KEY, "Ann", 4))], store)
-    with pytest.raises(UserError, match="found another one stored already"):
+    with pytest.raises(UserError, match="found another that is already stored"):
         import_sheets(KEY, [write(tmp_path, "b.json", rating_sheets.filled(KEY, "Ann", 5))], store)
 
 

@@ -196,5 +196,5 @@ def test_an_altered_page_is_refused(page, sheet, tmp_path):
     rate_all(page)
     page.evaluate("document.querySelector('.response').textContent = 'a better one'")
     record = json.loads(saved(page, tmp_path).read_text())
-    with pytest.raises(ValueError, match="the sheet's own response, found an altered one"):
+    with pytest.raises(ValueError, match="the sheet's response, found another text"):
         check_sheet(KEY, record, "a.json")

@@ -63,7 +63,7 @@ def change(path: Path, edit: Callable[[Any], None]) -> None:
 
 def test_interval_and_p_value_by_hand() -> None:
     # 1 2 3: sd 1, standard error 1/sqrt(3) = 0.57735, t(0.975, 2) = 4.30265: 2 +- 2.4841
-    summary = seeds.summarise("x", "num", [1.0, None, 2.0, 3.0])
+    summary = seeds.summary_of("x", "num", [1.0, None, 2.0, 3.0])
     assert summary is not None
     assert (summary.mean, summary.n) == (2.0, 3)
     assert summary.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
@@ -72,11 +72,11 @@ def test_interval_and_p_value_by_hand() -> None:
 
 
 def test_one_value_has_no_interval_and_none_no_summary() -> None:
-    one = seeds.summarise("x", "num", [None, 0.5])
+    one = seeds.summary_of("x", "num", [None, 0.5])
     assert one is not None
     assert (one.mean, one.interval, one.p_value) == (0.5, None, None)
-    assert seeds.summarise("x", "num", [None, None]) is None
-    equal = seeds.summarise("x", "num", [0.5, 0.5])
+    assert seeds.summary_of("x", "num", [None, None]) is None
+    equal = seeds.summary_of("x", "num", [0.5, 0.5])
     assert equal is not None
     assert (equal.interval, equal.p_value) == ((0.5, 0.5), None)
 
@@ -116,12 +116,12 @@ def test_page_says_what_the_numbers_carry(runs: list[Path]) -> None:
         "Gain in mean reward, LoRA: over 3 seeds +2.000 on average (95% interval +0.758 to +3.242): the interval "
         "excludes 0: a gain beyond",
         "over 3 seeds LoRA minus full is 0.000 on average (95% interval -1.242 to +1.242, p = 1.000): the interval "
-        "includes 0: not told apart.",
+        "includes 0: no difference beyond the spread of the seeds.",
         "study-2 done seed 2",
         "Gain in mean reward, full 3 +2.000 -0.484 to +4.484 +1.000 +2.000 +3.000",
         "Reward model, accuracy 3 65.5% 65.5% to 65.5% 65.5% 65.5% 65.5%",
         "EOS rate, base 3 90.0%",
-        "The same in all runs, seeds and the run's own folder aside.",
+        "The same in all runs, except for seeds and the run's own folder.",
     ]:
         assert words in text, words
 
@@ -173,7 +173,7 @@ def test_settings_that_differ_are_listed(runs: list[Path]) -> None:
 def test_runs_with_the_same_seed_are_not_called_seeds(runs: list[Path]) -> None:
     change(runs[1] / "ppo_lora/run.json", lambda r: r.update(seed=1))
     text = page_of(runs)
-    assert "PPO, LoRA: study-1 and study-2 have the same seed, 1, and are one draw rather than 2." in text
+    assert "PPO, LoRA: study-1 and study-2 have the same seed, 1: they count as one sample, not 2." in text
     assert "over 3 runs LoRA minus full" in text
 
 
@@ -182,12 +182,12 @@ def test_what_is_not_done_is_left_out(runs: list[Path]) -> None:
     shutil.rmtree(runs[1] / "evaluation")
     text = page_of(runs)
     assert "study-1 done seed 1 not run done seed 1 done seed 1 failed seed 1" in text
-    assert "one run has both, LoRA minus full -0.500: without a second one nothing can be said of seeds." in text
+    assert "one run has both, LoRA minus full -0.500: a second run is needed to compare seeds." in text
     assert "Gain in mean reward, full 1 +3.000 – – – +3.000" in text
     shutil.rmtree(runs[2] / "evaluation")
     for path in runs:
         shutil.rmtree(path / "ppo_lora")
-    assert "No run has finished results of both full and LoRA: they are not compared." in page_of(runs)
+    assert "No run has finished results of both full fine-tuning and LoRA, so they are not compared." in page_of(runs)
 
 
 def test_runs_that_cannot_be_gathered(runs: list[Path], tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_plots_show_every_run_and_the_mean() -> None:
 
 
 def test_gains_are_joined_by_run() -> None:
-    full, lora = (seeds.summarise("", "signed", values) for values in ([1.0, 2.0, 3.0], [1.5, None, 2.5]))
+    full, lora = (seeds.summary_of("", "signed", values) for values in ([1.0, 2.0, 3.0], [1.5, None, 2.5]))
     assert full
     assert lora
     figure = seed_plots.gains(["a$1$", "b", "c"], {"full": full, "lora": lora})
@@ -257,7 +257,7 @@ def test_script(
     assert call(monkeypatch, "--runs_dir", tmp_path, "--run", "study", "--runs", *names) == 0
     assert f"report: {tmp_path}/study/report/seeds.html, seeds.pdf" in capsys.readouterr().out
     text = " ".join(page.extract_text() for page in PdfReader(tmp_path / "study/report/seeds.pdf").pages)
-    assert "not told apart" in " ".join(text.split())
+    assert "no difference beyond the spread" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
