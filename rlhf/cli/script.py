@@ -23,7 +23,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         reason = cannot_write(error)
         if reason is None:
             raise
-        print(f"error: {error.filename or 'disk'}: expected to write there, found: {reason}", file=sys.stderr)
+        print(f"error: {error.filename or 'disk'}: cannot write: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

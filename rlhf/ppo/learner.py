@@ -132,7 +132,7 @@ class Learner:
         rows: of all ranks, those that are not finite, as `broken_rows` has them.
         """
         self.passes = []
-        self.skips.left_out(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
+        self.skips.report(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
         zeros = wide(torch.zeros(len(SUMS), device=self.accelerator.device))
         return _result(zeros, (0, 0, 1), 0, zeros[0], zeros[:2])
 
@@ -140,7 +140,7 @@ class Learner:
         rows = all_rows(rows)
         lost = any(isinstance(row[name], str) for row in rows for name in ("policy_loss", "value_loss"))
         what = ["loss", "gradient"] if lost else ["gradient"]
-        self.skips.left_out(step, what, rows, grad_norm=[json_number(norm) for norm in norms])
+        self.skips.report(step, what, rows, grad_norm=[json_number(norm) for norm in norms])
 
     def _went_far(self, approxkl: Tensor, n_tokens: int) -> bool:
         if self.args.target_kl is None:

@@ -97,7 +97,7 @@ class UpdateGuard(TrainerCallback):
         self.losses.recent_skipped += 1
         rows = all_rows(list(self._facts()))
         what = ["loss", "gradient"] if any(isinstance(row["loss"], str) for row in rows) else ["gradient"]
-        self.skips.left_out(step, what, rows, grad_norm=json_number(norm))
+        self.skips.report(step, what, rows, grad_norm=json_number(norm))
         return False
 
     def _facts(self) -> Iterator[SkippedRow]:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next step depends on, whole or absent, the newest whole one first."""
+"""Checkpoints: everything that the next step depends on; complete or absent; resumed from the newest intact one."""
 
 import json
 import os
@@ -16,32 +16,32 @@ from rlhf.errors import UserError, printable
 from rlhf.file_types import CheckpointFacts, StepFile
 from rlhf.storage.disk import MANIFEST, fault
 
-PPO, REWARD = "step-", "checkpoint-"  # what the folders are called, before the number of their step
+PPO, REWARD = "step-", "checkpoint-"  # folder names, before the number of the step
 
 STEP_FILE = "step.json"
 
 _LEFT = "left-"
 
-SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what a full disk looks like, by who writes
+SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what different writers raise on a full disk
 
-# What decides, in PPO, which prompts each step gets, and with which random numbers.
+# In PPO these decide which prompts each step gets, and with which random numbers.
 _DATA = ("train_dataset", "seed", "data_seed")
 
 
 def not_written(target: Path, problem: Exception) -> UserError:
-    """A checkpoint that failed and has been removed, as the user hears of it."""
+    """The error for a checkpoint that could not be written and has been removed."""
     reason = getattr(problem, "strerror", None) or " ".join(str(problem).split())[:200]
     room = shutil.disk_usage(target.parent).free / 1e6 if target.parent.exists() else 0.0
     earlier = [path.name for path in numbered(target.parent, target.name.rpartition("-")[0] + "-")]
-    kept = ", ".join(name for name in earlier if name != target.name) or "none there is"
+    kept = ", ".join(name for name in earlier if name != target.name) or "there are none"
     return UserError(
-        f"{target}: expected to write a checkpoint there, found: {reason} ({room:.1f} MB are free); "
-        f"nothing is left of it, earlier ones are kept: {kept}"
+        f"{target}: cannot write the checkpoint: {reason} ({room:.1f} MB are free); free some space; "
+        f"its files were removed, earlier checkpoints are kept: {kept}"
     )
 
 
 def run_facts(accelerator: Accelerator) -> CheckpointFacts:
-    """What the files of a checkpoint depend on besides the settings."""
+    """What a checkpoint's files depend on besides the settings."""
     return {"processes": accelerator.num_processes, "engine": engine_name(accelerator)}
 
 
@@ -51,29 +51,29 @@ def write_step(checkpoint: Path, step: int, facts: Mapping[str, object]) -> None
 
 
 def read_step(checkpoint: Path, found: Mapping[str, object]) -> StepFile:
-    """CHECKPOINT/step.json; a UserError where the run that it is of cannot go on as `found`.
+    """CHECKPOINT/step.json; a UserError if a run with the facts `found` cannot resume from it.
 
-    Data are dealt by the responses or pairs of a step over all processes, so their number must be the same, and so
-    must prompts and seeds where the checkpoint has them. Under data parallel the number of processes may differ;
-    files of DeepSpeed and FSDP2 are of as many as wrote them.
+    The global batch size must be the same, because it decides which data each step gets; so must prompts and seeds if
+    the checkpoint has them. Under data parallelism the number of processes may differ. Checkpoints of DeepSpeed and
+    FSDP2 need as many processes as wrote them.
     """
     facts = _facts(checkpoint)
     if facts is None:
-        raise UserError(f"{checkpoint / STEP_FILE}: expected the facts of a checkpoint of rlhf, found none")
+        raise UserError(f"{checkpoint / STEP_FILE}: not of a checkpoint that rlhf has written")
     sharded = any(name in f"{facts['engine']} {found['engine']}" for name in ("DEEPSPEED", "FSDP"))
     data = [name for name in _DATA if name in facts]
     written = cast(Mapping[str, object], facts)
     for name in ("batch_size", *(("engine", "processes") if sharded else ()), *data):
         if written[name] != found.get(name):
             raise UserError(
-                f"{checkpoint}: expected {name} {written[name]}, with which it was written, found {found.get(name)}"
-                + ("; see gradient_accumulation_steps" if name == "batch_size" else "")
+                f"{checkpoint}: written with {name} {written[name]}, but this run has {found.get(name)}"
+                + ("; see gradient_accumulation_steps" if name == "batch_size" else "; use the same to resume")
             )
     return facts
 
 
 def _facts(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> StepFile | None:
-    """CHECKPOINT/step.json; None where it is not what write_step writes, which a manifest does not tell."""
+    """CHECKPOINT/step.json; None if `write_step` did not write it, which a manifest cannot tell."""
     try:
         facts = json.loads((checkpoint / STEP_FILE).read_text(encoding="utf-8"))
         read(facts)
@@ -84,7 +84,7 @@ def _facts(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> StepF
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
-    """The folders in it that are called PREFIX and a number, lowest first; no clock decides."""
+    """Folders named PREFIX and a number, lowest first. Clocks play no part."""
     found = (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdecimal())
     return sorted((path for path in found if path.is_dir()), key=checkpoint_step)
 
@@ -95,14 +95,14 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a PPO run, oldest first; what is in them is not looked at."""
+    """Finished checkpoints of a PPO run, oldest first; their contents are not checked."""
     return [path for path in numbered(folder / "checkpoints", PPO) if (path / MANIFEST).is_file()]
 
 
 def problem_of(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> str | None:
-    """What is wrong with a checkpoint, None when it is whole and the one that its name says.
+    """What is wrong with a checkpoint; None if it is intact and of the step in its name.
 
-    read: takes what a stage needs out of its step.json; fails where that is not in it.
+    read: takes what a stage needs from step.json, and raises if that is missing.
     """
     found = fault(checkpoint)
     if found is None:
@@ -115,9 +115,9 @@ def problem_of(checkpoint: Path, read: Callable[[StepFile], object] = dict) -> s
 
 
 def newest_whole(folder: Path, prefix: str, problem: Callable[[Path], str | None] = problem_of) -> Path | None:
-    """The whole checkpoint with the highest number, None where there is no checkpoint at all; alike on all ranks.
+    """The intact checkpoint with the highest number, the same on all ranks; None if there are no checkpoints.
 
-    Says on one line which broken one it passed over, and why; a UserError where all are broken.
+    Prints one line for each broken one that it skips. A UserError if all are broken.
     """
     return from_main(lambda: _newest(numbered(folder, prefix), problem))
 
@@ -128,28 +128,29 @@ def _newest(found: list[Path], problem: Callable[[Path], str | None]) -> Path | 
     for checkpoint in reversed(found):
         reason = problem(checkpoint)
         if reason is None:
-            _say([*broken, *unfinished], f"going on from {checkpoint.name}")
+            _say([*broken, *unfinished], f"resuming from {checkpoint.name}")
             return checkpoint
-        # transformers writes in place: a run that was killed meanwhile leaves one that was never finished.
+        # transformers writes in place: a run that is killed meanwhile leaves an unfinished checkpoint.
         never = checkpoint.name.startswith(REWARD) and not (checkpoint / MANIFEST).exists()
-        (unfinished if never else broken).append(f"{checkpoint}: expected a whole checkpoint, found {reason}")
+        (unfinished if never else broken).append(f"{checkpoint}: broken checkpoint, found {reason}")
     if broken:
-        more = f"; {len(broken) - 1} older ones are broken, too" if broken[1:] else ""
-        raise UserError(f"{broken[0]}{more}; move them away to start anew")
-    _say(unfinished, "starting anew")
+        more = f"; {len(broken) - 1} older checkpoints are broken, too" if broken[1:] else ""
+        raise UserError(f"{broken[0]}{more}; move them away to start from the beginning")
+    _say(unfinished, "starting from the beginning")
     return None
 
 
 def _say(lines: list[str], then: str) -> None:
     for line in lines:
-        print(printable(f"passed over {line}; {then}"))  # it names what a manifest names
+        print(printable(f"skipped {line}; {then}"))  # a manifest may contain any names
 
 
 def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = None) -> None:
-    """Rename checkpoints of later steps than the one that a run goes on from: broken, or of a run that was left.
+    """Rename checkpoints after `step`, which a run resumes from, to left-NAME: broken or of an abandoned run.
 
-    Otherwise it would be of two histories, and its limit would delete its own checkpoints before those. There is one
-    of a step, and with a limit as many as that, those of the last time first.
+    Otherwise the folder would mix two histories, and `limit` would delete new checkpoints before old ones. At most
+    `limit` renamed checkpoints are kept, those of this call first; a checkpoint renamed earlier is replaced by one of
+    the same step unless only the earlier one is intact.
     """
     later = [checkpoint for checkpoint in numbered(folder, prefix) if checkpoint_step(checkpoint) > step]
     for checkpoint in later:
@@ -157,7 +158,7 @@ def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = No
     fresh = {f"{_LEFT}{checkpoint.name}" for checkpoint in later}
     left = sorted(numbered(folder, f"{_LEFT}{prefix}"), key=lambda path: (path.name in fresh, checkpoint_step(path)))
     spare = left[:-limit] if limit else []
-    # What a run goes on from is whole. One that begins has nothing else, should those that stay be broken.
+    # Delete only if something intact remains: the checkpoint to resume from, or one of those that are kept.
     if spare and (step or any(fault(path) is None for path in left[len(spare) :])):
         for checkpoint in spare:
             remove(checkpoint)
@@ -173,7 +174,7 @@ def _set_aside(checkpoint: Path) -> None:
 
 
 def rotate(newest: Path, prefix: str, limit: int | None, best: str | None = None) -> None:
-    """Delete the oldest checkpoints over the limit: never the newest, which has just been written, nor the best."""
+    """Delete the oldest checkpoints beyond the limit, but never the newest, just written, or the best."""
     if not limit:
         return
     found = numbered(newest.parent, prefix)
@@ -184,7 +185,7 @@ def rotate(newest: Path, prefix: str, limit: int | None, best: str | None = None
 
 
 def remove(checkpoint: Path) -> None:
-    """Out of sight at one stroke, lest half of it be taken for a broken one."""
+    """Rename before deleting, so that an interrupted delete never looks like a broken checkpoint."""
     if checkpoint.exists():
         gone = checkpoint.with_name(f".{checkpoint.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files that outlive a crash: on the disk before anything counts on them, whole or absent, and checked when read."""
+"""Files that survive a crash: flushed before anything relies on them, complete or absent, checked when read."""
 
 import errno
 import hashlib
@@ -17,34 +17,34 @@ from rlhf.file_types import FileDigest, Manifest
 
 MANIFEST = "manifest.json"
 
-# Without these a folder is no model to anyone: they go first and come back last.
+# Without one of these nobody takes a folder for a model: they are removed first and written last.
 _HEADS = ("config.json", "adapter_config.json")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def cannot_write(error: OSError) -> str | None:
-    """What a full or read-only disk says; None where it was something else."""
+    """The reason if the disk is full or read-only; None for other errors."""
     return error.strerror if error.errno in _FULL else None
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing there (a full disk, no permission) as one line for the user."""
+    """Turn an error while writing (a full disk, no permission) into one line for the user."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected to write there, found: {reason}") from error
+        raise UserError(f"{path}: cannot write: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file with a JSON object, or {} when there is none."""
+    """The JSON object in a file; {} if there is no such file."""
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:  # not JSON; a million brackets; a folder
+    except (ValueError, RecursionError, OSError) as error:  # not JSON, too deeply nested, or a folder
         raise UserError(f"{path}: expected JSON, found: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(found).__name__}")
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def flush(path: Path) -> None:
-    """A file's content, or a folder's list of names, to the disk."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,16 +61,16 @@ def flush(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """All that is in a folder, to the disk."""
+    """Flush everything in a folder to the disk."""
     for path in sorted(folder.rglob("*")):
         flush(path)
     flush(folder)
 
 
 def write_manifest(folder: Path) -> None:
-    """FOLDER/manifest.json: path, size and sha256 of every file in it. Everything is on the disk when this returns.
+    """Write FOLDER/manifest.json: path, size and sha256 of every file. Everything is on the disk when this returns.
 
-    Each file is read once, while the system still has it in memory; the manifest is written after all of them.
+    Each file is read once, while it is probably still in the page cache; the manifest is written last.
     """
     files: dict[str, FileDigest] = {}
     for path in sorted(folder.rglob("*")):
@@ -85,7 +85,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a folder by its manifest, None when it is whole."""
+    """What is wrong with a folder according to its manifest; None if it is intact."""
     try:
         manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {folder / name: (facts["size"], facts["sha256"]) for name, facts in manifest["files"].items()}
@@ -114,10 +114,10 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def written_aside(folder: Path, is_main: bool) -> Iterator[Path]:
-    """A folder to write a model to, whose files stand in FOLDER once the block has ended without an error.
+    """Yield a temporary folder for a model; its files move to FOLDER if the block ends without an error.
 
-    Before that FOLDER is as it was, and in between it holds no config: a model there is whole or absent. On ranks
-    other than 0 the block runs, and nothing else is done.
+    Until then FOLDER is unchanged, and while files move it has no config, so a model there is complete or absent. On
+    ranks other than 0 only the block runs.
     """
     aside = folder / ".aside"
     with writing(folder):

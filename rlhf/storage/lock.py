@@ -1,4 +1,4 @@
-"""One writer a folder: a lock file that says who it is, and that outlives nobody who is known to be gone."""
+"""One writer per folder: a lock file that names its owner. Stale locks are taken over."""
 
 import errno
 import fcntl
@@ -19,21 +19,21 @@ from rlhf.storage.disk import writing
 
 NAME = ".lock"
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what a file system without them says
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # errors of file systems without hard links
 
 
 class FolderLock:
-    """FOLDER/.lock with the host, process and Slurm job that writes there.
+    """FOLDER/.lock with the host, process and Slurm job of its owner.
 
-    `take` passes over an owner that is gone: one of this host that no longer runs, or an earlier start of the
-    Slurm job that this is. Of a process on another host nothing can be known, so it is never taken to be gone.
+    `take` takes over a lock whose owner is gone: a process of this host that no longer runs, or an earlier start of
+    the same Slurm job. Whether a process on another host still runs is unknown, so its lock is respected.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
     def take(self) -> None:
-        """Become the owner; a UserError that says who it is where it is somebody else."""
+        """Become the owner; a UserError that names the owner if it is somebody else."""
         follows = ""
         with writing(self.path):
             while not self._create():
@@ -42,22 +42,22 @@ class FolderLock:
             print(printable(f"{self.path}: taken over from {follows}"))
 
     def release(self) -> None:
-        """Nobody's again, if it was ours."""
+        """Remove the lock if this process owns it."""
         with suppress(FileNotFoundError), self._alone() as file:
             if _read(file) == _self():
                 self.path.unlink()
 
     def is_ours(self) -> bool:
-        """Whether this very process is the owner already."""
+        """Whether this process already owns the lock."""
         with suppress(FileNotFoundError), self._alone() as file:
             return _read(file) == _self()
         return False
 
     def _create(self) -> bool:
-        """The file with our name in it, at one stroke; False where there is one.
+        """Create the lock file, owner included, in one atomic step; False if it exists.
 
-        Of two that start on two nodes, whose locks of open files may know nothing of one another, one alone can
-        give a file that name, and nobody ever finds it without an owner in it.
+        A hard link is atomic even between nodes that do not share flock, so only one process can create it, and nobody
+        sees the file without an owner.
         """
         mine = _self()
         aside = self.path.with_name(f"{NAME}.{mine['host']}.{mine['pid']}")
@@ -71,7 +71,7 @@ class FolderLock:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                with self.path.open("x", encoding="utf-8") as file:  # for a moment without an owner in it
+                with self.path.open("x", encoding="utf-8") as file:  # not atomic: briefly without an owner
                     json.dump(mine, file)
         except FileExistsError:
             return False
@@ -80,7 +80,7 @@ class FolderLock:
         return True
 
     def _clear(self) -> str:
-        """Delete the file of an owner that is gone, and say who it was; a UserError where it may be there."""
+        """Delete a stale lock and return a description of its owner; a UserError if the owner may still run."""
         gone = ""
         with suppress(FileNotFoundError), self._alone() as file:
             owner = _read(file)
@@ -89,7 +89,7 @@ class FolderLock:
         return gone
 
     def _gone(self, owner: LockOwner) -> str:
-        """Why the owner is gone; a UserError where it may be there."""
+        """Why the owner is known to be gone; a UserError if it may still run."""
         mine = _self()
         if owner.get("host") == mine["host"]:
             if _start(owner.get("pid")) != owner.get("start"):
@@ -97,23 +97,23 @@ class FolderLock:
         elif owner.get("job") and owner["job"] == mine["job"] and _restarts(owner) < mine["restarts"]:
             return "an earlier start of this Slurm job"
         raise UserError(
-            f"{self.path}: expected no other run that writes there, found {_who(owner)}; "
-            f"if it has ended, remove the file: rm {self.path}"
+            f"{self.path}: in use by {_who(owner)}; wait for it to end, or, if it has ended, remove the file: "
+            f"rm {self.path}"
         )
 
     @contextmanager
     def _alone(self) -> Iterator[TextIO]:
-        """The file, open, with no other process between reading and writing it."""
+        """The open file, locked against other processes of this machine while it is read and changed."""
         while True:
             with self.path.open("r+", encoding="utf-8") as file:
-                with suppress(OSError):  # some network file systems have no such locks
+                with suppress(OSError):  # some network file systems have no flock
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if self._is_there(file):
                     yield file
                     return
 
     def _is_there(self, file: TextIO) -> bool:
-        """Whether the open file still has its name: its owner may have released it while we waited."""
+        """Whether the path still leads to the open file; its owner may have released it meanwhile."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
         return False
@@ -121,7 +121,7 @@ class FolderLock:
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """The block runs while rank 0 owns the folder; the lock stays its owner's who took it in this process before."""
+    """Lock the folder on rank 0 for the block. A lock that this process already holds stays after it."""
     lock = FolderLock(folder)
 
     def take() -> bool:
@@ -141,9 +141,9 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 def _self() -> LockOwner:
-    """This process. A Slurm job has its number on all of its nodes, and keeps it when it is queued again."""
+    """This process as an owner. A Slurm job keeps its id on all nodes and when it is requeued."""
     pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
-    restarts = os.environ.get("SLURM_RESTART_COUNT", "")  # Slurm sets none at the first start
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")  # not set at the first start
     return {
         "host": socket.gethostname(),
         "pid": pid,
@@ -159,9 +159,9 @@ def _restarts(owner: LockOwner) -> int:
 
 
 def _start(pid: Any) -> str | None:
-    """When a process of this host started, as clock ticks of a boot; None when there is none of that number.
+    """Boot id and start time in clock ticks of a process of this host; None if it does not run.
 
-    No clock that can be set is asked, and a number that was given to another process later is told apart.
+    This tells apart two processes that got the same pid, and does not depend on a clock that can be set.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -169,11 +169,11 @@ def _start(pid: Any) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else f"{boot} {fields[19]}"  # a zombie writes nothing any more
+    return None if fields[0] in "ZX" else f"{boot} {fields[19]}"  # a zombie no longer writes
 
 
 def _read(file: TextIO) -> LockOwner:
-    """The owner; {} where there is none, or one that died as it wrote its name."""
+    """The owner; {} if the file is empty or broken."""
     try:
         owner = json.load(file)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The folder where stages meet: each stage's `run.json`, and files that are whole or absent."""
+"""The folder where stages meet: each stage's `run.json`, and files that are complete or absent."""
 
 import json
 import os
@@ -32,17 +32,17 @@ _TOKEN = re.compile(r"(--\w*hub[_-]token[ =]|\bhf_(?=\w{20}))\S+")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write aside and rename, so that a reader never sees half a file. Values must be finite or None."""
+    """Write to a temporary file and rename, so that readers never see half a file. Numbers must be finite or None."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write aside and rename."""
+    """Write to a temporary file and rename."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside, flush and rename; what was written aside does not stay behind when it fails."""
+    """Write to a temporary file, flush and rename; the temporary file is removed on failure."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,37 +55,38 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, written aside and renamed."""
+    """JSON lines, by a temporary file and a rename."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One more JSON line."""
+    """Append one JSON line."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class StageDone(Exception):  # noqa: N818  nothing is wrong
-    """Another run ended the stage while this one got ready; `run_script` leaves quietly."""
+    """Another process finished the stage while this one started; `run_script` exits quietly."""
 
 
 class Stage:
-    """One stage of a run as a context: run.json says running, then done, stopped or failed. Written by rank 0 only.
+    """Context of one stage: run.json says running, then done, stopped or failed. Only rank 0 writes.
 
-    Inside it the folder is locked: a second run of the same stage is refused. One that is done is not begun again.
+    Inside, the folder is locked, so the same stage cannot run twice at the same time. A finished stage raises
+    `StageDone`.
     """
 
     def __init__(self, folder: Path, name: str, config: Settings, seed: int) -> None:
         self.folder, self._lock = folder, FolderLock(folder)
         state = PartialState()
-        wanted = os.environ.get("RLHF_WORLD_SIZE")  # what a job script started
+        wanted = os.environ.get("RLHF_WORLD_SIZE")  # processes that a job script started
         if wanted is not None:
             check_process_count("RLHF_WORLD_SIZE", int(wanted), state.num_processes)
         self.is_main = state.is_main_process
-        self.stopped = False  # set when the stage was told to stop before its end; it can go on later
+        self.stopped = False  # set it if the stage was told to stop early; it can be resumed
         self.facts: RunFile = {
             "stage": name,
-            "id": uuid.uuid4().hex,  # of this start: what came of it can be told apart without a clock
+            "id": uuid.uuid4().hex,  # of this start: tells its results apart without a clock
             "status": "running",
             "started": _now(),
             "ended": None,
@@ -100,7 +101,7 @@ class Stage:
         }
 
     def record(self, **facts: Unpack[RunFile]) -> None:
-        """Add facts to run.json at once."""
+        """Add facts to run.json and write it."""
         self.facts.update(facts)
         if self.is_main:
             write_json(self.folder / "run.json", self.facts)
@@ -117,11 +118,11 @@ class Stage:
         return self
 
     def _take(self) -> bool:
-        """Make the folder and lock it; whether the stage is done already, which nobody can change from then on."""
+        """Create the folder and lock it; True, without a lock, if the stage is already done."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run folder {self.folder}: expected to write there, found: {error.strerror}") from error
+            raise UserError(f"run folder {self.folder}: cannot write: {error.strerror}") from error
         self._lock.take()
         done = True
         try:
@@ -142,7 +143,7 @@ class Stage:
         seconds = round(time.monotonic() - self._clock, 1)
         try:
             self.record(status=status, ended=_now(), seconds=seconds, peak_memory=peak_memory(PartialState().device))
-        except UserError:  # a full disk: what failed before says so already
+        except UserError:  # a full disk: the first error already says so
             if error is None:
                 raise
         finally:
@@ -162,12 +163,12 @@ def _now() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Version of each package that a result may depend on."""
+    """Versions of the packages that results may depend on."""
     return {p: metadata.version(p) for p in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that this code is in, None without one."""
+    """The git commit of this code; None if it is not in a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed without its repository
         return None

@@ -1,7 +1,7 @@
-"""Checkpoints from elsewhere: what is pickled in them must be tensors, numbers and texts before anything loads it.
+"""Untrusted checkpoints: pickles in them may hold only tensors, numbers and texts, checked before anything loads them.
 
-Accelerate 1.15 reads custom_checkpoint_N.pkl, and DeepSpeed 0.19 all of its files, by a pickle that may call any
-function. Every such file is read here first, by torch's own loader of weights, which calls none.
+Accelerate 1.15 reads custom_checkpoint_N.pkl, and DeepSpeed 0.19 all its files, by a pickle that may call any
+function. Every such file is read here first with torch.load(weights_only=True), which calls none.
 """
 
 import os
@@ -18,15 +18,15 @@ import torch
 
 from rlhf.errors import UserError
 
-PICKLES = (".bin", ".pkl", ".pt", ".pth")  # the endings under which torch, accelerate and DeepSpeed look for them
+PICKLES = (".bin", ".pkl", ".pt", ".pth")  # suffixes that torch, Accelerate and DeepSpeed load
 
-# transformers writes it beside its checkpoints, and neither it nor anything here reads it again.
+# transformers writes it beside its checkpoints; nothing reads it.
 NEVER_READ = ("training_args.bin",)
 
-# Arrays, as numpy's random state is kept in.
+# Classes of arrays, which hold numpy's random state.
 _ARRAYS = [np.array(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 
-# Numbers and names that DeepSpeed keeps with its optimizer's state, in classes of its own.
+# DeepSpeed's own classes for numbers and names in its optimizer state.
 _DEEPSPEED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -38,17 +38,17 @@ _FOUND = re.compile(r"GLOBAL (\S+)|class (\S+) was not")
 
 
 class _Inert:
-    """Stands for a class of DeepSpeed while a file is looked at, so that none has to be imported."""
+    """Stands for a class of DeepSpeed during the check, so that DeepSpeed is not imported."""
 
     def __new__(cls, *_: Any) -> "_Inert":
         return super().__new__(cls)
 
 
 def check_pickles(folder: Path) -> None:
-    """A UserError that names the first file in a checkpoint's folder that holds more than tensors, numbers and texts.
+    """A UserError for the first file in a checkpoint's folder that holds more than tensors, numbers and texts.
 
-    Nothing in them is called. Links to folders are refused, and a file `latest` (by which DeepSpeed is led to its
-    files) that names something outside the folder.
+    Calls nothing in the files. Also refuses links to folders, and a file `latest`, which leads DeepSpeed to its files,
+    that points outside the folder.
     """
     for path in _files(folder):
         if path.name == "latest":
@@ -69,9 +69,9 @@ def _check(path: Path) -> None:
     allowed: list[Any] = [*_ARRAYS, *((_Inert, name) for name in _DEEPSPEED)]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
-            # Mapped, not read: of tensors only the places are looked at.
+            # Memory-mapped: the data of tensors are not read.
             torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file makes the loader raise almost anything
+    except Exception as error:  # a damaged file can raise almost anything
         raise UserError(f"{path}: expected tensors, numbers and texts, found {_what(error)}") from error
 
 

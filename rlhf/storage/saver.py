@@ -1,4 +1,4 @@
-"""Writing the checkpoints of a run: files at once, and while the run goes on what makes them whole."""
+"""Writes checkpoints of a PPO run: the files at once, and the rest in the background while training continues."""
 
 import os
 import shutil
@@ -24,19 +24,18 @@ _SEEN_WITHIN = 60.0  # seconds after which a network file system shows what anot
 class Saver:
     """Writes FOLDER/checkpoints/step-N: trained weights, optimizer, scheduler, scaler, KL coefficient, random states.
 
-    Everything is written to a folder aside, by all ranks, before `write` returns. Reading it once more for its
-    manifest, flushing it to the disk, renaming it, and deleting older ones afterwards is left to a thread of rank 0,
-    one checkpoint at a time, inside the `with` block of a Saver; outside of one `write` waits for it. What goes wrong
-    there ends the run on all ranks at the next `check`. A run that is killed before leaves the checkpoint before as
-    its newest.
+    Before `write` returns, all ranks have written their files to a temporary folder. A thread of rank 0 then computes
+    the manifest, flushes, renames the folder and deletes older checkpoints, one checkpoint at a time. Outside the
+    `with` block `write` waits for the thread. An error in the thread ends the run on all ranks at the next `check`. If
+    the run is killed before the rename, the previous checkpoint stays the newest.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, trained: torch.nn.Module) -> None:
-        """trained: the model, as it was before it was prepared."""
+        """trained: the model before Accelerate prepared it."""
         self.accelerator, self.parent, self.trained = accelerator, folder / "checkpoints", trained
-        self.step = 0  # of the last one written in the block
-        self._since = time.monotonic()  # on rank 0, of the last one, or of the start
-        self._in_block = self._pending = False  # alike on all ranks
+        self.step = 0  # of the last checkpoint written in the block
+        self._since = time.monotonic()  # time of the last checkpoint, or of the start; rank 0's counts
+        self._in_block = self._pending = False  # the same on all ranks
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
 
@@ -50,12 +49,12 @@ class Saver:
         self._in_block = False
         if error is None:
             self.check(wait=True)
-        elif self._thread is not None:  # what ended the run is what the user hears of
+        elif self._thread is not None:  # the user gets the error that ended the run
             self._thread.join()
             self._pending = False
 
     def is_due(self, minutes: float) -> bool:
-        """Whether so many minutes have passed since the last one; rank 0 looks at its clock, all are told."""
+        """Whether that many minutes have passed since the last checkpoint, by rank 0's clock."""
         return from_main(lambda: time.monotonic() - self._since >= 60 * minutes)
 
     def write(
@@ -66,17 +65,17 @@ class Saver:
         beside: Callable[[Path], None],
         wait: bool = False,
     ) -> None:
-        """Write the checkpoint of a step; a UserError where that fails.
+        """Write the checkpoint of a step; a UserError if that fails.
 
-        facts: for step.json; beside: writes further files on rank 0. With a limit, the oldest checkpoints beyond it
-        are deleted once this one is whole; wait: before this returns.
+        limit: checkpoints to keep; older ones are deleted once this one is complete. facts: for step.json. beside:
+        writes further files on rank 0. wait: return only when all of this is done.
         """
         self.check(wait=True)
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         alone = is_deepspeed(accelerator) or is_fsdp(accelerator)
         target, aside = self.parent / f"{PPO}{step}", self.parent / f".{PPO}{step}"
         if main:
-            for old in self.parent.glob(f".{PPO}*"):  # of a run that was killed as it wrote or deleted one
+            for old in self.parent.glob(f".{PPO}*"):  # left by a run that was killed while it wrote or deleted one
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
@@ -87,7 +86,7 @@ class Saver:
                 beside(aside)
 
         try:
-            # Engines have collectives of their own in there: the other ranks are at one of them, and end with this one.
+            # Engines use collectives of their own here: the other ranks wait in one of them, and end with this rank.
             write() if alone else on_all(write)
         except BaseException as error:
             if main or alone:
@@ -127,9 +126,9 @@ class Saver:
             self._problem = error
 
     def check(self, wait: bool = False) -> None:
-        """Called on all ranks at the same time: where the last checkpoint could not be made whole all end.
+        """End all ranks if the last checkpoint could not be completed; call it on all ranks at the same time.
 
-        wait: until it is. One collective where the last one was not known to be whole, none otherwise.
+        wait: until it is complete. One collective if that is not known yet, none otherwise.
         """
         if self._pending:
             self._pending = False
@@ -148,10 +147,10 @@ class Saver:
 
 
 def wait_to_see(folder: Path, names: Iterable[str], within: float = _SEEN_WITHIN) -> None:
-    """Until all these files are in the folder, of which other machines have written some; an OSError after a time."""
+    """Wait until all these files, some written by other machines, are visible; an OSError after `within` seconds."""
     end = time.monotonic() + within
     while missing := sorted(name for name in names if not (folder / name).is_file()):
         if time.monotonic() >= end:
             raise OSError(0, f"no {missing[0]}, which another process has written", str(folder))
-        os.listdir(folder)  # opening it makes such a file system ask again
+        os.listdir(folder)  # listing the folder makes a network file system refresh it
         time.sleep(min(1.0, within))

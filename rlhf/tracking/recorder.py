@@ -1,4 +1,4 @@
-"""Where numbers and sample texts go: metrics.jsonl, samples.jsonl, and the trackers that report_to names."""
+"""Writes metrics and samples to metrics.jsonl, samples.jsonl and the trackers in report_to."""
 
 import json
 import os
@@ -24,9 +24,9 @@ METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.
 
 SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"
 
-_FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # a row a line, each with its step
+_FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # one JSON row per line, each with its step
 
-# What each tracker calls the name of a run, where it takes one as it starts.
+# Each tracker's argument for the name of the run.
 _RUN_NAME = {
     "wandb": "name",
     "trackio": "name",
@@ -44,12 +44,12 @@ class Recorder:
         self.accelerator = accelerator
         self.folder = folder
         self.is_open = False  # between start and end
-        self.wrote = False  # a row, before the start or after it
+        self.wrote = False  # wrote a row, before `start` or after it
 
     def start(self, args: TrainingArguments, step: int) -> None:
-        """Begin at `step`: rows of later steps, from a run that was cut, are taken out.
+        """Begin at `step`: remove rows of later steps, which an interrupted run has written.
 
-        So are those of step 0, which a run that begins writes anew, unless they are our own.
+        A run that starts at step 0 also removes earlier rows of step 0, unless it wrote them itself.
         """
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ class Recorder:
             for name in _FILES:
                 keep_rows(self.folder / name, last)
             keep_events(self.folder / board_folder(args.run_name), last)
-        # Trackers take numbers, truth values and texts; everything else is shown as text.
+        # Trackers take numbers, booleans and texts; everything else becomes text.
         config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
         self._init_trackers(args.project, args.run_name, config)
         self.is_open = True
 
     def _init_trackers(self, project: str, run_name: str | None, config: Settings) -> None:
-        # TensorBoard has no projects, and names a run by its folder, which Accelerate would call by the project.
+        # TensorBoard has no projects and names a run by its folder; Accelerate would use the project's name.
         board = TensorBoardTracker("", self.folder / board_folder(run_name))
         accelerator = self.accelerator
         accelerator.log_with = [board if _is_board(tracker) else tracker for tracker in accelerator.log_with]
@@ -79,7 +79,7 @@ class Recorder:
                     tracker.tracker.name = run_name
 
     def save(self, checkpoint: Path) -> None:
-        """The rows so far into a checkpoint, and TensorBoard's to the disk."""
+        """Copy the rows so far into a checkpoint, and flush TensorBoard's files."""
         save_rows(self.folder, checkpoint)
         if any(tracker.name == "tensorboard" for tracker in self.accelerator.trackers):
             writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
@@ -87,7 +87,7 @@ class Recorder:
             flush_events(Path(writer.log_dir))
 
     def load(self, checkpoint: Path) -> None:
-        """The rows that were written before a checkpoint, whatever has become of them since."""
+        """Restore the rows that the checkpoint holds."""
         if self.accelerator.is_main_process:
             load_rows(self.folder, checkpoint)
 
@@ -96,11 +96,11 @@ class Recorder:
         self._row(METRICS, step, row)
 
     def evaluation(self, step: int, row: MetricsRow) -> None:
-        """One evaluation's metrics, in a file of their own."""
+        """One evaluation's metrics, in eval_metrics.jsonl."""
         self._row(EVALUATIONS, step, row)
 
     def event(self, file: str, row: Mapping[str, Any], text: str) -> None:
-        """Something that went wrong: a row of a file, SKIPPED or WARNINGS, and a printed line."""
+        """A problem: a row of SKIPPED or WARNINGS, and a printed line."""
         write_event(self.folder / file, row, text)
 
     def _row(self, file: str, step: int, row: MetricsRow) -> None:
@@ -140,17 +140,17 @@ def _is_board(tracker: Any) -> bool:
 
 
 def board_folder(run_name: str | None) -> str:
-    """Where TensorBoard's files go, in the run's folder: `tensorboard`, and in it a folder of the run's name."""
+    """TensorBoard's folder in the run's folder: `tensorboard`, or `tensorboard/RUN_NAME`."""
     return os.path.join("tensorboard", (run_name or "").replace(os.sep, "_").strip("."))
 
 
 def verbatim(text: str) -> str:
-    """Markdown that shows text as it is: every line indented by four blanks, whatever ends it."""
+    """Markdown that shows text literally: every line is indented by four blanks."""
     return "    " + text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\n    ")
 
 
 def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: Settings) -> None:
-    """TensorBoard scalars, texts and settings of a stage that has one result and no steps, in the place of earlier."""
+    """Write TensorBoard scalars, texts and settings of a stage without steps; replaces earlier ones."""
     board = folder / "tensorboard"
     for old in board.glob("events.*.summary"):
         old.unlink()
@@ -163,22 +163,22 @@ def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str]
 
 
 def write_event(path: Path, row: Mapping[str, Any], text: str) -> None:
-    """A row of a file and a printed line, on rank 0."""
+    """Append a row to a file and print a line, on rank 0."""
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         append_row(path, row)
-        print(printable(text), flush=True)  # it names prompts, whose ids may be anything
+        print(printable(text), flush=True)  # prompt ids may contain anything
 
 
 def save_rows(folder: Path, checkpoint: Path) -> None:
-    """The rows so far into a checkpoint."""
+    """Copy the rows so far into a checkpoint."""
     for name in _FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, checkpoint / name)
 
 
 def load_rows(folder: Path, checkpoint: Path) -> None:
-    """The rows that were written before a checkpoint, whatever has become of them since."""
+    """Restore the rows that the checkpoint holds."""
     for name in _FILES:
         if (checkpoint / name).exists():
             write_bytes(folder / name, (checkpoint / name).read_bytes())
@@ -187,21 +187,21 @@ def load_rows(folder: Path, checkpoint: Path) -> None:
 
 
 def flush_events(board: Path) -> None:
-    """TensorBoard's files, to the disk."""
+    """Flush TensorBoard's files to the disk."""
     for path in board.glob("events.*"):
         flush(path)
 
 
 def keep_rows(path: Path, last_step: int) -> None:
-    """Drop the rows after last_step, and a last line that was cut off while it was written.
+    """Drop rows after last_step, and an incomplete last line.
 
-    So goes the row by which transformers' Trainer sums a run up: whoever goes on writes another.
+    Also drops the summary row of transformers' Trainer: a resumed run writes another.
     """
     if not path.exists():
         return
     kept = []
-    # Not splitlines: it would also cut inside a text with U+2028 or U+0085, which JSON leaves as they are.
-    # And bytes, since a line may be cut inside a character.
+    # Not splitlines: it also splits at U+2028 and U+0085, which JSON leaves unescaped inside texts.
+    # Bytes, because a line may end inside a character.
     for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line.decode("utf-8"))
@@ -213,9 +213,9 @@ def keep_rows(path: Path, last_step: int) -> None:
 
 
 def keep_events(board: Path, last_step: int) -> None:
-    """Drop TensorBoard's values after last_step, and a last one that was cut off while it was written.
+    """Drop TensorBoard's values after last_step, and an incomplete last record.
 
-    TensorBoard itself would hide them (`purge_step`), but by the order of the files' names, in which there is a clock.
+    TensorBoard's own purge_step relies on the order of file names, which contain a clock time.
     """
     for path in board.glob("events.*"):
         if not path.name.endswith(".summary"):
@@ -236,5 +236,5 @@ def _is_kept(event: Event, last_step: int) -> bool:
 
 
 def _sums_up(event: Event) -> bool:
-    """Of the row by which transformers' Trainer sums a run up; after it come the epoch, and the end of the file."""
+    """Whether it belongs to the summary row of transformers' Trainer; only the epoch comes after it."""
     return any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)

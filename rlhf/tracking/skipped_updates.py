@@ -1,4 +1,4 @@
-"""Updates that were left out because numbers in them were not finite: who hears of it, and when the run ends."""
+"""Updates that are skipped because numbers in them are not finite: reports, and the end of the run after too many."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,19 @@ from rlhf.errors import UserError
 from rlhf.file_types import Number, SkippedRow, SkippedUpdate
 
 _HINTS = {
-    "score": "look at what the reward says to these prompts",
-    "gradient": "a lower learning_rate or rewards within bounds may help",
+    "score": "check the rewards of these prompts",
+    "gradient": "try a lower learning_rate or bounded rewards",
 }
 
 _SHOWN = 8  # ids in a printed line; skipped.jsonl has all
 
 
 class Skips:
-    """Says and writes each update that was left out, and ends the run once there were too many in a row.
+    """Reports each skipped update, and ends the run after `limit` of them in a row.
 
-    All ranks make the same calls; `write` gets a row of skipped.jsonl. Who takes an update sets in_a_row to 0.
-    of: what the rows are, by their id: prompt_id, pair_id; hints: what may help, by the kind of number.
+    All ranks make the same calls. After an update that is taken, the caller sets in_a_row to 0.
+    write: gets a row of skipped.jsonl. of: "prompt" or "pair", for ids prompt_id or pair_id. hints: kind of number ->
+    what may help.
     """
 
     def __init__(
@@ -33,14 +34,14 @@ class Skips:
     ) -> None:
         self.limit, self.write, self.of, self.hints, self.in_a_row = limit, write, of, hints, 0
 
-    def left_out(
+    def report(
         self,
         step: int,
         what: Sequence[str],
         rows: Sequence[Mapping[str, Any]],
         grad_norm: Number | list[Number] | None = None,
     ) -> None:
-        """An update was not. what: the kinds of numbers; rows: of all ranks, each with its id."""
+        """Report a skipped update. what: kinds of numbers that are not finite; rows: of all ranks, each with its id."""
         self.in_a_row += 1
         update: SkippedUpdate = {
             "step": step,
@@ -55,13 +56,13 @@ class Skips:
             return
         hint = self.hints["score" if "score" in what else "gradient"]
         raise UserError(
-            f"update: expected finite numbers, found {' and '.join(what)} not finite {self.in_a_row} times in a row, "
-            f"last in step {step} with {names_of(rows, self.of)}; {hint}; what was saved before is whole"
+            f"update: {' and '.join(what)} not finite {self.in_a_row} times in a row, "
+            f"last in step {step} with {names_of(rows, self.of)}; {hint}; earlier checkpoints are intact"
         )
 
 
 def names_of(rows: Sequence[Mapping[str, Any]], of: str = "prompt") -> str:
-    """Which prompts or pairs, by id since texts may be anything, and which scores of theirs are no numbers."""
+    """Ids of prompts or pairs, with those scores that are not finite. No texts, which may contain anything."""
 
     def named(row: Mapping[str, Any]) -> str:
         odd = [f"{name} {score}" for name, score in row.get("scores", {}).items() if isinstance(score, str)]
@@ -72,12 +73,12 @@ def names_of(rows: Sequence[Mapping[str, Any]], of: str = "prompt") -> str:
 
 
 def skip_line(row: SkippedUpdate, of: str = "prompt") -> str:
-    """A row of skipped.jsonl in words."""
+    """The printed line for a row of skipped.jsonl."""
     what, rows = " and ".join(row["not_finite"]), names_of(row["rows"], of)
-    return f"step {row['step']}: an update was left out, {what} not finite, {rows}; see skipped.jsonl"
+    return f"step {row['step']}: update skipped: {what} not finite, {rows}; see skipped.jsonl"
 
 
 def json_number(x: Tensor | float) -> Number:
-    """As JSON can say it: nan and inf are words."""
+    """A number as JSON can hold it; nan and inf become words."""
     value = float(x)
     return value if math.isfinite(value) else str(value)

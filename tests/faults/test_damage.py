@@ -77,9 +77,9 @@ def test_every_file_is_checked(stopped, tmp_path, capsys, damage):
             damage(newest / name, spare)
             assert newest_whole(tmp_path / "all", PPO) == older
             (line,) = capsys.readouterr().out.splitlines()
-            assert line.startswith(f"passed over {newest}: expected a whole checkpoint, found ")
+            assert line.startswith(f"skipped {newest}: broken checkpoint, found ")
             assert name in line or name == "manifest.json"  # a digit of a digest in it, say
-            assert line.endswith("; going on from step-2")
+            assert line.endswith("; resuming from step-2")
 
 
 @pytest.mark.parametrize("damage", [truncate, *(pytest.param(d, marks=pytest.mark.slow) for d in (flip, swap))])
@@ -91,7 +91,7 @@ def test_a_run_goes_on_from_the_one_before(campaign, stopped, tmp_path, damage):
             newest / "model.safetensors", older / "optimizer.bin" if damage is not swap else newest / "optimizer.bin"
         )
         said = campaign.finish("ppo_full", tmp_path)
-        assert said.count("passed over ") == 1
+        assert said.count("broken checkpoint, found") == 1
         assert (newest.parent / "left-step-3").is_dir()  # nothing is thrown away
 
 
@@ -105,7 +105,7 @@ def test_folders_that_changed_names_are_told_apart(campaign, stopped, tmp_path):
         before = tree(tmp_path / "run" / "ppo_full" / "checkpoints")
         code, said = campaign.run("ppo_full", tmp_path)
         assert code == 2
-        assert f"error: {newest}: expected a whole checkpoint, found step 2 in it; 1 older ones are broken, too" in said
+        assert f"error: {newest}: broken checkpoint, found step 2 in it; 1 older checkpoints are broken, too" in said
         assert tree(tmp_path / "run" / "ppo_full" / "checkpoints") == before
 
 
@@ -138,7 +138,7 @@ def test_a_reward_checkpoint_that_is_broken_is_passed_over(campaign, stopped, tm
     with trial("reward checkpoint broken"):
         (later / "manifest.json").unlink()
         said = campaign.finish("reward_stage", tmp_path)
-        assert said.count(f"passed over {later}: expected a whole checkpoint, found no manifest.json") == 1
+        assert said.count(f"skipped {later}: broken checkpoint, found no manifest.json") == 1
 
 
 @pytest.mark.slow

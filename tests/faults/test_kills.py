@@ -101,7 +101,7 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_is_there(campaign, t
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         assert code == 2
         assert len(errors) == 1
-        assert f"{stage / '.lock'}: expected no other run that writes there, found process {first} on host" in errors[0]
+        assert f"{stage / '.lock'}: in use by process {first} on host" in errors[0]
         assert (stage / "run.json").read_text() == before
         os.kill(first, signal.SIGCONT)
         assert campaign.forge.wait(first) == 0

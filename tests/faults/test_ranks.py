@@ -136,7 +136,7 @@ def test_another_batch_is_refused(campaign, tmp_path, recipe):
         assert pair.end() == [2, 2], pair.said()[-3000:]
         (line,) = [line for line in pair.said().splitlines() if line.startswith("error: ")]
         size, doubled = (8, 16) if recipe == "reward_stage" else (4, 8)
-        assert f"expected batch_size {size}, with which it was written, found {doubled}" in line
+        assert f"written with batch_size {size}, but this run has {doubled}" in line
         campaign.finish(recipe, tmp_path)
 
 

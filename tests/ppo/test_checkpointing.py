@@ -77,16 +77,16 @@ WORDS = [{"prompt": [{"role": "user", "content": f"other words {i}"}]} for i in 
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"rows": WORDS}, "train_dataset 7 prompts "),  # the same ids, which are the numbers of the rows
-        ({"rows": PROMPTS[::-1]}, "train_dataset 7 prompts "),
-        ({"rows": [row | {"prompt_id": f"p{i}"} for i, row in enumerate(PROMPTS)]}, "train_dataset 7 prompts "),
-        ({"seed": 6}, "seed 5, with which it was written, found 6"),
-        ({"data_seed": 6}, "data_seed 5, with which it was written, found 6"),
-        ({"seed": 6, "data_seed": 5}, "seed 5, with which it was written, found 6"),
+        ({"rows": WORDS}, "with train_dataset 7 prompts "),  # the same ids, which are the numbers of the rows
+        ({"rows": PROMPTS[::-1]}, "with train_dataset 7 prompts "),
+        ({"rows": [row | {"prompt_id": f"p{i}"} for i, row in enumerate(PROMPTS)]}, "with train_dataset 7 prompts "),
+        ({"seed": 6}, "with seed 5, but this run has 6"),
+        ({"data_seed": 6}, "with data_seed 5, but this run has 6"),
+        ({"seed": 6, "data_seed": 5}, "with seed 5, but this run has 6"),
     ],
 )
 def test_other_data_in_another_order_are_refused(tmp_path, checkpoint, changes, name):
-    assert refusal(tmp_path / "new", checkpoint, **changes).startswith(f"{checkpoint}: expected {name}")
+    assert refusal(tmp_path / "new", checkpoint, **changes).startswith(f"{checkpoint}: written {name}")
 
 
 def test_more_steps_and_the_seed_by_its_other_name_are_no_other_data(tmp_path, checkpoint):

@@ -29,7 +29,7 @@ def test_too_many_in_a_row_end_the_run():
     rows, targets = experience()
     targets.advantages[:] = math.nan
     options = {"num_ppo_epochs": 5, "max_skipped_updates": 3, "per_device_train_batch_size": 8}
-    with pytest.raises(UserError, match="found loss and gradient not finite 3 times in a row, last in step 1"):
+    with pytest.raises(UserError, match="loss and gradient not finite 3 times in a row, last in step 1"):
         update(rows, targets, **options)
 
 
@@ -117,7 +117,7 @@ def test_a_step_with_a_model_score_that_is_not_finite_is_left_out_and_logged(tmp
     assert row["not_finite"] == ["score"]
     ((reward, score),) = row["scores"].items()
     assert score == str(bad)
-    said = f"step 2: an update was left out, score not finite, prompts {prompt.prompt_id} ({reward} {bad});"
+    said = f"step 2: update skipped: score not finite, prompts {prompt.prompt_id} ({reward} {bad});"
     assert said in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_nan_of_a_function_is_not_taken_for_no_opinion(tmp_path):
 
     run = trainer(tmp_path, reward=half, max_skipped_updates=2, max_steps=9)
     before = policy_of(run)
-    with pytest.raises(UserError, match=r"found score not finite 2 times in a row, last in step 2"):
+    with pytest.raises(UserError, match=r"score not finite 2 times in a row, last in step 2"):
         run.train()
     assert torch.equal(policy_of(run), before)
     for line in lines(tmp_path):
@@ -152,7 +152,7 @@ def test_an_infinite_score_is_refused_with_its_reward_and_prompt(tmp_path):
     run = trainer(tmp_path, reward=half, max_skipped_updates=3, max_steps=9, save_strategy="steps", save_steps=2)
     before = policy_of(run)
     with pytest.raises(
-        UserError, match=r"found score not finite 3 times in a row, last in step 3 with prompts \w+ \(half inf\); look"
+        UserError, match=r"score not finite 3 times in a row, last in step 3 with prompts \w+ \(half inf\); check"
     ):
         run.train()
     assert torch.equal(policy_of(run), before)
@@ -175,7 +175,7 @@ def test_a_broken_policy_ends_the_run(tmp_path):
     policy = tiny.llama()
     policy.model.norm.weight.data[0] = math.nan
     run = trainer(tmp_path, given={"model": policy, "ref_model": tiny.llama()}, max_skipped_updates=2)
-    with pytest.raises(UserError, match="found log-prob not finite 2 times in a row, last in step 2"):
+    with pytest.raises(UserError, match="log-prob not finite 2 times in a row, last in step 2"):
         run.train()
     for line in lines(tmp_path):
         assert len(line["rows"]) in (3, 4)  # of 7 prompts in fours, all that a step had

@@ -83,7 +83,7 @@ def test_ranks_leave_an_update_out_together(tmp_path, engine):
     assert said[0] == said[1]
     assert said[0]["moved"] == [True, False, False, False, True, False, False, False]
     assert said[0]["finite"]
-    assert "found log-prob not finite 4 times in a row, last in step 9" in said[0]["end"]
+    assert "log-prob not finite 4 times in a row, last in step 9" in said[0]["end"]
     metrics = rows(tmp_path / "metrics.jsonl")
     assert [row["val/skipped_updates"] for row in metrics] == [0, 1, 1, 1, 0, 1, 1, 1]
     assert [row["val/updates"] for row in metrics] == [1, 0, 0, 0, 1, 0, 0, 0]

@@ -106,7 +106,7 @@ def test_a_poisoned_batch_takes_no_step_and_is_written(train, monkeypatch, capsy
     assert losses.count(poison) == (4 // parts if "loss" in what else 0)
     assert sum(isinstance(loss, float) for loss in losses) == 4 - losses.count(poison)
     assert all(math.isfinite(row["scores"]["chosen"]) and row["chosen_tokens"] > 1 for row in line["rows"])
-    said = f"step 2: an update was left out, {' and '.join(what)} not finite, pairs {line['rows'][0]['pair_id']}"
+    said = f"step 2: update skipped: {' and '.join(what)} not finite, pairs {line['rows'][0]['pair_id']}"
     assert said in capsys.readouterr().out
     assert not (train.folder / "omitted" / "skipped.jsonl").exists()
 
@@ -114,8 +114,8 @@ def test_a_poisoned_batch_takes_no_step_and_is_written(train, monkeypatch, capsy
 def test_too_many_in_a_row_end_the_run_and_the_checkpoint_before_stays(train):
     hooks = dict.fromkeys(range(4, 20), POISONS["nan"])
     options = {"num_train_epochs": 4, "eval_steps": 1, "max_skipped_updates": 3, "save_total_limit": 1}
-    expected = r"^update: expected finite numbers, found loss and gradient not finite 3 times in a row, last in step 6 "
-    with pytest.raises(UserError, match=expected + r"with pairs .*; look at these pairs; .*; what was saved before is"):
+    expected = r"^update: loss and gradient not finite 3 times in a row, last in step 6 "
+    with pytest.raises(UserError, match=expected + r"with pairs .*; look at these pairs; .*; earlier checkpoints are"):
         train("hit", hooks, **options)
     folder = train.folder / "hit"
     assert [line["in_a_row"] for line in strict(folder / "skipped.jsonl")] == [1, 2, 3]

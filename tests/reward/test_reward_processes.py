@@ -94,7 +94,7 @@ def test_ranks_leave_a_reward_update_out_together(base, engine):
     assert said[0] == said[1]
     assert said[0]["moved"] == [True, False, False, True, False, False]
     assert said[0]["finite"]
-    assert "found loss and gradient not finite 3 times in a row, last in step 7 with pairs " in said[0]["end"]
+    assert "loss and gradient not finite 3 times in a row, last in step 7 with pairs " in said[0]["end"]
     lines = rows(folder / "skipped.jsonl")
     assert [(line["step"], len(line["not_finite"])) for line in lines] == [(2, 2), (3, 1), (5, 2), (6, 2), (7, 2)]
     assert [sum(row["loss"] == "nan" for row in line["rows"]) for line in lines] == [2, 0, 2, 2, 2]

@@ -63,7 +63,7 @@ def test_a_step_file_that_lacks_something_is_a_broken_checkpoint(train, key, val
     del facts[key]
     (made / "step.json").write_text(json.dumps(facts | ({key: value} if value else {})))
     write_manifest(made)
-    expected = r"checkpoint-2: expected a whole checkpoint, found a step\.json that cannot be read; move them away"
+    expected = r"checkpoint-2: broken checkpoint, found a step\.json that cannot be read; move them away"
     with pytest.raises(UserError, match=expected):
         train("cut")
     assert made.is_dir()

@@ -60,9 +60,9 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
     (tmp_path / "step-2" / MANIFEST).write_text("{")
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-1"
     assert capsys.readouterr().out.splitlines() == [
-        f"passed over {tmp_path / 'step-3'}: expected a whole checkpoint, found no deep/weights; going on from step-1",
-        f"passed over {tmp_path / 'step-2'}: expected a whole checkpoint, found a manifest.json that cannot be read; "
-        "going on from step-1",
+        f"skipped {tmp_path / 'step-3'}: broken checkpoint, found no deep/weights; resuming from step-1",
+        f"skipped {tmp_path / 'step-2'}: broken checkpoint, found a manifest.json that cannot be read; "
+        "resuming from step-1",
     ]
 
 
@@ -72,9 +72,9 @@ def test_a_sealed_checkpoint_that_says_no_step_is_broken(tmp_path, content):
     made = checkpoint(tmp_path, "step-1")
     (made / "step.json").unlink() if content is None else (made / "step.json").write_text(content)
     write_manifest(made)
-    with pytest.raises(UserError, match=r"step-1: expected a whole checkpoint, found a step\.json that cannot be read"):
+    with pytest.raises(UserError, match=r"step-1: broken checkpoint, found a step\.json that cannot be read"):
         newest_whole(tmp_path, PPO)
-    with pytest.raises(UserError, match=r"step\.json: expected the facts of a checkpoint of rlhf, found none"):
+    with pytest.raises(UserError, match=r"step\.json: not of a checkpoint that rlhf has written"):
         read_step(made, {"step": 1} | FACTS)
 
 
@@ -91,18 +91,18 @@ def test_what_a_manifest_names_is_printed_as_text(tmp_path, capsys):
     made = checkpoint(tmp_path, "step-2")
     (made / MANIFEST).write_text(json.dumps({"files": {"\x1b[2Ja\nb": {"size": 1, "sha256": "0"}}}))
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-1"
-    said = f"passed over {made}: expected a whole checkpoint, found no \\x1b[2Ja b; going on from step-1\n"
+    said = f"skipped {made}: broken checkpoint, found no \\x1b[2Ja b; resuming from step-1\n"
     assert capsys.readouterr().out == said
 
 
 def test_a_reward_checkpoint_that_was_never_finished_is_no_reason_to_stop(tmp_path, capsys):
     checkpoint(tmp_path, "checkpoint-2", manifest=False)
     assert newest_whole(tmp_path, REWARD) is None
-    assert capsys.readouterr().out.endswith("found no manifest.json, which is written last; starting anew\n")
+    assert capsys.readouterr().out.endswith(
+        "found no manifest.json, which is written last; starting from the beginning\n"
+    )
     checkpoint(tmp_path, "checkpoint-1", step=7)
-    with pytest.raises(
-        UserError, match="checkpoint-1: expected a whole checkpoint, found step 7 in it; move them away"
-    ):
+    with pytest.raises(UserError, match="checkpoint-1: broken checkpoint, found step 7 in it; move them away"):
         newest_whole(tmp_path, REWARD)
 
 
@@ -129,13 +129,13 @@ def test_the_limit_spares_the_newest_and_the_best(tmp_path, limit, best, kept):
 @pytest.mark.parametrize(
     ("written", "found", "said"),
     [
-        ({"batch_size": 8}, {"batch_size": 4}, "expected batch_size 8, with which it was written, found 4"),
-        ({"engine": "DEEPSPEED ZeRO-2"}, {}, "expected engine DEEPSPEED ZeRO-2, with which it was written, found NO"),
-        ({}, {"engine": "DEEPSPEED ZeRO-2"}, "expected engine NO, with which it was written, found DEEPSPEED ZeRO-2"),
+        ({"batch_size": 8}, {"batch_size": 4}, "written with batch_size 8, but this run has 4"),
+        ({"engine": "DEEPSPEED ZeRO-2"}, {}, "written with engine DEEPSPEED ZeRO-2, but this run has NO"),
+        ({}, {"engine": "DEEPSPEED ZeRO-2"}, "written with engine NO, but this run has DEEPSPEED ZeRO-2"),
         (
             {"engine": "DEEPSPEED ZeRO-2", "processes": 4},
             {"engine": "DEEPSPEED ZeRO-2"},
-            "expected processes 4, with which it was written, found 1",
+            "written with processes 4, but this run has 1",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_living_owner_is_named_and_stays(tmp_path, other, capsys):
     start = sys.modules[theirs]._start(other.pid)
     owned(tmp_path, pid=other.pid, start=start)
     with pytest.raises(
-        UserError, match=rf"found process {other.pid} on host \S+; if it has ended, remove the file: rm "
+        UserError, match=rf"in use by process {other.pid} on host \S+; wait for it to end, or, .* remove the file: rm "
     ):
         lock.take()
     lock.release()  # not ours: it stays
@@ -112,7 +112,7 @@ def test_the_same_start_of_a_job_on_another_node_is_another_run(tmp_path, monkey
     if mine:
         monkeypatch.setenv("SLURM_RESTART_COUNT", mine)
     owned(tmp_path, host="node7", job="5", restarts=theirs)
-    with pytest.raises(UserError, match="on host node7 of Slurm job 5; if it has ended, remove the file"):
+    with pytest.raises(UserError, match="on host node7 of Slurm job 5; wait for it to end, or, if it has"):
         FolderLock(tmp_path).take()
     assert owner(tmp_path)["host"] == "node7"
 
@@ -193,7 +193,7 @@ def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypa
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    with pytest.raises(UserError, match=f"found process {other.pid} on host"):
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on host"):
         FolderLock(tmp_path).take()
     assert owner(tmp_path)["pid"] == other.pid
     assert [path.name for path in tmp_path.iterdir()] == [NAME]

@@ -84,7 +84,7 @@ def test_rows_of_later_steps_and_a_cut_line_go(tmp_path):
 
 def test_a_full_disk_is_one_line_with_the_files_name(capsys):
     full = Path("/dev/full")
-    with pytest.raises(UserError, match=r"^/dev/full: expected to write there, found: No space left on device$"):
+    with pytest.raises(UserError, match=r"^/dev/full: cannot write: No space left on device$"):
         append_row(full, {"step": 1})
 
     def main():
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_with_the_files_name(capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(main)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: disk: expected to write there, found: No space left on device\n"
+    assert capsys.readouterr().err == "error: disk: cannot write: No space left on device\n"
 
 
 def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
