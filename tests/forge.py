@@ -2,6 +2,10 @@
 
 Half of what a tiny run costs is its imports. As a script it is that process: requests as JSON lines come in, answers
 go out. A child is a run of one of the project's scripts, with at most one fault in it, or of a file of a test's own.
+
+There are two such processes, the second forked from the first. The first one has imported torch and what else knows
+nothing of Hugging Face's environment variables; its children import the rest themselves, so that HF_HOME, HF_ENDPOINT
+and their like count (`Forge.process`). The second one begins when it is first needed, and has imported everything.
 """
 
 import gc
@@ -14,11 +18,18 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 60  # seconds of one run
+# Most of what the scripts import, and slow to import. None of it reads Hugging Face's variables, or imports what does.
+GENERAL = [
+    *["rlhf", "torch", "torch._inductor.compile_fx", "torch.distributed.tensor", "torch.distributed.fsdp", "pandas"],
+    *["pyarrow.parquet", "scipy.stats", "scipy.optimize", "sklearn.metrics", "matplotlib.pyplot", "bitsandbytes"],
+    *["google.protobuf.json_format", "tensorboard.compat.proto.event_pb2", "safetensors.torch", "jinja2"],
+]
 
 
 class Forge:
@@ -62,6 +73,21 @@ class Forge:
         code = self.wait(self.start(script, argv, log, fault, **env))
         return code, said(log)
 
+    def process(
+        self, command: list[str], env: dict[str, str], cwd: Path, log: Path, limit: float, typed: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """`python COMMAND` (a script's path, or -c and code) with just these variables, as a new process would run it.
+
+        typed: its standard input.
+        It does not inherit the project's modules, nor transformers, datasets, huggingface_hub: it imports its own.
+        """
+        Path(f"{log}.in").write_text(typed)
+        pid = self.ask(op="start", fresh=True, script=command[0], argv=command[1:], log=str(log), env=env, cwd=str(cwd))
+        code = self.ask(op="wait", pid=pid, limit=limit)
+        assert code is not None, f"not done after {limit} s: {said(log)[-2000:]}"
+        texts = [Path(f"{log}.{end}").read_text() for end in ("out", "err")]
+        return subprocess.CompletedProcess(command, code, *texts)
+
     def close(self) -> None:
         self.server.stdin.close()
         self.server.wait(timeout=30)
@@ -82,6 +108,36 @@ def said(log: Path) -> str:
 
 
 def serve() -> None:
+    """The first process: runs `fresh` requests itself, and hands the others to the second one."""
+    for name in GENERAL:
+        import_module(name)
+    answers, mine, second = os.fdopen(os.dup(1), "w"), set(), None
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would copy all of the memory
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request.get("fresh") or request.get("pid") in mine:
+            answer = _answer(request)
+            mine |= {answer} if request["op"] == "start" else set()
+        else:
+            second = second or _second()
+            second[0].write(line)
+            second[0].flush()
+            answer = json.loads(second[1].readline())
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _second() -> tuple[TextIO, TextIO]:
+    """Fork the process that imports everything; returns where its requests go and its answers come from."""
+    (requests, ask), (tell, answers) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(requests)
+        os.close(answers)
+        return os.fdopen(ask, "w"), os.fdopen(tell)
+    os.close(ask)
+    os.close(tell)
+    sys.stdin.close()
     import evaluate  # noqa: F401  so that every script's imports are there
     import fsdp_cpu  # noqa: F401
     import report  # noqa: F401
@@ -90,13 +146,16 @@ def serve() -> None:
     import train_reward  # noqa: F401
 
     gc.collect()
-    gc.freeze()  # a child that collects garbage would copy all of the memory
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = _fork(request) if request["op"] == "start" else _wait(request["pid"], request["limit"])
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    gc.freeze()
+    with os.fdopen(requests) as lines, os.fdopen(answers, "w") as out:
+        for line in lines:
+            out.write(json.dumps(_answer(json.loads(line))) + "\n")
+            out.flush()
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    return _fork(request) if request["op"] == "start" else _wait(request["pid"], request["limit"])
 
 
 def _wait(pid: int, limit: float) -> int | None:
@@ -119,11 +178,38 @@ def _fork(request: dict[str, Any]) -> int:
     try:
         for number, end in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{request['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        if request.get("fresh"):
+            os.environ.clear()
+            os.chdir(request["cwd"])
+            os.dup2(os.open(f"{request['log']}.in", os.O_RDONLY), 0)
+            sys.stdin = os.fdopen(0)
         os.environ.update(request["env"])
         sys.argv = [request["script"], *request["argv"]]
-        code = _run(request["script"], request["fault"])
+        code = _run_fresh(sys.argv) if request.get("fresh") else _run(request["script"], request["fault"])
     finally:
         os._exit(code)
+
+
+def _run_fresh(argv: list[str]) -> int:
+    """What python does with these arguments; returns the exit code."""
+    code: Any = 0
+    try:
+        if argv[0] == "-c":
+            sys.argv = ["-c", *argv[2:]]
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 def _run(script: str, fault: dict[str, Any] | None) -> int:

@@ -4,11 +4,11 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import tiny
+import workers
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "../shared/data"
@@ -17,14 +17,11 @@ NOBODY = "http://127.0.0.1:9"
 
 
 def run(command: list[str], home: Path, endpoint: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own: HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are read when the client is imported."""
+    """`python COMMAND` with its own HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which the client reads on import."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1" if offline else "0"}
     settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-    env = clean | settings | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
-    return subprocess.run(
-        [sys.executable, *command], env=env, cwd=home, capture_output=True, text=True, timeout=280, check=False
-    )
+    return workers.python(command, clean | settings, home)
 
 
 def dialogue(question: str, answer: str) -> str:

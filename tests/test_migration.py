@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import workers
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
@@ -89,10 +88,10 @@ def test_a_script_for_trl_runs_with_its_import_changed(tmp_path, lora):
         "stop_token": "eos",
         "use_cpu": True,
     }
-    command = [sys.executable, "ppo.py", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
+    command = ["ppo.py", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
     command += ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"] if lora else []
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    result = workers.python(command, environment, tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     out = tmp_path / "out"
     assert [json.loads(line)["episode"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [4, 8]

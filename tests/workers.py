@@ -93,6 +93,14 @@ def forge() -> Forge:
     return made
 
 
+def python(
+    command: list[str], env: dict[str, str], cwd: Path, limit: float = LIMIT, typed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """`python COMMAND` in a fork that has torch, but imports transformers and whatever is above it itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        return forge().process(command, env, cwd, Path(folder) / "log", limit, typed)
+
+
 def _clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
 

@@ -1,12 +1,12 @@
 """The work that both sides do is the work it is said to be."""
 
+import os
 import statistics
-import subprocess
-import sys
 
 import pytest
 import tiny
 import torch
+import workers
 
 from rlhf.benchmark import work
 from rlhf.benchmark.compare import check_equal, compare, spread, table
@@ -90,8 +90,8 @@ def test_the_work_of_our_side_is_that_of_its_models(tmp_path):
 
 
 def test_a_missing_trl_is_one_line():
-    command = [sys.executable, str(tiny.ROOT / "scripts" / "benchmark.py"), "--trl", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tiny.ROOT)
+    command = [str(tiny.ROOT / "scripts" / "benchmark.py"), "--trl", "nowhere"]
+    done = workers.python(command, dict(os.environ), tiny.ROOT)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: trl: expected a folder made by")
 

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import workers
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -14,14 +14,12 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation")
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    """pipeline.py; the stages that it starts are processes as a user's are."""
+    return workers.python([str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments], ENVIRONMENT, ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +94,9 @@ def test_evaluation_holds_every_prompt_and_model_once(run):
 def test_the_models_answer_side_by_side(run):
     _, folder, _, _ = run
     where = ["--run", folder.name, "--runs_dir", str(folder.parent)]
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "compare.py"), *where],
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "90", "ACCELERATE_USE_CPU": "true"},
-        input="What is the moon?\nAnd the sun?\n\n",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment = ENVIRONMENT | {"COLUMNS": "90", "ACCELERATE_USE_CPU": "true"}
+    command, typed = [str(ROOT / "scripts" / "compare.py"), *where], "What is the moon?\nAnd the sun?\n\n"
+    result = workers.python(command, environment, ROOT, typed=typed)
     assert result.returncode == 0, result.stderr[-2000:]
     titles = [line for line in result.stdout.splitlines() if "score" in line]
     assert len(titles) == 2

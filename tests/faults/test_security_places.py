@@ -26,7 +26,7 @@ FETCH = """
 import sys
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.errors import UserError
-from prepare import _fetch_model
+from rlhf.cli.prepare import _fetch_model
 for fetch in (lambda: load_pairs("our/pairs"), lambda: _fetch_model("our/policy", None)):
     try:
         print("fetched", fetch() is not None)

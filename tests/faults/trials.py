@@ -5,9 +5,9 @@ import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 
-import forge
 import pytest
 import short_runs
+import workers
 
 HERE = "tests/faults/"
 TALLY = defaultdict(lambda: [0, 0])  # kind of fault -> tried, survived
@@ -57,7 +57,7 @@ class Campaign:
     """The forge, what runs start from, and what they end in when nothing happens to them."""
 
     def __init__(self, folder):
-        self.forge, self.folder = forge.Forge(), folder
+        self.forge, self.folder = workers.forge(), folder
         self.start = short_runs.prepare(folder)
         self.references, self.logs = {}, 0
 
@@ -111,9 +111,7 @@ class Campaign:
 
 @pytest.fixture(scope="session")
 def campaign(tmp_path_factory):
-    made = Campaign(tmp_path_factory.mktemp("faults"))
-    yield made
-    made.forge.close()
+    return Campaign(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture

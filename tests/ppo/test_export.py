@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import workers
 from hub_server import HubServer
 
 TESTS = Path(__file__).parents[1]
-# HF_ENDPOINT is read when huggingface_hub is imported, so each of these is a process of its own.
+# HF_ENDPOINT is read when huggingface_hub is imported, so each of these imports it itself.
 PUSH = """
 import json, sys, torch
 from tiny_ppo import trainer
@@ -45,8 +44,7 @@ def output(code: str, given: Any, hub: HubServer, home: Path, folder: Path) -> A
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}
     settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     env = clean | settings | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    command = [sys.executable, "-c", code, json.dumps(given)]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = workers.python(["-c", code, json.dumps(given)], env, folder, 120)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
