@@ -30,7 +30,7 @@ def test_the_signature_stays():
 
 
 def test_a_model_in_the_tokenizers_place_is_named():
-    with pytest.raises(UserError, match="found a model in the second place, as in an older TRL"):
+    with pytest.raises(UserError, match="found a model as second argument, as in an older TRL"):
         PPOTrainer(None, tiny.llama(), None, tiny.chat_tokenizer())
 
 

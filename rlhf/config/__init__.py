@@ -1,4 +1,4 @@
-"""What a recipe can say: typed settings with their units, checked when built."""
+"""The settings of recipes and trainers: typed, with units, checked when they are created."""
 
 from rlhf.config.common import bf16_is_fast
 from rlhf.config.ppo import PPOConfig, PPOStageConfig

@@ -1,4 +1,4 @@
-"""The batch of the whole run, over all processes, and what of it each process takes at a time."""
+"""The global batch, and the part of it that each process takes at a time."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ _FIELD = "global_batch_size"
 
 def divide_global_batch(args: Any) -> None:
     """Set per_device_train_batch_size and gradient_accumulation_steps so that their product over all processes is
-    global_batch_size; nothing where that is not set.
+    global_batch_size, if that is set.
 
-    per_device_train_batch_size is lowered to a process's share where that is smaller. A UserError where the numbers
-    do not divide, with the nearest that do, or where gradient_accumulation_steps says another batch.
+    Lowers per_device_train_batch_size to a process's share if that is smaller. A UserError if the numbers do not
+    divide, with the nearest that do, or if gradient_accumulation_steps contradicts global_batch_size.
     """
     size, processes, rows = args.global_batch_size, process_count(), args.per_device_train_batch_size
     if size is None:
@@ -23,7 +23,7 @@ def divide_global_batch(args: Any) -> None:
     if rest or not share:
         raise UserError(
             f"{_FIELD}: expected a multiple of the number of processes, {processes}, found {size}: "
-            f"start {_near(size, processes, size)} processes, or take {_near_multiples(size, processes)}"
+            f"start {_near(size, processes, size)} processes, or use {_near_multiples(size, processes)}"
         )
     rows = min(rows, share)
     if share % rows:
@@ -34,14 +34,13 @@ def divide_global_batch(args: Any) -> None:
     given, derived = args.gradient_accumulation_steps, share // rows
     if given not in (1, derived):  # 1 is the default
         raise UserError(
-            f"gradient_accumulation_steps: expected none beside {_FIELD}, or {derived}, which follows from "
-            f"{_FIELD} {size}, found {given}: set {_FIELD} alone"
+            f"gradient_accumulation_steps: remove {given}, or set {derived}, which follows from {_FIELD} {size}"
         )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = rows, derived
 
 
 def _near(number: int, found: int, most: int) -> str:
-    """The divisors of `number` next to `found`, below and above, in words."""
+    """The divisors of `number` next to `found`, below and above, as text."""
     near = [n for n in range(1, min(most, 100_000) + 1) if number % n == 0]
     below = max((n for n in near if n < found), default=None)
     above = min((n for n in near if n > found), default=None)
@@ -54,7 +53,7 @@ def _near_multiples(size: int, processes: int) -> str:
 
 
 def batch_facts(args: Any) -> BatchFacts:
-    """How the batch of an optimizer's (PPO: a rollout's) rows comes about, for run.json."""
+    """How the batch of an optimizer step (PPO: of a rollout) is made up, for run.json."""
     rows, parts, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, process_count()
     return {
         "global_batch_size": rows * parts * processes,
@@ -65,7 +64,7 @@ def batch_facts(args: Any) -> BatchFacts:
 
 
 def batch_line(args: Any, rows: str) -> str:
-    """The same in one line. rows: what a row is, as in "pairs"."""
+    """`batch_facts` in one line. rows: what the rows are, such as "pairs"."""
     facts = batch_facts(args)
     return (
         f"batch: {facts['global_batch_size']} {rows} a step = {facts['processes']} processes x "

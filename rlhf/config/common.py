@@ -1,4 +1,4 @@
-"""What the settings share: help texts, and the hardware's defaults."""
+"""What all settings share: help texts, checks, and defaults that depend on the hardware."""
 
 import os
 from collections.abc import Callable
@@ -20,13 +20,13 @@ def help_text(text: str, default: Any = None) -> Any:
 
 
 def bf16_is_fast(use_cpu: bool = False) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware; elsewhere bf16 is many times slower than fp32.
+    """Whether the device multiplies bf16 matrices in hardware. If not, bf16 is many times slower than fp32.
 
-    use_cpu: asked of the CPU, although there may be an accelerator.
+    use_cpu: ask about the CPU even if there is an accelerator.
     """
     if not use_cpu and torch.accelerator.is_available():
         module = torch.get_device_module(torch.accelerator.current_accelerator())
-        if hasattr(module, "is_bf16_supported"):  # CUDA, ROCm and XPU; emulation is what older GPUs have
+        if hasattr(module, "is_bf16_supported"):  # CUDA, ROCm and XPU; older GPUs only emulate it
             return bool(module.is_bf16_supported(including_emulation=False))
         return False
     cpuinfo = Path("/proc/cpuinfo")
@@ -44,27 +44,27 @@ def local_process_count() -> int:
 
 
 def cpu_is_asked_for() -> bool:
-    """Whether the launcher, or whoever starts the script, asks for the CPU: use_cpu in its config, for example."""
+    """Whether the launcher asks for the CPU, for example by use_cpu in its config."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
 def check_device_count(use_cpu: bool) -> None:
-    """A UserError where more processes were started on this machine than it has devices: two would share one."""
+    """A UserError if more processes were started on this machine than it has devices."""
     processes = local_process_count()
     if use_cpu or not torch.accelerator.is_available():
         return
     devices = torch.accelerator.device_count()
     if processes > devices:
         raise UserError(
-            f"processes: expected at most {devices} on this machine, one for each device that it sees, found "
-            f"{processes}: accelerate launch --num_processes {devices} (see CUDA_VISIBLE_DEVICES, too)"
+            f"processes: expected at most {devices} on this machine, one per visible device, found {processes}: "
+            f"use accelerate launch --num_processes {devices}, or check CUDA_VISIBLE_DEVICES"
         )
 
 
 def choose_hardware(args: TrainingArguments) -> None:
-    """bf16 where the hardware has it, and CPU where there is no accelerator, unless said otherwise.
+    """Set bf16 if the hardware has it and use_cpu if there is no accelerator, unless they are set already.
 
-    A UserError where processes would have to share a device.
+    A UserError if processes would have to share a device.
     """
     if not torch.accelerator.is_available() or cpu_is_asked_for():
         args.use_cpu = True
@@ -76,7 +76,7 @@ def choose_hardware(args: TrainingArguments) -> None:
 
 
 def check(settings: Any, holds: Callable[[Any], bool], expected: str, *names: str) -> None:
-    """A UserError for the first of these fields that does not hold; one that is not set is not looked at."""
+    """A UserError for the first of these fields whose value does not hold; None is always valid."""
     for name in names:
         found = getattr(settings, name)
         if found is not None and not holds(found):
@@ -84,12 +84,12 @@ def check(settings: Any, holds: Callable[[Any], bool], expected: str, *names: st
 
 
 def at_least(settings: Any, least: int, *names: str) -> None:
-    """A UserError for the first of these fields that is smaller, or not a number."""
+    """A UserError for the first of these fields that is smaller or nan."""
     check(settings, lambda x: x >= least, f"at least {least}", *names)
 
 
 def check_plain_name(field_name: str, name: str) -> None:
-    """A UserError for a name that is not one folder's, directly under another."""
+    """A UserError for a name that cannot be that of one folder."""
     plain = name.isprintable() and Path(name).name == name != ".." and len(name.encode(errors="replace"))
     plain = 0 if name.startswith("-") else plain  # it would be an option on a command line
     if not plain or plain > _LONGEST_NAME:
@@ -97,7 +97,7 @@ def check_plain_name(field_name: str, name: str) -> None:
 
 
 def check_training(args: TrainingArguments) -> None:
-    """A UserError for numbers of transformers' own settings with which training would fail, or do nothing."""
+    """A UserError for values of transformers' settings with which training would fail or do nothing."""
     at_least(args, 1, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     at_least(args, 1, "save_total_limit", "torch_empty_cache_steps")
     at_least(args, 0, "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps", "eval_delay")
@@ -108,5 +108,5 @@ def check_training(args: TrainingArguments) -> None:
 
 
 def check_seeds(settings: Any, *names: str) -> None:
-    """A UserError for a seed that numpy does not take."""
+    """A UserError for a seed that numpy does not accept."""
     check(settings, lambda x: 0 <= x < 2**32, "a number from 0 to 4294967295", *names)

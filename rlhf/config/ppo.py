@@ -1,4 +1,4 @@
-"""Arguments of PPO, under TRL 1.12's names."""
+"""Arguments of PPO, with TRL 1.12's names."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -50,93 +50,92 @@ _FRACTIONS = ("gamma", "lam")
 class PPOConfig(TrainingArguments):
     """Arguments of `PPOTrainer`: those of `TrainingArguments`, and those of TRL 1.12's `PPOConfig` by name.
 
-    global_batch_size is the number of prompts of a PPO step over all processes: with it a run is the same run on any
-    number of them. gradient_accumulation_steps follows from it. Without it, as in TRL, a rank's rollout is
-    per_device_train_batch_size, the micro-batch, times gradient_accumulation_steps, and more processes make larger
-    steps. An optimizer step sees rollout / num_mini_batches. A step, in max_steps, logging_steps, warmup_steps and so
-    on, is a PPO step: one rollout and its updates.
+    Batch sizes: global_batch_size is the number of prompts per PPO step over all processes. If it is set, results do
+    not depend on the number of processes, and gradient_accumulation_steps follows from it. If not, as in TRL, each
+    rank's rollout has per_device_train_batch_size (the micro-batch) x gradient_accumulation_steps prompts, and more
+    processes make larger steps. An optimizer step uses rollout / num_mini_batches. "Step" in max_steps, logging_steps,
+    warmup_steps and so on means a PPO step: one rollout and its updates.
 
-    A row of metrics has of each phase (generate, score, learn) its seconds as time/PHASE, and over all ranks
-    perf/PHASE/tokens_per_second (response tokens sampled; in score and learn, those of prompts and responses, once
-    for each time that policy and critic read them), perf/PHASE/padding (per cent of the token positions computed by
-    all models that were padding, or rows that had ended) and perf/PHASE/limit (0 to 1: the time that it would take
-    at this machine's matrix-product peak and, for decoding, memory bandwidth, as measured at the first step, over
-    the time that it took).
+    Metrics of the phases generate, score and learn: time/PHASE in seconds; over all ranks
+    perf/PHASE/tokens_per_second (generate: sampled response tokens; score and learn: prompt and response tokens, once
+    for each time that policy and critic read them), perf/PHASE/padding (per cent of the computed token positions that
+    were padding or rows that had ended) and perf/PHASE/limit (0 to 1: ideal time over measured time; the ideal is this
+    machine's matrix-product peak and, for decoding, memory bandwidth, measured at the first step).
     """
 
     learning_rate: float = help_text("peak learning rate of policy and critic", 3e-6)
     logging_steps: float = help_text("PPO steps between two rows of metrics", 1)
-    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more to compute", True)
+    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more computation", True)
     bf16: bool | None = help_text(  # type: ignore[assignment]
-        "bf16 autocast; not set: where the hardware has it"
+        "bf16 autocast; default: if the hardware has it"
     )
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
-    remove_unused_columns: bool = help_text("never: every column stays, for reward functions", False)
-    logging_nan_inf_filter: bool = help_text("never: numbers are written as they are", False)
-    dataset_num_proc: int | None = help_text("for scripts that tokenise with datasets; the trainer needs none")
+    remove_unused_columns: bool = help_text("always False: reward functions get all columns", False)
+    logging_nan_inf_filter: bool = help_text("always False: numbers are logged as they are", False)
+    dataset_num_proc: int | None = help_text("for scripts that tokenise with datasets; the trainer does not use it")
     global_batch_size: int | None = help_text(
-        "prompts per PPO step, over all processes; gradient_accumulation_steps follows from it and from the number of "
-        "processes, and per_device_train_batch_size is lowered to a process's share where that is smaller; not set: "
-        "per_device_train_batch_size x gradient_accumulation_steps x processes"
+        "prompts per PPO step, over all processes; determines gradient_accumulation_steps, and lowers "
+        "per_device_train_batch_size to a process's share if that is smaller; default: per_device_train_batch_size x "
+        "gradient_accumulation_steps x processes"
     )
     num_mini_batches: int = help_text("optimizer steps per pass over a rollout", 1)
-    total_episodes: int | None = help_text("responses to sample in all; num_train_epochs is used when not set")
+    total_episodes: int | None = help_text("responses to sample in total; default: by num_train_epochs")
     local_rollout_forward_batch_size: int = help_text("rows per forward pass without gradients, per rank", 64)
-    num_sample_generations: int = help_text("how often sample responses are logged over the run; 0 is never", 10)
-    response_length: int = help_text("most tokens of a response", 53)
-    stop_token: Literal["eos"] | None = help_text("responses stop at the model's EOS ids, set or not")
+    num_sample_generations: int = help_text("how many times per run sample responses are logged; 0: never", 10)
+    response_length: int = help_text("maximum tokens per response", 53)
+    stop_token: Literal["eos"] | None = help_text("responses always stop at the model's EOS ids")
     stop_token_id: int | None = help_text("stop at this id instead")
     temperature: float = help_text("softmax temperature of sampling and of every log-prob", 0.7)
-    missing_eos_penalty: float | None = help_text("subtracted from the score of a response cut at response_length")
-    close_truncated: bool = help_text("reward models see an EOS after a cut response: they know finished ones", False)
+    missing_eos_penalty: float | None = help_text("subtracted from the score of a truncated response")
+    close_truncated: bool = help_text("append EOS to truncated responses for reward models", False)
     sft_model_path: str = help_text("for scripts: the model to start from", "EleutherAI/pythia-160m")
     reward_model_path: str | None = help_text("for scripts: the reward model", "EleutherAI/pythia-160m")
-    model_adapter_name: str | None = help_text("the adapter of the policy that is trained, where it has several")
-    ref_adapter_name: str | None = help_text("the adapter of the policy that is the reference")
+    model_adapter_name: str | None = help_text("adapter to train, if the policy has several")
+    ref_adapter_name: str | None = help_text("adapter of the policy to use as reference")
     num_ppo_epochs: int = help_text("passes over each rollout", 4)
     whiten_rewards: bool = help_text("scale per-token rewards to standard deviation 1, mean kept", False)
     whiten_advantages: bool = help_text("scale advantages to mean 0 and standard deviation 1 over all ranks", True)
-    kl_coef: float = help_text("reward units per nat of KL; with kl_target, where it starts", 0.05)
+    kl_coef: float = help_text("reward units per nat of KL; with kl_target, the initial value", 0.05)
     kl_estimator: Literal["k1", "k3"] = help_text("k1 or k3 (Schulman 2020)", "k1")
-    kl_target: float | None = help_text("nats per token; set it for the adaptive KL coefficient")
-    kl_horizon: float = help_text("samples; how slowly the adaptive coefficient moves", 10000)
-    target_kl: float | None = help_text("nats per token; an update stops once it moved the policy 1.5 times as far")
+    kl_target: float | None = help_text("target KL in nats per token; makes the KL coefficient adaptive")
+    kl_horizon: float = help_text("how slowly the adaptive coefficient moves, in samples", 10000)
+    target_kl: float | None = help_text("stop an update early when approximate KL > 1.5 x target_kl (nats per token)")
     micro_batch_tokens: int | None = help_text(
-        "most tokens, padding included, of a forward and backward pass; rows are packed up to it, in place of "
-        "per_device_train_batch_size at a time; results do not depend on it, perf/learn/padding does"
+        "maximum tokens, padding included, per forward and backward pass; replaces per_device_train_batch_size as the "
+        "limit of a micro-batch; does not change results, but perf/learn/padding"
     )
     max_skipped_updates: int = help_text(
-        "the run ends after this many updates in a row whose numbers are not finite; fewer are left out and logged", 10
+        "end the run after this many updates in a row with numbers that are not finite; each is skipped and logged", 10
     )
-    cliprange: float = help_text("clip of the probability ratio", 0.2)
+    cliprange: float = help_text("clip range of the probability ratio", 0.2)
     vf_coef: float = help_text("weight of the value loss", 0.1)
-    cliprange_value: float = help_text("clip of the value's change, reward units", 0.2)
+    cliprange_value: float = help_text("clip range of value changes, in reward units", 0.2)
     gamma: float = help_text("discount per token", 1.0)
     lam: float = help_text("lambda of the advantage estimate", 0.95)
-    bootstrap_truncated: bool = help_text("a cut response is worth the critic's value at the cut, not 0", False)
-    cuda_graphs: bool | None = help_text("replay the decoding step as a captured CUDA graph; not set: on CUDA")
-    critic: Literal["separate", "shared"] = help_text("a model of its own, or a head on the policy's trunk", "separate")
-    critic_learning_rate: float | None = help_text("the critic's peak learning rate; learning_rate when not set")
-    critic_warmup_steps: int = help_text("first PPO steps in which only the critic learns", 0)
-    reward_weights: list[float] | None = help_text("weight of each reward, in the order given; 1 when not set")
+    bootstrap_truncated: bool = help_text("bootstrap truncated responses from the critic's value", False)
+    cuda_graphs: bool | None = help_text("replay the decoding step as a CUDA graph; default: on CUDA")
+    critic: Literal["separate", "shared"] = help_text("a separate model, or a head on the policy's trunk", "separate")
+    critic_learning_rate: float | None = help_text("the critic's peak learning rate; default: learning_rate")
+    critic_warmup_steps: int = help_text("number of first PPO steps that train only the critic", 0)
+    reward_weights: list[float] | None = help_text("weight of each reward, in their order; default: 1 each")
     score_norm_samples: int = help_text(
-        "responses of the reference that set the scores' mean to 0 and deviation to 1 before PPO; 0 is off",
+        "before PPO, scale scores to mean 0 and standard deviation 1 on this many responses of the reference; 0: off",
         0,
     )
     use_score_scaling: bool = help_text("divide scores by their running standard deviation", False)
-    use_score_norm: bool = help_text("with use_score_scaling: subtract the running mean, too", False)
-    score_clip: float | None = help_text("scores are clipped to plus or minus this, after scaling")
-    max_prompt_tokens: int | None = help_text("tokens of a prompt; not set: no limit")
+    use_score_norm: bool = help_text("with use_score_scaling, also subtract the running mean", False)
+    score_clip: float | None = help_text("clip scores to plus or minus this, after scaling")
+    max_prompt_tokens: int | None = help_text("maximum tokens per prompt; default: no limit")
     long_prompts: Literal["refuse", "drop", "truncate"] = help_text(
-        "what happens to prompts over max_prompt_tokens; truncate keeps the end", "refuse"
+        "what to do with prompts over max_prompt_tokens; truncate keeps their end", "refuse"
     )
     save_minutes: float | None = help_text(
-        "a checkpoint, too, at the end of the step in which so many minutes have passed since the last one"
+        "also save a checkpoint at the end of a step if this many minutes have passed since the last one"
     )
-    ds3_gather_for_generation: bool = help_text("ZeRO-3: gather the policy once a rollout; it always is", True)
+    ds3_gather_for_generation: bool = help_text("always True: ZeRO-3 gathers the policy once per rollout", True)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Before the fields are set: a field of an older TRL is answered by its new name."""
+        """A field of an older TRL is a UserError with its new name, before dataclasses would raise a TypeError."""
         refuse_renamed(kwargs)
         return super().__new__(cls)
 
@@ -145,11 +144,9 @@ class PPOConfig(TrainingArguments):
         check_training(self)
         refuse_ignored(self)
         if self.stop_token is not None and self.stop_token_id is not None:
-            raise UserError(f"stop_token_id: expected none beside stop_token, found {self.stop_token_id}")
+            raise UserError(f"stop_token_id: set it or stop_token, not both; found {self.stop_token_id}")
         if not self.ds3_gather_for_generation:
-            raise UserError(
-                "ds3_gather_for_generation: expected True, found False: generation token by token is slower"
-            )
+            raise UserError("ds3_gather_for_generation: expected True, found False: gathering for each token is slower")
         if self.save_strategy == "best":
             raise UserError("save_strategy: expected no, steps or epoch, found best")
         if self.hub_strategy not in ("end", "every_save"):
@@ -161,7 +158,7 @@ class PPOConfig(TrainingArguments):
         trackers = tracker_names(self.report_to)
         super().__post_init__()
         self._check_horizon()
-        self.report_to = trackers  # what transformers makes of `all` and of its surroundings is not all known here
+        self.report_to = trackers  # not transformers' own reading of it, which may add trackers
         make_schedule(self, SGD([torch.zeros(1, requires_grad=True)], self.learning_rate), max(self.max_steps, 1))
 
     def _check_numbers(self) -> None:
@@ -190,17 +187,17 @@ class PPOConfig(TrainingArguments):
             )
 
     def _check_horizon(self) -> None:
-        # Ziegler et al. 2019, eq. 4, multiplies by 1 - 0.2 x samples / horizon at least, which has to stay positive.
+        # Ziegler et al. 2019, eq. 4: the factor can be as low as 1 - 0.2 x samples / horizon, and must stay positive.
         least = 0.2 * self.batch_size
         if self.kl_target is not None and self.kl_horizon <= least:
             raise UserError(
-                f"kl_horizon: expected more than 0.2 x {self.batch_size} samples a step = {least:g}, "
+                f"kl_horizon: expected more than 0.2 x {self.batch_size} samples per step = {least:g}, "
                 f"found {self.kl_horizon:g}"
             )
 
     @property
     def n_gpu(self) -> int:
-        """Devices of this process: one at most, however many it sees. transformers' DataParallel is for more."""
+        """Devices of this process: at most one, so that transformers does not use its DataParallel."""
         return min(super().n_gpu, 1)
 
     @property
@@ -231,29 +228,29 @@ class PPOConfig(TrainingArguments):
 
 @dataclass
 class PPOStageConfig(PPOConfig):
-    """PPOConfig as a stage of a run takes it, with the reference recipe's values as defaults."""
+    """PPOConfig for a stage of a run, with the defaults of the reference recipe."""
 
-    output_dir: str | None = help_text("set from RUNS_DIR/RUN/ppo_full or ppo_lora")
-    dry_run: bool = help_text("check data, models and folder, print steps and memory per device, and end", False)
-    reward_model_path: str | None = help_text("trained reward model; RUNS_DIR/RUN/reward when not set")
+    output_dir: str | None = help_text("always RUNS_DIR/RUN/ppo_full or ppo_lora")
+    dry_run: bool = help_text("check data, models and folder, print steps and memory per device, then exit", False)
+    reward_model_path: str | None = help_text("trained reward model; default: RUNS_DIR/RUN/reward")
     sft_model_path: str | None = help_text(  # type: ignore[assignment]
-        "not taken: model_name_or_path is the model to start from"
+        "not supported: use model_name_or_path"
     )
     eval_prompts: int = help_text(
-        "with eval_strategy or eval_on_start: prompts taken out of the training prompts to evaluate on",
+        "with eval_strategy or eval_on_start: number of training prompts held out for evaluation",
         16,
     )
-    trust_remote_code: bool = help_text("run code that a model or tokenizer brings along", False)
+    trust_remote_code: bool = help_text("run code that comes with a model or tokenizer", False)
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
-    response_length: int = help_text("most tokens of a response", 128)
-    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more to compute", False)
+    response_length: int = help_text("maximum tokens per response", 128)
+    gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more computation", False)
 
     def __post_init__(self) -> None:
         if self.sft_model_path is not None:
-            raise UserError(f"sft_model_path: expected model_name_or_path in its place, found {self.sft_model_path!r}")
+            raise UserError(f"sft_model_path: use model_name_or_path instead; found {self.sft_model_path!r}")
         if self.do_predict or (self.do_eval and self.eval_strategy == "no"):
             name = "do_predict" if self.do_predict else "do_eval"
-            raise UserError(f"{name}: expected false, found true: eval_strategy says when to evaluate")
+            raise UserError(f"{name}: expected false, found true: use eval_strategy")
         if self.eval_prompts < 1:
             raise UserError(f"eval_prompts: expected at least 1, found {self.eval_prompts}")
         super().__post_init__()

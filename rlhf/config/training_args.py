@@ -1,6 +1,6 @@
-"""What `PPOTrainer` does with each field of `TrainingArguments`, and where the fields of older TRLs went.
+"""What `PPOTrainer` does with each field of `TrainingArguments`, and the new names of older TRLs' fields.
 
-`PPOConfig` refuses a field that would be ignored; a test walks all fields of the installed transformers.
+`PPOConfig` refuses fields that it would ignore. A test checks all fields of the installed transformers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -75,32 +75,32 @@ HONOURED = frozenset(
     ]
 )
 
-# Any value is accepted: nothing here could be different for it.
+# Any value is accepted; none has an effect here.
 INERT = {
-    "do_train": "read by scripts of one's own",
-    "do_eval": "read by scripts of one's own",
-    "do_predict": "read by scripts of one's own",
+    "do_train": "for users' own scripts",
+    "do_eval": "for users' own scripts",
+    "do_predict": "for users' own scripts",
     "local_rank": "set by the launcher",
 }
 
-_NO_LOADER = "prompts are held in memory, there is no data loader"
+_NO_LOADER = "there is no data loader: prompts are in memory"
 
-_LAUNCHER = "say it in an accelerate config (accelerate_configs/) and start with accelerate launch"
+_LAUNCHER = "set it in an accelerate config (accelerate_configs/) and start with accelerate launch"
 
 _NO_LOGITS = "evaluation samples responses and scores them; no logits or labels are gathered"
 
-_NOT_PPO = "it has no meaning for PPO's losses"
+_NOT_PPO = "PPO's losses have no use for it"
 
-_NO_BEST = "keep checkpoints by save_steps and choose by the eval rows in metrics.jsonl"
+_NO_BEST = "save checkpoints by save_steps and choose one by eval_metrics.jsonl"
 
 REFUSED = {
     "remove_unused_columns": "every column stays, for reward functions",
     "logging_nan_inf_filter": "numbers are written as they are",
-    "save_on_each_node": "checkpoints go to one folder that all nodes see",
+    "save_on_each_node": "checkpoints go to one folder that all nodes share",
     "prediction_loss_only": "evaluation samples; it has no loss",
     "average_tokens_across_devices": "losses are always divided by the token count of all ranks",
     "label_smoothing_factor": _NOT_PPO,
-    "optim_target_modules": "GaLore and its kin need the model's layers; use LoRA",
+    "optim_target_modules": "GaLore and similar optimizers are not supported; use LoRA",
     "neftune_noise_alpha": "noise on the embeddings would change the probability ratio",
     "bf16_full_eval": "bf16 covers evaluation",
     "fp16_full_eval": "fp16 covers evaluation",
@@ -121,13 +121,13 @@ REFUSED = {
     "include_for_metrics": _NO_LOGITS,
     "batch_eval_metrics": _NO_LOGITS,
     "label_names": _NO_LOGITS,
-    "save_only_model": "a checkpoint holds all that the next step needs; save_model() writes the policy alone",
+    "save_only_model": "a checkpoint holds everything needed to resume; save_model() writes the policy alone",
     "enable_jit_checkpoint": "not supported",
     "hub_always_push": "not supported",
     "load_best_model_at_end": _NO_BEST,
     "metric_for_best_model": _NO_BEST,
     "greater_is_better": _NO_BEST,
-    "ignore_data_skip": "a resumed run always goes on where it stopped",
+    "ignore_data_skip": "a resumed run always continues where it stopped",
     "restore_callback_states_from_checkpoint": "not supported",
     "accelerator_config": _LAUNCHER,
     "parallelism_config": _LAUNCHER,
@@ -147,10 +147,10 @@ REFUSED = {
     "skip_memory_metrics": "not supported",
 }
 
-# Fields of older TRLs (PPO up to 0.11, PPOv2 after it), and what says the same now.
+# Fields of older TRLs (PPO up to 0.11, PPOv2 after it) -> what to use now.
 RENAMED = {
     "init_kl_coef": "kl_coef",
-    "adap_kl_ctrl": "kl_target (set it for the adaptive coefficient, leave it out for a fixed one)",
+    "adap_kl_ctrl": "kl_target (set it for an adaptive coefficient, omit it for a fixed one)",
     "target": "kl_target (nats per token; it was nats per response)",
     "horizon": "kl_horizon",
     "kl_penalty": "kl_estimator (k1 or k3)",
@@ -190,8 +190,8 @@ RENAMED = {
     "local_mini_batch_size": "num_mini_batches",
     "local_eval_batch_size": "per_device_eval_batch_size",
     "world_size": "nothing: it is the launcher's number of processes",
-    "offload": "nothing: an accelerate config with DeepSpeed says what is offloaded",
-    "non_eos_penalty": "missing_eos_penalty (what is subtracted from the score of a response that was cut)",
+    "offload": "nothing: set offloading in an accelerate config with DeepSpeed",
+    "non_eos_penalty": "missing_eos_penalty (what is subtracted from the score of a truncated response)",
     "penalty_reward_value": "missing_eos_penalty (a positive number, subtracted; it was the score itself)",
     "truncate_token": "stop_token",
     "truncate_token_id": "stop_token_id",
@@ -201,24 +201,24 @@ RENAMED = {
 def refuse_renamed(
     names: Iterable[str], table: Mapping[str, str] = RENAMED, where: str = "PPOConfig", kind: str = "a field"
 ) -> None:
-    """A UserError that gives the new name, in the table, of the first one of an older TRL among `names`."""
+    """A UserError for the first of `names` that is an older TRL's, with its new name. table: old name -> new."""
     for name in names:
         if name in table:
             raise UserError(f"{where}: expected {kind} of TRL 1.12, found {name!r}: use {table[name]}")
 
 
 def _is_off(value: Any) -> bool:
-    return not value or value == "no"  # an empty list or text is as good as none
+    return not value or value == "no"  # an empty list or text counts as off
 
 
 def refuse_ignored(args: TrainingArguments) -> None:
-    """A UserError for the first field that is set and would change nothing. Call it before any is rewritten."""
+    """A UserError for the first field that is set but would be ignored. Call it before fields are rewritten."""
     known = {field.name for field in fields(TrainingArguments)} - HONOURED - set(INERT)
-    for field in fields(args):  # whose defaults may be others than those of TrainingArguments
+    for field in fields(args):  # its defaults may differ from those of TrainingArguments
         if field.name not in known:
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         found = getattr(args, field.name)
         if found != default and not (_is_off(found) and _is_off(default)):
-            reason = REFUSED.get(field.name, "PPOTrainer does not know it")
+            reason = REFUSED.get(field.name, "PPOTrainer does not support it")
             raise UserError(f"{field.name}: expected {default!r}, found {found!r}: {reason}")

@@ -1,4 +1,4 @@
-"""Arguments of older TRLs' `PPOTrainer`, answered by their new names."""
+"""Argument names of older TRLs' `PPOTrainer`: using one is a UserError that gives the new name."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -9,13 +9,13 @@ from torch.nn import Module
 from rlhf.config.training_args import refuse_renamed
 from rlhf.errors import UserError
 
-_WHOLE = "nothing: samples are of the policy's whole distribution, at PPOConfig's temperature"
+_WHOLE = "nothing: samples come from the policy's full distribution, at PPOConfig's temperature"
 
 _LENGTH = "response_length of PPOConfig"
 
 _ADAPTERS = "peft_config: with adapters the reference shares the policy's layers"
 
-# Method -> its old arguments, and what says the same now.
+# Method -> old argument -> what to use now.
 RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     "__init__": {
         "config": "args",
@@ -30,7 +30,7 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "step": {
         "queries": "prompts",
-        "response_masks": "nothing: every token of a response is learned from",
+        "response_masks": "nothing: every response token is trained on",
     },
     "generate": {
         "query_tensor": "prompts, a list",
@@ -41,7 +41,7 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
         "temperature": "temperature of PPOConfig",
         "eos_token_id": "stop_token_id of PPOConfig",
         "pad_token_id": "nothing: responses come without padding",
-        "batch_size": "nothing: all prompts of a call are sampled together",
+        "batch_size": "nothing: one call samples all its prompts together",
         "return_prompt": "nothing: responses come without their prompts",
         "generate_ref_response": "nothing: only the policy is sampled",
         "do_sample": _WHOLE,
@@ -55,7 +55,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def answers_old_names(cls: Class) -> Class:
-    """A class decorator: an old argument of a method is a UserError that gives its new name. Signatures stay."""
+    """Class decorator: an old argument of a method becomes a UserError with its new name. Keeps signatures."""
     for method, names in RENAMED_ARGUMENTS.items():
         where = cls.__name__ if method == "__init__" else f"{cls.__name__}.{method}"
         setattr(cls, method, _answering(getattr(cls, method), names, where))
@@ -69,7 +69,7 @@ def _answering(method: Callable[..., Any], names: Mapping[str, str], where: str)
         if method.__name__ == "__init__" and len(args) > 1 and isinstance(args[1], Module):
             raise UserError(
                 f"{where}: expected (args, processing_class, model, ref_model, reward_model, ...), "
-                f"found a model in the second place, as in an older TRL"
+                f"found a model as second argument, as in an older TRL"
             )
         return method(self, *args, **kwargs)
 

@@ -130,14 +130,17 @@ def run_folder(tmp_path):
         (["--attn_implementation", "nonsense"], 'found: Specified `attn_implementation="nonsense"` is not supported'),
         (["--attn_implementation", "flash_attention_2"], "FlashAttention2"),
         (["--model_revision", "nope"], "model_revision: expected main for a model in a folder or file, found 'nope'"),
-        (["--load_in_4bit", "true"], "load_in_4bit: expected False, found True: train_ppo.py takes it beside use_peft"),
-        (["--lora_r", "4"], "lora_r: expected 16, found 4: train_ppo.py takes it beside use_peft true only"),
+        (
+            ["--load_in_4bit", "true"],
+            "load_in_4bit: expected False, found True: train_ppo.py uses it only with",
+        ),
+        (["--lora_r", "4"], "lora_r: expected 16, found 4: train_ppo.py uses it only with use_peft true"),
         (["--use_peft", "true", "--load_in_4bit", "true", "--dtype", "auto"], "dtype: expected float32, bfloat16 or"),
         (
             ["--use_peft", "true", "--load_in_4bit", "true", "--bnb_4bit_quant_storage", "x"],
             "bnb_4bit_quant_storage: expected one of",
         ),
-        (["--sft_model_path", "x"], "sft_model_path: expected model_name_or_path in its place, found 'x'"),
+        (["--sft_model_path", "x"], "sft_model_path: use model_name_or_path instead; found 'x'"),
     ],
 )
 @pytest.mark.parametrize("dry", [False, True])

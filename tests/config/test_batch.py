@@ -54,9 +54,9 @@ def test_the_share_of_a_process_follows_from_the_global_batch(processes, kind, n
             3,
             {"global_batch_size": 64},
             "^global_batch_size: expected a multiple of the number of processes, 3, found 64: "
-            "start 2 or 4 processes, or take 63 or 66$",
+            "start 2 or 4 processes, or use 63 or 66$",
         ),
-        (9, {"global_batch_size": 8}, "found 8: start 8 processes, or take 9$"),
+        (9, {"global_batch_size": 8}, "found 8: start 8 processes, or use 9$"),
         (
             2,
             {"global_batch_size": 64, "per_device_train_batch_size": 12},
@@ -66,8 +66,7 @@ def test_the_share_of_a_process_follows_from_the_global_batch(processes, kind, n
         (
             2,
             {"global_batch_size": 64, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 4},
-            "^gradient_accumulation_steps: expected none beside global_batch_size, or 2, which follows from "
-            "global_batch_size 64, found 4: set global_batch_size alone$",
+            "^gradient_accumulation_steps: remove 4, or set 2, which follows from global_batch_size 64$",
         ),
         (1, {"global_batch_size": 0}, "^global_batch_size: expected "),
     ],
@@ -162,7 +161,7 @@ def test_bf16_is_asked_of_the_device_that_is_used(gpus, monkeypatch):
 def test_two_processes_on_one_device_are_refused(gpus, monkeypatch):
     gpus(1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    words = "^processes: expected at most 1 on this machine, one for each device that it sees, found 2: "
+    words = "^processes: expected at most 1 on this machine, one per visible device, found 2: "
     with pytest.raises(UserError, match=words):
         check_device_count(use_cpu=False)
     check_device_count(use_cpu=True)

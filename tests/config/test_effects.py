@@ -102,13 +102,13 @@ def config(**options):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"report_to": "wandb"}, "report_to: expected a tracker that is installed, found wandb: pip install wandb"),
-        ({"report_to": ["tensorboard", "comet_ml"]}, "found comet_ml: pip install comet-ml"),
-        ({"report_to": "azure_ml"}, "report_to: expected none, all or some of .*tensorboard.*, found 'azure_ml'"),
+        ({"report_to": "wandb"}, "report_to: wandb is not installed: pip install wandb"),
+        ({"report_to": ["tensorboard", "comet_ml"]}, "comet_ml is not installed: pip install comet-ml"),
+        ({"report_to": "azure_ml"}, "report_to: expected none, all, or a list of .*tensorboard.*, found 'azure_ml'"),
         ({"report_to": "tensorbord"}, "found 'tensorbord'"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "which follows a metric"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "which needs a metric"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type: expected one of .*reduce_lr_on_plateau"),
-        ({"lr_scheduler_type": "greedy"}, "which follows a metric"),
+        ({"lr_scheduler_type": "greedy"}, "which needs a metric"),
         ({"lr_scheduler_type": "zigzag"}, "lr_scheduler_type: expected one of linear, .*, found zigzag"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs: expected .*num_decay_steps"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_kwargs: expected .*min_lr"),

@@ -148,7 +148,7 @@ FLAGS = {
         (PPO, "--lr_scheduler_kwargs", "{a: 1}"),
         "command line: expected values that can be used",
     ),
-    "another tracker": ((PPO, "--report_to", "paper"), "report_to: expected none, all or some of"),
+    "another tracker": ((PPO, "--report_to", "paper"), "report_to: expected none, all, or a list of"),
     "no prompts": ((PPO, "--train_prompts", "0"), "train_prompts: expected at least 1, found 0"),
     "prompts of no token": ((PPO, "--max_prompt_length", "0"), "max_prompt_length: expected at least 1, found 0"),
     "no evaluation": ((PPO, "--evaluation_prompts", "0"), "evaluation_prompts: expected at least 1, found 0"),
