@@ -50,7 +50,8 @@ def make_schedule(args: TrainingArguments, optimizer: Optimizer, steps: int) -> 
         )
     except (TypeError, ValueError) as error:  # a missing, unknown or invalid option
         raise UserError(
-            f"lr_scheduler_kwargs: {options} do not fit lr_scheduler_type {kind.value}: {' '.join(str(error).split())}"
+            f"lr_scheduler_kwargs: expected those of lr_scheduler_type {kind.value}, found {options}: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 
