@@ -1,1 +1,1 @@
-"""The dry run: what a stage will need in memory, before a weight is loaded."""
+"""The dry run: a stage's memory need per device, estimated before any weight is loaded."""

@@ -1,7 +1,7 @@
-"""How much memory a run will need on each device, before it is started.
+"""How much memory a run needs per device.
 
-Counted and not guessed where that is cheap: parameters on models without storage, activations by what autograd keeps
-of a forward pass through one and two layers.
+Measured if that is cheap: parameters on models on the meta device, activations as what autograd saves in a forward
+pass through one and two layers.
 """
 
 import copy
@@ -28,7 +28,7 @@ _STATES = {"8bit": 0.5, "4bit": 0.25, "sgd": 0.0, "adafactor": 0.0, "lion": 1.0}
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory, in bytes: always, while responses are made, while learning, while saving."""
+    """Something that takes memory, in bytes. weights, optimizer: always; the others: only in that phase."""
 
     name: str
     weights: float = 0.0
@@ -41,17 +41,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Sharding:
-    """Over how many processes what is spread (Rajbhandari et al. 2020): ZeRO stage 0 to 3."""
+    """ZeRO stage 0 to 3 (Rajbhandari et al. 2020): what is sharded over how many processes."""
 
     stage: int
     processes: int
     offload: bool = False  # optimizer states in main memory
-    offload_weights: bool = False  # weights, too, except for a rollout
-    half: bool = False  # weights and gradients in 2 bytes, as DeepSpeed has them under bf16 and fp16
+    offload_weights: bool = False  # also weights, except during a rollout
+    half: bool = False  # weights and gradients take 2 bytes, as in DeepSpeed under bf16 and fp16
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Sharding":
-        """As the launcher has set it up."""
+        """The sharding that the launcher has set up."""
         world = process_count()
         plugin: Any = args.deepspeed_plugin
         if plugin is None:
@@ -61,7 +61,7 @@ class Sharding:
         return cls(plugin.zero_stage, world, states, weights, half=bool(args.bf16 or args.fp16))
 
     def trained(self, name: str, model: torch.nn.Module, optim: str) -> Part:
-        """A trained role: weights, gradients, optimizer states, and what an engine keeps beside them."""
+        """A trained role: weights, gradients, optimizer states, and the engine's own copies."""
         parameters = list(model.parameters())
         weights = self._bytes(parameters)
         learned = [p for p in parameters if p.requires_grad]
@@ -70,15 +70,15 @@ class Sharding:
         share = [1 / self.processes if self.stage >= stage else 1.0 for stage in (1, 2)]
         if self.stage:  # a flat fp32 copy of what this process updates
             states += 4 * sum(numel(p) for p in learned)
-        elif self.processes > 1:  # data parallel sends gradients in buckets of their own
+        elif self.processes > 1:  # data parallelism copies gradients into buckets
             own *= 2
         optimizer = 0.0 if self.offload else states * share[0]
         held = self._held(weights)
-        # ZeRO-3 makes the weights whole for a rollout.
+        # ZeRO-3 gathers the weights for a rollout.
         return Part(name, held, optimizer, own * share[1], rollout=weights - held)
 
     def frozen(self, name: str, model: torch.nn.Module) -> Part:
-        """A role that is never trained."""
+        """A frozen role."""
         weights = self._bytes(list(model.parameters()))
         held = self._held(weights)
         return Part(name, held, rollout=weights - held)
@@ -93,9 +93,9 @@ class Sharding:
 
 
 def read_config(name: str, **options: Any) -> PretrainedConfig:
-    """A model's configuration; a UserError where there is none, or where a folder has no weights."""
+    """A model's configuration; a UserError if there is none, or if a folder has no weights."""
     path = resolve_model(name)
-    options.setdefault("trust_remote_code", False)  # not told, transformers asks on the terminal
+    options.setdefault("trust_remote_code", False)  # if not set, transformers asks on the terminal
     try:
         config = AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ def read_config(name: str, **options: Any) -> PretrainedConfig:
 
 
 def reward_config(name: str, **options: Any) -> PretrainedConfig:
-    """A reward model's configuration; a UserError where it names another kind of model, or several labels."""
+    """A reward model's configuration; a UserError if it is another kind of model or has several labels."""
     config = read_config(name, **options)
     kinds = config.architectures or []
     if kinds and not any("ForSequenceClassification" in kind for kind in kinds):
@@ -127,13 +127,13 @@ def shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
-    """Bytes that autograd keeps of a forward pass for the backward pass, parameters aside."""
+    """Bytes that autograd saves in a forward pass for the backward pass, without parameters."""
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # else its place could be given to another
+        alive.append(tensor)  # otherwise its address could be reused
         return tensor
 
     alive: list[torch.Tensor] = []
@@ -144,15 +144,15 @@ def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
 
 
 def by_depth(measure: Callable[[int], int], layers: int) -> float:
-    """measure(1) and measure(2) layers, extended to all of them."""
+    """Extrapolate measure(1) and measure(2) layers linearly to all layers."""
     one, two = measure(1), measure(2)
     return one + (two - one) * (layers - 1)
 
 
 def peak(parts: Sequence[Part], base: float, keeps_freed: bool) -> float:
-    """The most bytes at any time: base, what is always there, and the largest of what comes and goes.
+    """Peak bytes: base, what is always there, and the largest phase.
 
-    keeps_freed: the allocator has not given back what learning took when the policy is saved.
+    keeps_freed: the allocator still holds the memory of the rollout or update while the policy is saved.
     """
     always = sum(part.weights + part.optimizer for part in parts)
     rollout = sum(part.rollout for part in parts)
@@ -163,7 +163,7 @@ def peak(parts: Sequence[Part], base: float, keeps_freed: bool) -> float:
 
 
 def base_bytes(use_cpu: bool) -> float:
-    """What a process takes before it holds a model: on CPUs its own size by now, on a GPU about CUDA's context."""
+    """Bytes of a process without models: on a CPU its current size, on a GPU about the size of CUDA's context."""
     if not use_cpu:
         return 0.5 * GB
     status = Path("/proc/self/status")
@@ -172,7 +172,7 @@ def base_bytes(use_cpu: bool) -> float:
 
 
 def device_bytes(use_cpu: bool) -> float:
-    """What this process can have: its accelerator's memory, or its share of the machine's."""
+    """Bytes available to this process: its accelerator's memory, or its share of the machine's."""
     device = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
     if device is not None and (found := total_memory(device)) is not None:
         return found
@@ -180,7 +180,7 @@ def device_bytes(use_cpu: bool) -> float:
 
 
 def table(parts: Sequence[Part], base: float) -> list[str]:
-    """The parts as lines, in GB."""
+    """The parts as lines of a table, in GB."""
     columns = ("weights", "optimizer", "gradients", "rollout", "learning", "saving")
     lines = ["GB per device".ljust(22) + "".join(name.rjust(11) for name in columns)]
     for part in parts:
@@ -189,20 +189,23 @@ def table(parts: Sequence[Part], base: float) -> list[str]:
 
 
 def check_writable(folder: Path) -> None:
-    """A UserError where the folder cannot be made or written to."""
+    """A UserError if the folder cannot be created or written to."""
     there = folder
     while not there.exists():
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"output folder {folder}: expected one that can be written, found {there} that cannot")
+        raise UserError(f"output folder {folder}: cannot write to {there}; choose another folder")
 
 
 def verdict(parts: Sequence[Part], base: float, use_cpu: bool, say: Callable[[str], None] = print) -> None:
-    """Say the table and the peak; a UserError where the device has less."""
+    """Print the table and the peak; a UserError if the device has less memory."""
     say("\n".join(table(parts, base)))
-    # glibc was told so by scripts/environment.sh: fresh memory is slow.
+    # environment.sh sets it, so that glibc keeps freed memory: fresh memory is slow.
     keeps_freed = use_cpu and "MALLOC_TRIM_THRESHOLD_" in os.environ
     need, have = peak(parts, base, keeps_freed), device_bytes(use_cpu)
     say(f"peak: {need / GB:.2f} GB of {have / GB:.1f} GB per device")
     if need > have:
-        raise UserError(f"memory: expected {need / GB:.1f} GB per device, found {have / GB:.1f} GB")
+        raise UserError(
+            f"memory: the run needs {need / GB:.1f} GB per device, but {have / GB:.1f} GB are available; "
+            "the table above shows what takes them"
+        )

@@ -1,4 +1,4 @@
-"""What a PPO run would do and take, without loading a weight: `train_ppo.py --dry_run true`."""
+"""What a PPO run would do and how much memory it needs, without loading weights: `train_ppo.py --dry_run true`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +43,12 @@ def dry_run(
     dtype: Any,
     peft_config: LoraConfig | None,
 ) -> None:
-    """Print roles, steps and memory per device; a UserError where the run cannot work.
+    """Print roles, steps and memory per device; a UserError if the run would fail.
 
-    lengths: tokens of each training prompt. reward has one label.
+    lengths: tokens of each training prompt. reward: configuration with one label.
     """
-    accelerator = make_accelerator(args)  # refuses what the start of training would
-    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
+    accelerator = make_accelerator(args)  # makes the same checks as the start of training
+    unset_hf_deepspeed_config()  # do not shard models here: `Sharding` accounts for ZeRO-3
     check_writable(Path(args.output_dir or "."))
     check_positions(args, policy, max(lengths), "train_dataset")
     base = base_bytes(args.use_cpu)  # before anything is built here
@@ -83,14 +83,14 @@ def dry_run(
         parts += _for_a_gpu(args, whole, kept, sharding)
     if layouts:
         parts.append(_layouts(args, whole, peft_config is not None))
-    if peft_config is not None and args.use_cpu:  # a GPU's is merged in main memory
+    if peft_config is not None and args.use_cpu:  # on a GPU the merge happens in main memory
         merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
     verdict(parts, base, args.use_cpu, accelerator.print)
 
 
 def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
-    """Policy, critic, and what is frozen beside them."""
+    """Policy and critic, and the frozen models."""
     parts = [
         sharding.trained("policy", roles.trained.policy, args.optim),
         sharding.trained("critic", roles.trained.critic, args.optim),
@@ -102,7 +102,7 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
 
 
 def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
-    """Bytes that a pass over one text keeps, with frozen layers by layouts or as they are."""
+    """Bytes that autograd saves for one text. layouts: frozen layers compute with oneDNN layouts."""
     (texts,) = texts_of([[0] * width], [[0] * args.response_length], [[0]], args.response_length, "cpu")
     frozen = Prepacked().active(*([trained] if layouts else []))
     with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
@@ -110,7 +110,7 @@ def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: boo
 
 
 def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
-    """Weights as a CPU's kernels read them: under adapters for good and both ways, otherwise while sampling."""
+    """Copies of weights in oneDNN layouts. With adapters: permanent, for both passes; otherwise only while sampling."""
     size = 2 if args.bf16 else 4
     if not adapters:
         return Part("layouts of weights", rollout=layout_bytes(roles.trained.policy, size))
@@ -118,9 +118,9 @@ def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
 
 
 def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
-    """What decoding keeps from rollout to rollout, where its graphs read it; frozen weights as autocast wants them."""
+    """On a GPU: what decoding keeps between rollouts for its CUDA graphs, and frozen weights cast by autocast."""
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    dtype = None if sharding.half else half  # DeepSpeed's weights are in it
+    dtype = None if sharding.half else half  # DeepSpeed's weights already have it
     policy = roles.trained.policy
     copied = copied_bytes(policy, dtype) if can_copy(policy) else 0
     parts = [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
@@ -133,21 +133,21 @@ def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: 
 
 
 def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
-    """Bytes of the cache of a batch, whose rows and columns come in few sizes."""
+    """Bytes of a batch's static KV cache, whose sizes are rounded up."""
     size = 2 if args.bf16 or args.fp16 else 4
     rows, columns = cache_size(args.local_batch_size, width + args.response_length)
     return float(rows * columns * key_values(config.get_text_config(decoder=True)) * size)
 
 
 def _logits(args: PPOConfig, config: PretrainedConfig) -> float:
-    """Bytes of one response's logits, float32."""
+    """Bytes of one response's logits in float32."""
     return 4.0 * (args.response_length + 1) * config.vocab_size
 
 
 def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) -> float:
-    """The larger of generation and one look at the responses, which holds logits.
+    """Bytes of generation or of scoring, whichever is larger. Scoring holds logits.
 
-    kept: keys and values stay from rollout to rollout, and are counted apart.
+    kept: keys and values stay between rollouts and are counted elsewhere.
     """
     size = 2 if args.bf16 else 4
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -155,6 +155,6 @@ def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) 
     rows, tokens = args.local_batch_size, width + args.response_length
     states = (3 * inner + 4 * config.hidden_size) * size  # of one token in one layer
     generation = rows * (0 if kept else tokens * per_token) + rows * width * states
-    # Two models' logits, and three temporaries: scaled, probabilities, their product.
-    looks = min(rows, args.local_rollout_forward_batch_size) * (5 * _logits(args, config) + tokens * states)
-    return max(generation, looks)
+    # Logits of two models, and three temporaries: scaled logits, probabilities, their product.
+    scoring = min(rows, args.local_rollout_forward_batch_size) * (5 * _logits(args, config) + tokens * states)
+    return max(generation, scoring)

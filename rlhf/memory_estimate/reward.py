@@ -1,4 +1,4 @@
-"""What reward training would do and take, without loading a weight: `train_reward.py --dry_run true`."""
+"""What reward training would do and need, without loading weights: `train_reward.py --dry_run true`."""
 
 import math
 from pathlib import Path
@@ -28,14 +28,14 @@ from rlhf.models.lora import trainable_share
 
 
 def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
-    """Print the model, steps and memory per device; a UserError where the run cannot work.
+    """Print the model, steps and memory per device; a UserError if the run would fail.
 
-    rows: token rows of the training pairs. config has one label.
+    rows: token rows of the training pairs. config: with one label.
     """
-    accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer makes its own
+    accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer does
     check_engine(accelerator)
     prepare_offload(args.deepspeed_plugin, args.optim)
-    unset_hf_deepspeed_config()  # models built here stay whole, and ZeRO-3 is counted instead
+    unset_hf_deepspeed_config()  # do not shard models here: `Sharding` accounts for ZeRO-3
     check_writable(Path(args.output_dir or "."))
     longest = max(len(side) for row in rows for side in row.values())
     base = base_bytes(args.use_cpu)
@@ -63,7 +63,7 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             return kept_bytes(lambda: column_values(model, ids), model)
 
-    # Both sides of each pair go through in one pass.
+    # One forward pass holds both sides of each pair.
     learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", whole, str(args.optim)), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, accelerator.print)

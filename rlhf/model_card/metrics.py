@@ -1,4 +1,4 @@
-"""What a model card says of a model's figures: those in the evaluation.json of a stage that is done, and no others."""
+"""The figures of a model card: only those in the evaluation.json of a finished stage."""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from rlhf.storage.stages import read_run, says_done
 Record = Mapping[str, Any]
 
 _TEXT_FIGURES = {
-    "response_length": ("length of a response, tokens", ".1f"),
-    "eos_rate": ("responses that end by themselves", ".1%"),
+    "response_length": ("response length, tokens", ".1f"),
+    "eos_rate": ("responses that end with EOS", ".1%"),
     "distinct_2": ("distinct bigrams", ".3f"),
     "repetition": ("repetition", ".3f"),
-    "kl": ("KL to the base model, nats a response", ".3f"),
-    "kl_per_token": ("KL to the base model, nats a token", ".4f"),
+    "kl": ("KL to the base model, nats per response", ".3f"),
+    "kl_per_token": ("KL to the base model, nats per token", ".4f"),
 }
 
 
@@ -30,7 +30,7 @@ def format_number(value: Any, form: str = ".3f") -> str:
 
 
 def reward_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
-    """Template values from a reward model's evaluation on its test pairs; {} before the stage is done."""
+    """Template values from a reward model's evaluation on its test pairs; {} if the stage is not done."""
     found = read_json(folder / "evaluation.json") if says_done(facts) else {}
     before, after, audit = (_part(found, name) for name in ("before", "after", "audit"))
     if not after:
@@ -57,10 +57,10 @@ def reward_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
 
 
 def policy_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
-    """Template values from the run's evaluation of a PPO model; {} before there is one of this very model."""
+    """Template values from the run's evaluation of a PPO model; {} if this model was not evaluated."""
     stage = folder.parent / "evaluation"
     run, name, own = read_run(stage), str(facts.get("stage")).removeprefix("ppo_"), facts.get("id")
-    # Of another start: it was another model, which stood in this folder before.
+    # With another id the evaluation was of an earlier model in this folder.
     evaluated = own is not None and _part(run, "model_ids").get(name) == own
     if not (says_done(run) and says_done(facts) and evaluated):
         return {}
@@ -90,7 +90,7 @@ def _more_gains(found: Record, name: str) -> list[list[str]]:
     validity = _part(_part(found, "validity"), name)
     labels = {
         "length": "gain at equal length",
-        "gold": "gain by a second reward model, which PPO did not see",
+        "gold": "gain by a second reward model, not used in PPO",
     }
     return [
         [label, "", _with_interval(_part(validity, key), "gain", "+.3f")]

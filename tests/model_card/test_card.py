@@ -196,10 +196,10 @@ def test_figures_are_those_of_the_evaluation(tmp_path):
     for row in (
         "| mean reward | -1.253 [-1.601, -0.902] | -0.502 [-0.818, -0.197] |",
         "| gain in reward |  | +0.751 [+0.204, +1.302] |",
-        "| gain by a second reward model, which PPO did not see |  | +0.111 [+0.204, +1.302] |",
+        "| gain by a second reward model, not used in PPO |  | +0.111 [+0.204, +1.302] |",
         "| win rate over the base model |  | 64.0% (30 wins, 4 ties, 16 losses) |",
-        "| KL to the base model, nats a response |  | 2.346 |",
-        "| KL to the base model, nats a token |  | 0.0481 |",
+        "| KL to the base model, nats per response |  | 2.346 |",
+        "| KL to the base model, nats per token |  | 0.0481 |",
     ):
         assert row in text
     assert "equal length" not in text  # it was not measured
