@@ -1,4 +1,4 @@
-"""Type a prompt and read base, full and LoRA side by side with their scores: python scripts/compare.py --run NAME."""
+"""Type a prompt and read the answers of base, full and LoRA side by side, with scores: rlhf compare --run NAME."""
 
 from rlhf.cli.compare import main
 from rlhf.cli.script import run_script

@@ -1,4 +1,4 @@
-"""Evaluation stage of a run: python scripts/evaluate.py --config RECIPE/evaluation.yaml --run NAME."""
+"""Evaluate base and trained policies on unseen prompts: rlhf evaluate --config RECIPE/evaluation.yaml --run NAME."""
 
 from rlhf.cli.evaluate import main
 from rlhf.cli.script import run_script

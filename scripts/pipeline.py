@@ -1,4 +1,4 @@
-"""All stages of a run, one after another: python scripts/pipeline.py --recipe NAME --run NAME."""
+"""Run all stages of a recipe, one after another: rlhf pipeline --recipe NAME --run NAME."""
 
 from rlhf.cli.pipeline import main
 from rlhf.cli.script import run_script

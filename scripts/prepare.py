@@ -1,4 +1,4 @@
-"""Fetch all that a recipe needs, on a machine with network: python scripts/prepare.py --recipe NAME."""
+"""Download all that a recipe needs, on a machine with network: rlhf prepare --recipe NAME."""
 
 from rlhf.cli.prepare import main
 from rlhf.cli.script import run_script

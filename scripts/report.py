@@ -1,4 +1,4 @@
-"""Report stage of a run, from its files alone: python scripts/report.py --run NAME."""
+"""Write a run's report from its files: rlhf report --run NAME."""
 
 from rlhf.cli.report import main
 from rlhf.cli.script import run_script

@@ -1,4 +1,4 @@
-"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME."""
+"""Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
 from rlhf.cli.script import run_script
 from rlhf.cli.train_ppo import main

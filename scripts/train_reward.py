@@ -1,4 +1,4 @@
-"""Train the reward model of a run: python scripts/train_reward.py --config RECIPE/reward.yaml --run NAME."""
+"""Train a reward model: rlhf reward --config RECIPE/reward.yaml --run NAME."""
 
 from rlhf.cli.script import run_script
 from rlhf.cli.train_reward import main

@@ -5,10 +5,10 @@
 #   e.g. --account=lab --partition=gpu --nodes=2 --gres=gpu:4 --time=08:00:00
 #
 # A node gets 8 CPUs for each of its GPUs (RLHF_CPUS_PER_GPU), unless the options say --cpus-per-task. Jobs are told to
-# stop RLHF_SIGNAL_SECONDS, 180 when not set, before their time limit: more than a step and a checkpoint take.
+# stop RLHF_SIGNAL_SECONDS, default 180, before their time limit: long enough for a step and a checkpoint.
 #
-# A stage that is done is left out. A stage that fails cancels those that wait for it; submitting again goes on with it.
-# --seeds runs every stage as a job array, one task a seed, in runs RUN-seed1, RUN-seed2, ...
+# Stages that are done are skipped. A stage that fails cancels those that wait for it; submit again to resume it.
+# --seeds runs every stage as a job array, one task per seed, in runs RUN-seed1, RUN-seed2, ...
 set -eu
 export RLHF_HOME="${RLHF_HOME:-$(cd "$(dirname "$0")/.." && pwd)}" RUNS_DIR="${RUNS_DIR:-runs}"
 cd "$RLHF_HOME"
@@ -75,7 +75,7 @@ submitted=""
 while read -r stage state _ _ needs _; do
     # With seeds the runs are others: RUN-seed1, ... Their jobs look for themselves.
     if [ "$state" = "done" ] && [ -z "$seeds" ]; then
-        echo "$stage: done already" >&2
+        echo "$stage: already done" >&2
         submitted+=" -"
         continue
     fi

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the .sbatch files: one stage of a run, over all nodes of the job, stopped and continued by Slurm.
+# Sourced by the .sbatch files: one stage of a run on all nodes of the job, which Slurm may stop and requeue.
 #
 # From the environment: RECIPE (a name in rlhf/recipes, or a folder), RUN (name of the run). Optional: RLHF_HOME (the
 # repository; the folder of submission when not set), RUNS_DIR (runs), RLHF_VENV (its .venv), RLHF_ENGINE (a name in
@@ -37,7 +37,7 @@ run_stage() {
     line="$(plan "$stage")" || exit 2
     read -r _ state command seed _ CONFIG <<<"$line"
     if [ "$state" = "done" ]; then
-        echo "$stage: done already"
+        echo "$stage: already done"
         exit 0
     fi
     mkdir -p "$RUNS_DIR/$RUN/logs"

@@ -1,6 +1,6 @@
-"""This trainer against TRL 1.12's on the same work, A B A B: python scripts/benchmark.py --shape seed --trl DIR.
+"""Time this trainer against TRL 1.12's on the same work, A B A B: rlhf benchmark --shape seed --trl DIR.
 
-DIR is where `pip install --no-deps --target DIR trl==1.12.0` put the last release that had a PPOTrainer.
+DIR holds the last TRL release with a PPOTrainer: pip install --no-deps --target DIR trl==1.12.0
 """
 
 import json
@@ -21,25 +21,25 @@ from rlhf.storage.run_folder import write_json
 
 @dataclass
 class BenchmarkConfig:
-    """What is compared."""
+    """What to compare."""
 
     shape: str | None = help_text(f"size of the work: {', '.join(SHAPES)}; default seed, gpt2-medium to predict")
-    work: str = help_text(f"what is done: {', '.join(WORKS)}; evaluation and reward: against plain loops", "ppo_full")
-    precision: Literal["default", "fp32", "bf16"] = help_text("default: what each side does by itself", "fp32")
+    work: str = help_text(f"work to time: {', '.join(WORKS)}; the last two are compared with plain loops", "ppo_full")
+    precision: Literal["default", "fp32", "bf16"] = help_text("default: each side's own default", "fp32")
     pairs: int = help_text("runs of each side, in turn", 3)
-    steps: int = help_text("steps of a run; the first one is not counted", 2)
+    steps: int = help_text("steps per run; the first is not counted", 2)
     trl: str | None = help_text("folder with TRL 1.12, for PPO")
     growth: bool = help_text("instead: this trainer's time and memory as the work grows", False)
     predict: str | None = help_text(
-        f"instead: a step's time on a GPU that need not be here ({', '.join(GPUS)}, or a JSON file with these fields)"
+        f"instead: predict a step's time on a GPU ({', '.join(GPUS)}, or a JSON file with these fields)"
     )
-    peak_tflops: float | None = help_text("of that GPU: TFLOP/s of dense bf16 products")
-    bandwidth_gbs: float | None = help_text("of that GPU: GB/s of its memory")
-    share: float | None = help_text("of that GPU: share of its peak that passes reach")
-    launch_us: float | None = help_text("of that GPU and its host: microseconds a kernel")
-    wait_us: float | None = help_text("of that GPU and its host: microseconds a wait")
-    captured: bool | None = help_text("predict decoding by a CUDA graph; not given: as this version does")
-    output: str | None = help_text("file for the figures as JSON")
+    peak_tflops: float | None = help_text("of that GPU: TFLOP/s of dense bf16 matrix products")
+    bandwidth_gbs: float | None = help_text("of that GPU: memory bandwidth in GB/s")
+    share: float | None = help_text("of that GPU: share of the peak that forward and backward passes reach")
+    launch_us: float | None = help_text("of that GPU and its host: microseconds per kernel launch")
+    wait_us: float | None = help_text("of that GPU and its host: microseconds per synchronisation")
+    captured: bool | None = help_text("predict decoding with a CUDA graph; default: as this version does")
+    output: str | None = help_text("write the figures to this file as JSON")
 
     def __post_init__(self) -> None:
         if self.shape is None:

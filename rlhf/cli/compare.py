@@ -1,7 +1,7 @@
-"""Type a prompt and read base, full and LoRA side by side with their scores: python scripts/compare.py --run NAME.
+"""Type a prompt and read the answers of base, full and LoRA side by side, with scores: rlhf compare --run NAME.
 
-Models and sampling are those of the run's evaluation. A prompt a line, an empty line or Ctrl+D ends; --prompt TEXT
-answers one and ends.
+Models and sampling settings are those of the run's evaluation. One prompt per line; an empty line or Ctrl+D ends.
+--prompt TEXT answers one prompt and ends.
 """
 
 import shutil
@@ -25,22 +25,22 @@ from rlhf.file_types import ResponseRow
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.storage.stages import read_run, require_stage
 
-_GAP = 3  # columns of the terminal between two responses
+_GAP = 3  # columns between two responses
 
 
 @dataclass
 class CompareConfig:
-    """What to ask."""
+    """What to answer."""
 
-    prompt: str | None = help_text("one prompt to answer; asked for when not set")
+    prompt: str | None = help_text("answer this prompt and end; without it, prompts are read from the terminal")
 
 
 def side_by_side(rows: Sequence[ResponseRow], width: int) -> str:
-    """The responses of several models as columns of a text `width` wide, their scores on top."""
+    """The responses of several models as columns, their scores on top; `width` characters wide in all."""
     column = max(10, (width - _GAP * (len(rows) - 1)) // len(rows))
     cells = []
     for row in rows:
-        ending = "" if row["eos"] else " (cut)"
+        ending = "" if row["eos"] else " (truncated)"
         title = f"{row['model']}  score {row['score']:+.2f}  {row['response_length']} tokens{ending}"
         lines = [
             line
@@ -71,7 +71,7 @@ def _models(folder: Path) -> dict[str, str]:
     """name -> path of the models that the run has evaluated."""
     models = read_run(folder).get("model_paths")
     if not isinstance(models, dict):
-        raise UserError(f"{folder / 'run.json'}: expected model_paths, found none; evaluate anew")
+        raise UserError(f"{folder / 'run.json'}: has no model_paths; run the evaluation again")
     return models
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     settings = read_run(folder).get("config")
     names = [field.name for field in fields(EvaluationConfig)]
     if not isinstance(settings, dict) or "base_model" not in settings:
-        raise UserError(f"{folder / 'run.json'}: expected the settings of an evaluation, found none; evaluate anew")
+        raise UserError(f"{folder / 'run.json'}: has no settings of an evaluation; run the evaluation again")
     config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
     device = join_processes(config.ddp_timeout).device
     tokenizer = load_tokenizer(config.base_model)

@@ -1,4 +1,4 @@
-"""Evaluation stage of a run: python scripts/evaluate.py --config RECIPE/evaluation.yaml --run NAME."""
+"""Evaluate base and trained policies on unseen prompts: rlhf evaluate --config RECIPE/evaluation.yaml --run NAME."""
 
 import gc
 from dataclasses import asdict
@@ -31,17 +31,17 @@ def main() -> None:
     folder = run.folder() / "evaluation"
     join_processes(config.ddp_timeout)
     if from_main(lambda: is_done(folder)):
-        print(f"evaluation: done already in {folder}")
+        print(f"evaluation: already done in {folder}")
         return
     check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # with it, one process alone would load weights
-    reward_path, gold_path = from_main(lambda: judges(run.folder(), config.reward_model_path))
+    reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path))
     tuned, runs = from_main(lambda: tuned_models(run.folder()))
     paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
         fetch_prompts(data.prompt_dataset, data.prompt_revision)
         for path in filter(None, (reward_path, gold_path)):
-            saved_tokenizer(path)  # at hand from here on, where it is on a hub
+            saved_tokenizer(path)  # fetched from the hub if it is there
             fetch_model(path)
         for path in paths.values():
             fetch_model(path)
@@ -49,7 +49,10 @@ def main() -> None:
     for name in tuned:
         seen = set(runs[name].get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
         if seen:
-            raise UserError(f"evaluation prompts: expected none that {name} was trained on, found {len(seen)}")
+            raise UserError(
+                f"evaluation prompts: {name} was trained on {len(seen)} of them; "
+                "give all stages the same prompt settings"
+            )
 
     device = PartialState().device
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
@@ -87,24 +90,24 @@ def main() -> None:
             _print_gains(summary)
     if stage.is_main:
         for stage_folder in tuned.values():
-            write_card(stage_folder)  # once more: now it has figures
+            write_card(stage_folder)  # again: now it has figures
 
 
 def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, RunFile]]:
-    """By the model's name, the folder of each PPO stage that the run has, and its run.json.
+    """Folder and run.json of each PPO stage that the run has, by the model's name.
 
-    A UserError where one is not done, or where there is none.
+    A UserError if one is not done, or if there is none.
     """
     runs = {name: found for name, stage in POLICIES.items() if (found := read_run(folder / stage))}
     if not runs:
-        raise UserError(f"{folder}: expected a PPO stage (ppo_full or ppo_lora) that is done, found none")
+        raise UserError(f"{folder}: no PPO stage is done; run ppo_full or ppo_lora first")
     return {name: require_stage(folder / POLICIES[name]) for name in runs}, runs
 
 
-def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
-    """The paths of the reward model that scores, and of the run's second one, where it has one.
+def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
+    """The paths of the reward model that scores, and of the run's second one (None if it has none).
 
-    That one must not have been trained on what the first was trained on: a UserError otherwise.
+    A UserError if the second one was trained on pairs that the first was trained on.
     """
     first, second = folder / "reward", folder / "reward_gold"
     reward = reward_path or str(require_stage(first))
@@ -115,7 +118,7 @@ def judges(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
         seen = set(read_run(first).get("train_openings", [])) & set(read_run(second).get("train_openings", []))
         if seen:
             raise UserError(
-                f"{second}: expected no training pair's opening that {first} was trained on, found {len(seen)}; "
+                f"{second}: {len(seen)} openings of its training pairs are also in {first}'s; "
                 "give both stages the same data settings"
             )
     return reward, str(second)

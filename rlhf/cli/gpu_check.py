@@ -1,7 +1,7 @@
-"""All that only a real GPU can show, in ten minutes: scripts/gpu_check.sh calls this.
+"""Check what only a real GPU can show, in ten minutes: scripts/gpu_check.sh, or rlhf gpu-check.
 
-Items run one after the other, what matters most first, each in processes of its own and under a limit of its own; one
-that fails does not stop the others. gpu_check.json and gpu_check.md are written anew after each.
+Items run one after another, the most important first, each in separate processes with its own time limit. An item that
+fails does not stop the others. gpu_check.json and gpu_check.md are rewritten after each.
 """
 
 import json
@@ -30,20 +30,20 @@ from rlhf.model_card import markdown
 from rlhf.storage.run_folder import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-_LEAST = 5  # seconds that an item has to have left to begin
-_KEPT = 3000  # characters of what a process that failed said last
+_LEAST = 5  # seconds that must be left to start an item
+_KEPT = 3000  # characters of a failed process's output to keep
 
 
 @dataclass
 class GpuCheckConfig:
-    """What is checked, and for how long."""
+    """What to check, and for how long."""
 
-    device: Literal["cuda", "cpu"] = help_text("cpu: to see that the check itself works", "cuda")
-    quick: bool = help_text("tiny shapes, one pair of runs: a minute or two on two cores", False)
-    minutes: float = help_text("for all of it; what has not begun then is left out", 10.0)
-    slower: float = help_text("a step that takes more than so many times its floor is called slower", 3.0)
+    device: Literal["cuda", "cpu"] = help_text("cpu: only to test the check itself", "cuda")
+    quick: bool = help_text("tiny shapes, one pair of runs: one or two minutes on two cores", False)
+    minutes: float = help_text("for all items; those not started by then are left out", 10.0)
+    slower: float = help_text("a step is reported as slow if it takes more than this many times its ideal time", 3.0)
     trl: str | None = help_text("folder made by `pip install --no-deps --target DIR trl==1.12.0`, to compare with")
-    only: str | None = help_text("items whose name holds this text; not given: all")
+    only: str | None = help_text("only items whose name contains this text")
     output: str = help_text("folder for gpu_check.json and gpu_check.md", "runs/gpu_check")
 
     def __post_init__(self) -> None:
@@ -68,17 +68,17 @@ class Item:
 
 
 class ItemError(Exception):
-    """An item that has no result; its text says why."""
+    """An item without a result; the text says why."""
 
 
 def run_items(items: list[Item], minutes: float, after: Callable[[], None] = lambda: None) -> None:
-    """Run each and fill in its verdict. after: called whenever one is done."""
+    """Run each item and fill in its verdict. after: called after each item."""
     end = time.monotonic() + 60 * minutes
     for item in items:
         start = time.monotonic()
         left = min(item.limit, end - start)
         if left < _LEAST:
-            item.verdict, item.says = "left out", "no time was left"
+            item.verdict, item.says = "left out", "no time left"
             continue
         try:
             item.found = item.run(left)
@@ -93,7 +93,7 @@ def run_items(items: list[Item], minutes: float, after: Callable[[], None] = lam
 
 
 def child(command: list[str], limit: float, **env: str) -> str:
-    """What a process printed. ItemError with its last words where it fails or takes longer; it leaves none behind."""
+    """What a process printed. ItemError with its last output if it fails or exceeds the limit."""
     given = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} | env
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=given, start_new_session=True, **pipes) as process:
@@ -241,7 +241,7 @@ def make_items(config: GpuCheckConfig, folder: Path) -> list[Item]:
         items += [Item("smollm2 step, full", 120, lambda left: _smollm2(left, config.slower))]
     chosen = [item for item in items if config.only is None or config.only in item.name]
     if not chosen:
-        raise UserError(f"only: expected part of one of {', '.join(i.name for i in items)}; found {config.only!r}")
+        raise UserError(f"only: {config.only!r} is part of no item's name; items: {', '.join(i.name for i in items)}")
     return chosen
 
 
@@ -261,7 +261,7 @@ def _smollm2(left: float, slower: float) -> dict[str, Any]:
 
 
 def page(items: list[Item], config: GpuCheckConfig) -> str:
-    """For people: the verdicts first, then what was found."""
+    """A page to read: the verdicts first, then the figures."""
     code, table = markdown.code, markdown.table
     rows = [(code(i.name), code(i.verdict or "not yet"), f"{i.seconds:.0f}", code(_first(i.says))) for i in items]
     lines = ["# GPU check", "", f"On {code(config.device)}{', quick' if config.quick else ''}.", ""]
@@ -301,12 +301,12 @@ def _block(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run all items; exit code 1 where one has failed."""
+    """Run all items; exit code 1 if one has failed."""
     (config,) = parse([GpuCheckConfig])
     if config.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not torch.cuda.is_available():
-        raise UserError("device: expected a GPU that PyTorch sees, found none; --device cpu --quick tries the check")
+        raise UserError("device: PyTorch sees no GPU; --device cpu --quick tests the check itself")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     items, done = make_items(config, folder.resolve()), 0

@@ -1,4 +1,4 @@
-"""From a recipe and flags to settings, and from a user's mistake to one line."""
+"""Read settings from a recipe and command-line flags; turn a user's mistake into one line."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ class _Parser(TrlParser):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what a recipe has no use for: a field given twice, aliases (which can stand for gigabytes)."""
+    """YAML that refuses duplicate fields and aliases, which can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -60,22 +60,22 @@ def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...
         raise
     except ValueError as error:  # how transformers' own settings refuse a value
         where = f"recipe {recipe}" if recipe else "command line"
-        raise UserError(f"{where}: expected values that can be used, found: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}: invalid values: {' '.join(str(error).split())}") from error
     del rest
     if unknown:
-        raise UserError(f"command line: expected a known field, found {unknown[0]!r} (see --help)")
+        raise UserError(f"command line: unknown field {unknown[0]!r}; --help lists all fields")
     return tuple(settings)
 
 
 def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The type of an argument, whose every refusal says what was expected; nan and what is out of all bounds too."""
+    """Wrap an argument's type so that it refuses nan and absurdly large numbers, and says what it expected."""
 
     def value(text: str) -> Any:
         try:
             found = read(text)
         except (ValueError, TypeError) as error:
             name = getattr(read, "__name__", "")
-            wanted = name if name in ("int", "float") else "a value that can be used"
+            wanted = name if name in ("int", "float") else "a valid value"
             raise argparse.ArgumentTypeError(f"expected {wanted}, found {text[:80]!r}") from error
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentTypeError(f"expected yes or no, found {text[:80]!r}") from error
@@ -87,13 +87,13 @@ def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help with every field on a line of its own; defaults are in transformers' texts already."""
+    """Help as argparse formats it; transformers' texts already hold the defaults."""
 
 
 def _take_config(argv: list[str]) -> Path | None:
     given = [i for i, argument in enumerate(argv) if argument == "--config" or argument.startswith("--config=")]
     if len(given) > 1:
-        raise UserError(f"--config: expected one recipe, found {len(given)}")
+        raise UserError(f"--config: give one recipe, not {len(given)}")
     for i in given:
         if argv[i] != "--config":
             return Path(argv.pop(i).partition("=")[2])
@@ -104,18 +104,18 @@ def _take_config(argv: list[str]) -> Path | None:
 
 
 def read_recipe(recipe: Path) -> dict[str, Any]:
-    """The fields of a recipe file; a UserError if it is no YAML mapping."""
+    """The fields of a recipe file. A UserError if it is not a YAML mapping."""
     try:
         with recipe.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"recipe {recipe}: expected a YAML file, found: {error.strerror}") from error
+        raise UserError(f"recipe {recipe}: cannot read it: {error.strerror}") from error
     if len(content) > _MAX_BYTES:
-        raise UserError(f"recipe {recipe}: expected at most {_MAX_BYTES:,} bytes, found more")
+        raise UserError(f"recipe {recipe}: expected at most {_MAX_BYTES:,} bytes; the file is larger")
     try:
         found = yaml.load(content, _Loader)
     except Exception as error:  # of many kinds: beside its own, what it calls for numbers and dates may fail
-        raise UserError(f"recipe {recipe}: expected YAML, found: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(found, dict):
         kind = "nothing" if found is None else type(found).__name__
         raise UserError(f"recipe {recipe}: expected fields with values, found {kind}")
@@ -127,7 +127,7 @@ def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[st
     where = f"recipe {recipe}: field {name!r}"
     action = next((a for a in parser._actions if a.dest == name and a.dest not in ("config", "help")), None)
     if action is None:
-        raise UserError(f"{where}: expected a field that --help lists, found none such")
+        raise UserError(f"{where}: unknown field; --help lists all fields")
     if value is None:
         return []
     if isinstance(value, list) and (action.nargs != "+" or not value):
@@ -146,7 +146,7 @@ def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[st
 
 
 def _scalars(where: str, value: Any) -> list[Any]:
-    """The values of a field, which may be one, several, or named ones; a UserError for anything nested deeper."""
+    """The values of a field: one, several, or named ones. A UserError for anything nested deeper."""
     values = value if isinstance(value, list) else [value]
     inner = [item for one in values for item in (one.values() if isinstance(one, dict) else [one])]
     if any(isinstance(item, list | dict | set) for item in inner):
@@ -155,7 +155,7 @@ def _scalars(where: str, value: Any) -> list[Any]:
 
 
 def required(name: str, value: Any) -> Any:
-    """The value of a field that has no default; not set is the user's mistake."""
+    """The value of a field that has no default. A UserError if it is not set."""
     if value is None:
-        raise UserError(f"{name}: expected a value in the recipe or as --{name}, found none")
+        raise UserError(f"{name}: set it in the recipe or by --{name}")
     return value

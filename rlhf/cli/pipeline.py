@@ -1,7 +1,7 @@
-"""All stages of a run, one after another: python scripts/pipeline.py --recipe NAME --run NAME.
+"""Run all stages of a recipe, one after another: rlhf pipeline --recipe NAME --run NAME.
 
-A stage that is done is skipped, one that was interrupted goes on. With --executor slurm the stages are submitted as
-a chain of jobs, as slurm/pipeline.sh does.
+Stages that are done are skipped; one that was interrupted resumes. --executor slurm submits the stages as a chain of
+jobs, as slurm/pipeline.sh does.
 """
 
 import os
@@ -32,23 +32,23 @@ class PipelineConfig:
     recipe: str = field(default="demo", metadata={"help": "a name in rlhf/recipes, or a folder of stage recipes"})
     engine: str | None = field(
         default=None,
-        metadata={"help": "a name in accelerate_configs; not set: cpu, single_gpu or multi_gpu by what is there"},
+        metadata={"help": "a name in accelerate_configs; default: cpu, single_gpu or multi_gpu, by the devices"},
     )
     num_processes: int | None = field(
         default=None,
-        metadata={"help": "processes on this machine (slurm: a node); not set: one for each device, 2 for multi_cpu"},
+        metadata={"help": "processes on this machine (slurm: per node); default: one per device, 2 for multi_cpu"},
     )
     executor: Literal["local", "slurm"] = field(default="local", metadata={"help": "run here, or submit to Slurm"})
-    seeds: str | None = field(default=None, metadata={"help": "slurm: a run for each, e.g. 1,2,3, as job arrays"})
+    seeds: str | None = field(default=None, metadata={"help": "slurm: one run per seed, as job arrays, e.g. 1,2,3"})
     sbatch: str = field(
-        default="", metadata={"help": "slurm: options of sbatch for every stage, as in --sbatch='--nodes=2'"}
+        default="", metadata={"help": "slurm: sbatch options for every stage, e.g. --sbatch='--nodes=2'"}
     )
 
     def __post_init__(self) -> None:
         if self.num_processes is not None and self.num_processes < 1:
             raise UserError(f"num_processes: expected at least 1, found {self.num_processes}")
         if self.executor == "local" and (self.seeds or self.sbatch):
-            raise UserError("seeds, sbatch: expected --executor slurm beside them, found local")
+            raise UserError("seeds, sbatch: add --executor slurm; they have no meaning for a local run")
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     for number, stage in enumerate(stages, start=1):
         label = f"[{number}/{len(stages)}] {stage.name}"
         if is_done(run.folder() / stage.name):
-            print(f"{label}: done already", flush=True)
+            print(f"{label}: already done", flush=True)
             continue
         print(label, flush=True)
         config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
@@ -80,7 +80,7 @@ def main() -> None:
 
 def _submit(run: RunConfig, config: PipelineConfig) -> None:
     if shutil.which("sbatch") is None:
-        raise UserError("executor: expected Slurm's sbatch on this machine, found none")
+        raise UserError("executor: sbatch is not installed on this machine; submit from a login node of the cluster")
     script = ROOT / "slurm" / "pipeline.sh"
     if not script.is_file():
         raise UserError("executor: Slurm's job files are in the repository: run scripts/pipeline.py there")
@@ -97,18 +97,18 @@ def _submit(run: RunConfig, config: PipelineConfig) -> None:
 
 
 def _processes(engine: str, asked: int | None, devices: int) -> int | None:
-    """How many to start: what was asked for, or one for each device; None where the engine's file says it.
+    """How many to start: as asked, or one per device; None to use the number in the engine's file.
 
-    A UserError for several where the engine has one, and for more than there are devices: two would share one.
+    A UserError for several under an engine for one, and for more processes than devices.
     """
     if engine in ("cpu", "single_gpu"):
         if asked not in (None, 1):
-            raise UserError(f"num_processes: expected 1 with engine {engine}, found {asked}: see multi_cpu, multi_gpu")
+            raise UserError(f"num_processes: expected 1 with engine {engine}, found {asked}; see multi_cpu, multi_gpu")
         return 1
     if engine == "multi_cpu" or devices == 0:
         return asked
     if asked is not None and asked > devices:
-        raise UserError(f"num_processes: expected at most {devices}, one for each device, found {asked}")
+        raise UserError(f"num_processes: expected at most {devices}, one per device, found {asked}")
     return asked or devices
 
 
@@ -138,7 +138,7 @@ def _run(command: list[str], stage: str) -> None:
 
 
 def _devices() -> int:
-    """Accelerators that this machine's processes would see."""
+    """The number of accelerators that processes on this machine see."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 

@@ -1,6 +1,6 @@
-"""Fetch all that a recipe needs, on a machine with network: python scripts/prepare.py --recipe NAME.
+"""Download all that a recipe needs, on a machine with network: rlhf prepare --recipe NAME.
 
-Afterwards the stages run with HF_HUB_OFFLINE=1 on machines that share the cache (HF_HOME, RLHF_CACHE).
+Then the stages run with HF_HUB_OFFLINE=1 on machines that share the cache (HF_HOME, RLHF_CACHE).
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 @dataclass
 class PrepareConfig:
-    """What to fetch."""
+    """What to download."""
 
     recipe: str = "demo"  # a name in rlhf/recipes, or a folder
     engine: str | None = help_text(
-        "zero3_offload: compile DeepSpeed's Adam for the CPU, too, on a machine with the CPU of those that train"
+        "zero3_offload: also compile DeepSpeed's CPU Adam; run this on the kind of CPU that trains"
     )
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ def main() -> None:
     (config,) = parse([PrepareConfig])
     if config.engine is not None and "offload" in config.engine:
         compile_cpu_optimizer()
-        print("DeepSpeed's Adam for the CPU: compiled")
+        print("DeepSpeed's CPU Adam: compiled")
     stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
     for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
         print(f"model {name}: {_fetch_model(name, revision)}")
-    # What a recipe leaves out has a default in its stage, which is fetched as well.
+    # Data sets that a recipe does not name have a default in its stage, which is fetched, too.
     pairs = [_settings(PreferenceConfig, recipe) for stage, recipe in stages.items() if stage.startswith("reward")]
     for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
         print("preferences:", load_pairs(*where)[1])
@@ -72,9 +72,9 @@ def _models(stage: str, recipe: Mapping[str, Any]) -> list[tuple[str, str | None
         found.append((name, recipe.get("model_revision")))
     if stage == "evaluation":
         found.append((_settings(EvaluationConfig, recipe).base_model, None))
-    judge = recipe.get("reward_model_path")
-    if judge and (judge.startswith("pypi:") or is_hub_id(judge)):  # a folder may be one that a run has yet to make
-        found.append((judge, None))
+    reward = recipe.get("reward_model_path")
+    if reward and (reward.startswith("pypi:") or is_hub_id(reward)):  # a folder may not exist yet
+        found.append((reward, None))
     return found
 
 
@@ -86,11 +86,11 @@ def _fetch_model(name: str, revision: str | None) -> str:
         return snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r}: expected to fetch it from the hub, found: {reason}") from error
+        raise UserError(f"model {name!r}: cannot download it from the hub: {reason}") from error
 
 
 def _settings(kind: Any, recipe: Mapping[str, Any]) -> Any:
-    """A dataclass from those fields of a recipe that it has, read as the stage's own script reads them."""
+    """A dataclass from the fields that it shares with a recipe, read as the stage's own script reads them."""
     known = {field.name: recipe[field.name] for field in fields(kind) if recipe.get(field.name) is not None}
     values = {name: value if isinstance(value, list) else [value] for name, value in known.items()}
     return parse([kind], [flag for name, value in values.items() for flag in (f"--{name}", *map(str, value))])[0]

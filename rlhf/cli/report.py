@@ -1,6 +1,6 @@
-"""Report stage of a run, from its files alone: python scripts/report.py --run NAME.
+"""Write a run's report from its files: rlhf report --run NAME.
 
-Of several runs that differ in their seeds: python scripts/report.py --run NAME --runs A B C.
+For several runs that differ in their seeds: rlhf report --run NAME --runs A B C.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ def main() -> None:
     folder = run.folder()
     if config.runs:
         if run.run == RunConfig.run:
-            raise UserError(f"run: expected the name of a folder for the report of --runs, found {run.run!r}")
+            raise UserError(f"run: give --run a name for the folder of this report, not {run.run!r}")
         report = build_seed_report(
             folder, [Path(run.runs_dir) / name for name in config.runs], config.title, config.author
         )
         print(f"report: {report}, {write_pdf(report).name}")
         return
     if not any(read_run(folder / stage) for stage in STAGES):
-        raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, found none of them")
+        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(STAGES)}")
     report = build_report(folder, config.title, config.author)
     notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")
     print(f"report: {report}, {write_pdf(report).name}, {notebook.name}   curves: tensorboard --logdir {folder}")

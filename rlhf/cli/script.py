@@ -1,4 +1,4 @@
-"""From a script's main to its exit code."""
+"""Run a command's main function and turn what comes out into an exit code."""
 
 import sys
 from collections.abc import Callable

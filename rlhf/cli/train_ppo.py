@@ -1,4 +1,4 @@
-"""PPO stage of a run: python scripts/train_ppo.py --config RECIPE/ppo_full.yaml --run NAME."""
+"""Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
 from dataclasses import asdict
 from typing import cast
@@ -62,7 +62,7 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
         ("trust_remote_code", args.trust_remote_code),
     ):
         if found:  # memory is counted on models that are built from their configs, without a weight to quantise
-            raise UserError(f"dry_run: expected no {name}, found it: memory is counted for transformers' own models")
+            raise UserError(f"--dry_run does not support {name}: it counts memory for plain transformers models")
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     with main_process_first():
         policy = read_config(names[0], **base_options(names[0], model_args), **attention)
@@ -108,7 +108,7 @@ def main() -> None:
     name = "ppo_lora" if model_args.use_peft else "ppo_full"
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
-        print(f"{name}: done already in {folder}")
+        print(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
     reward_path = args.reward_model_path or str(from_main(lambda: require_stage(run.folder() / "reward")))
@@ -149,7 +149,7 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:
             stage.stopped = True
-            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            print(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
             return
         trainer.save_model(folder)
     if stage.is_main:

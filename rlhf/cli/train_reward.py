@@ -1,4 +1,4 @@
-"""Train the reward model of a run: python scripts/train_reward.py --config RECIPE/reward.yaml --run NAME."""
+"""Train a reward model: rlhf reward --config RECIPE/reward.yaml --run NAME."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +42,7 @@ from rlhf.storage.run_folder import Stage, write_json
 from rlhf.storage.stages import is_done
 from rlhf.tracking.recorder import write_summary
 
-CHUNK = 500  # pairs that are tokenised between two moves of the progress bar
+CHUNK = 500  # pairs tokenised per update of the progress bar
 
 
 def show_outcome(folder: Path, report: RewardEvaluation, pairs: list[Pair], config: Settings) -> None:
@@ -119,7 +119,7 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
         ("trust_remote_code", args.trust_remote_code, False),
     ):
         if found != expected:  # memory is counted on a model that is built from its config
-            raise UserError(f"dry_run: expected {name} {expected}, found {found}: memory is counted for that")
+            raise UserError(f"--dry_run does not support {name} {found}: it counts memory for {expected}")
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     with main_process_first():
         config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
@@ -134,7 +134,7 @@ def main() -> None:
     name = "reward_gold" if data.gold else "reward"
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
-        print(f"{name}: done already in {folder}")
+        print(f"{name}: already done in {folder}")
         return
     args.output_dir = str(folder)
     set_seed(args.seed)
@@ -176,7 +176,7 @@ def main() -> None:
         stage.record(engine=engine_name(trainer.accelerator))
         if not ended:
             stage.stopped = True
-            print(f"{name}: stopped at step {trainer.state.global_step}; the same command goes on from there")
+            print(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
             return
         engine = trainer.accelerator
         with gathered([model]) if is_fsdp(engine) else unwrap_model_for_generation(trainer.model_wrapped, engine):

@@ -109,7 +109,7 @@ class Stage:
     def __enter__(self) -> "Stage":
         if from_main(self._take):
             if self.is_main:
-                print(f"{self.facts['stage']}: done already in {self.folder}")
+                print(f"{self.facts['stage']}: already done in {self.folder}")
             raise StageDone
         if self.is_main and (line := unused_devices(PartialState().device)):
             print(line)

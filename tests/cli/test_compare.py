@@ -11,7 +11,7 @@ def test_columns_by_hand():
     text = side_by_side([row("base", "one two three four five"), row("full", "a\n\nb", eos=False)], width=43)
     assert text.splitlines() == [
         "base  score +1.25  7   full  score +1.25  7",
-        "tokens                 tokens (cut)",
+        "tokens                 tokens (truncated)",
         "-" * 20 + "   " + "-" * 20,
         "one two three four     a",
         "five",

@@ -34,18 +34,18 @@ def base(tmp_path):
 
 
 def test_recipe_file(ask, tmp_path):
-    assert "nowhere.yaml: expected a YAML file" in ask(train_reward.main, "--config", tmp_path / "nowhere.yaml")
+    assert "nowhere.yaml: cannot read it" in ask(train_reward.main, "--config", tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("margn: 1.0", "field 'margn': expected a field that --help lists"),
+        ("margn: 1.0", "field 'margn': unknown field; --help lists"),
         ("margin: wide", "field 'margin': expected float, found 'wide'"),
         ("loss_type: hinge", "field 'loss_type': expected one of margin, bradley_terry, found 'hinge'"),
         ("margin: -1", "margin: expected a positive number, found -1.0"),
         ("- a list", "expected fields with values, found list"),
-        ("a: b: c", "expected YAML"),
+        ("a: b: c", "not valid YAML"),
     ],
 )
 def test_recipe_field(ask, tmp_path, line, words):
@@ -83,7 +83,7 @@ def test_wrong_model_path(ask, tmp_path):
 def test_stages_in_the_wrong_order(ask, base, tmp_path):
     assert "expected a stage that is done, found: not run" in ask(train_ppo.main, "--model_name_or_path", base)
     assert "reward: expected a stage that is done" in ask(evaluate.main, "--base_model", base)
-    assert "expected a run folder" in ask(report.main)
+    assert "not a run folder: it has none of reward" in ask(report.main)
 
 
 def test_unknown_recipe_and_engine(ask):

@@ -25,7 +25,7 @@ def test_a_rank_looks_at_no_stage_itself(script, done, tmp_path, monkeypatch, ca
     monkeypatch.setattr("sys.argv", ["script", "--run", "none", "--runs_dir", str(tmp_path), *argv])
     if done:
         script.main()
-        assert ": done already in " in capsys.readouterr().out
+        assert ": already done in " in capsys.readouterr().out
     else:
         with pytest.raises(UserError, match=r"\./none"):
             script.main()

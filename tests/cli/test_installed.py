@@ -75,8 +75,5 @@ def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_pat
     assert done.returncode == 2
     assert "[1/1] reward\n" in done.stdout
     first, last = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert (
-        first
-        == "error: recipe recipe/reward.yaml: field 'learning_rat': expected a field that --help lists, found none such"
-    )
+    assert first == "error: recipe recipe/reward.yaml: field 'learning_rat': unknown field; --help lists all fields"
     assert last.startswith("error: stage reward ended with code 2; fix it and run the same command again")

@@ -71,7 +71,7 @@ def test_without_a_device_one_process_and_no_launcher(machine):
 @pytest.mark.parametrize(
     ("devices", "flags", "words"),
     [
-        (2, ["--num_processes", "3"], "^num_processes: expected at most 2, one for each device, found 3$"),
+        (2, ["--num_processes", "3"], "^num_processes: expected at most 2, one per device, found 3$"),
         (4, ["--engine", "single_gpu", "--num_processes", "4"], "^num_processes: expected 1 with engine single_gpu"),
         (0, ["--engine", "cpu", "--num_processes", "2"], "^num_processes: expected 1 with engine cpu, found 2"),
         (2, ["--num_processes", "0"], "^num_processes: expected at least 1, found 0$"),

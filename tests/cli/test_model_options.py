@@ -186,7 +186,7 @@ def test_memory_of_a_quantised_base_is_not_estimated(run_folder, monkeypatch, ca
     argv = ["--use_peft", "true", "--load_in_4bit", "true", "--dry_run", "true"]
     code, _, errors = answer(train_ppo.main, monkeypatch, capsys, "--config", run_folder / "ppo.yaml", *argv)
     assert code == 2
-    assert errors[0].startswith("error: dry_run: expected no load_in_4bit")
+    assert errors[0].startswith("error: --dry_run does not support load_in_4bit")
 
 
 def test_the_dry_run_takes_the_dtype_that_the_weights_have(run_folder, monkeypatch, capsys):

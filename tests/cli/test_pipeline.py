@@ -137,5 +137,5 @@ def test_a_second_call_skips_what_is_done(run):
     before = (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns
     again = pipeline(*arguments)
     assert again.returncode == 0
-    assert again.stdout.count("done already") == 5
+    assert again.stdout.count("already done") == 5
     assert (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -69,5 +69,5 @@ def test_a_model_that_the_hub_lacks_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-    assert lines[0].startswith("error: model 'nobody/nothing': expected to fetch it from the hub, found: ")
+    assert lines[0].startswith("error: model 'nobody/nothing': cannot download it from the hub: ")
     assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ COMMANDS = {
     ),
     "recipe": (
         ["train_ppo.py", "--config", "r.yaml"],
-        r"error: recipe r\.yaml: expected YAML, found: field 'seed' twice, again in line 2",
+        r"error: recipe r\.yaml: not valid YAML: field 'seed' twice, again in line 2",
     ),
     "stage": (
         ["evaluate.py", "--run", "none"],

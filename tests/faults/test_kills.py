@@ -105,7 +105,7 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_is_there(campaign, t
         assert (stage / "run.json").read_text() == before
         os.kill(first, signal.SIGCONT)
         assert campaign.forge.wait(first) == 0
-        assert campaign.finish("ppo_full", tmp_path, expected).count("done already") == 1
+        assert campaign.finish("ppo_full", tmp_path, expected).count("already done") == 1
 
 
 @pytest.mark.parametrize("recipe", ["ppo_full", "reward_stage"])
@@ -120,5 +120,5 @@ def test_a_second_run_that_got_ready_while_the_first_ended_leaves(campaign, tmp_
         before = {path: path.stat().st_mtime_ns for path in stage.rglob("*") if path.is_file()}
         os.kill(late, signal.SIGCONT)
         assert campaign.forge.wait(late) == 0
-        assert f"{stage.name}: done already in {stage}\n" in forge.said(log)
+        assert f"{stage.name}: already done in {stage}\n" in forge.said(log)
         assert {path: path.stat().st_mtime_ns for path in stage.rglob("*") if path.is_file()} == before

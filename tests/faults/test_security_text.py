@@ -58,7 +58,7 @@ def test_data_in_an_error_line_is_printable(tmp_path, name, text, read):
     with pytest.raises(UserError) as error:
         read(str(path))
     assert harmless(str(error.value))
-    assert "expected" in str(error.value)
+    assert "expected" in str(error.value) or "not valid YAML: " in str(error.value)
 
 
 def test_a_status_out_of_a_file_is_printable(tmp_path):
@@ -153,7 +153,7 @@ def test_no_code_of_ours_is_a_way_in(path):
 
 def test_a_recipe_makes_no_objects(tmp_path):
     (tmp_path / "r.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {tmp_path}/marker']\n")
-    with pytest.raises(UserError, match="expected YAML, found"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_recipe(tmp_path / "r.yaml")
     assert not (tmp_path / "marker").exists()
     yaml.unsafe_load((tmp_path / "r.yaml").read_text())  # and it would have

@@ -24,7 +24,7 @@ def test_ppo_stops_and_goes_on(campaign, tmp_path, recipe, phase, call, number):
         assert json.loads((stage / "run.json").read_text())["status"] == "stopped"
         last = numbered(stage / "checkpoints", PPO)[-1]
         assert last.name in (("step-1",) if call == 1 else ("step-1", "step-2"))
-        assert f"stopped at step {last.name[-1]}; the same command goes on from there" in said
+        assert f"stopped at step {last.name[-1]}; run the same command again to resume" in said
         assert not (stage / ".lock").exists()
         campaign.finish(recipe, tmp_path)
 
@@ -34,7 +34,7 @@ def test_ppo_stops_and_goes_on(campaign, tmp_path, recipe, phase, call, number):
 def test_a_model_that_is_trained_is_saved(campaign, tmp_path, phase, number):
     with trial(f"{signal.Signals(number).name} in the last save"):
         assert campaign.run("ppo_full", tmp_path, {"phase": phase, "call": 1, "signal": number})[0] == 0
-        assert "done already" in campaign.finish("ppo_full", tmp_path)
+        assert "already done" in campaign.finish("ppo_full", tmp_path)
 
 
 # In phase and call, and the checkpoint that it stops with. The evaluation before the first step is the first call.
@@ -52,6 +52,6 @@ def test_the_reward_stage_stops_and_goes_on(campaign, tmp_path, phase, call, ste
         assert code == 0, said[-3000:]
         stage = campaign.stage("reward_stage", tmp_path)
         assert json.loads((stage / "run.json").read_text())["status"] == "stopped"
-        assert f"stopped at step {step}; the same command goes on from there" in said
+        assert f"stopped at step {step}; run the same command again to resume" in said
         assert numbered(stage, REWARD)[-1].name == f"checkpoint-{step}"
         campaign.finish("reward_stage", tmp_path)

@@ -162,7 +162,7 @@ def test_a_job_waits_only_for_stages_that_are_not_done(counting, tmp_path):
         "evaluation": ["reward_gold", "ppo_full"],
         "report": ["evaluation"],
     }
-    assert said.count("done already") == 2
+    assert said.count("already done") == 2
 
 
 def test_a_stage_that_a_recipe_lacks_is_not_submitted(counting, tmp_path):
@@ -189,5 +189,5 @@ def test_a_job_of_a_stage_that_is_done_ends_at_once(commands, tmp_path):
     (tmp_path / "runs" / "x" / "reward").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "reward" / "run.json").write_text('{"status":"done"}')
     said = commands("reward.sbatch")
-    assert "reward: done already" in said
+    assert "reward: already done" in said
     assert "srun" not in said

@@ -58,7 +58,7 @@ def test_a_stage_that_another_run_ended_meanwhile_is_not_begun_again(tmp_path, c
     with pytest.raises(SystemExit) as end:
         run_script(main)
     assert end.value.code == 0
-    assert capsys.readouterr().out == f"reward: done already in {tmp_path}\n"
+    assert capsys.readouterr().out == f"reward: already done in {tmp_path}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert (tmp_path / "run.json").read_text() == before
 
