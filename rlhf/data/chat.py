@@ -1,7 +1,7 @@
-"""Conversation <-> tokens, in one way for reward training, PPO and evaluation.
+"""Conversations to tokens and back, the same way in reward training, PPO and evaluation.
 
-A sequence is always the rendered prompt's tokens followed by the response's own tokens and one EOS. Prompt
-and response are tokenised apart, because that is how a policy produces them: it continues given tokens.
+A sequence is the tokens of the rendered prompt, then those of the response, then one EOS. Prompt and response are
+tokenised separately, because a policy continues given tokens.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from rlhf.errors import UserError
 
 Messages = list[dict[str, str]]
 
-TEMPLATE_SECONDS = 10  # a usual one takes less than a millisecond
+TEMPLATE_SECONDS = 10  # limit for rendering; usual templates take less than a millisecond
 
-# For models without a template of their own: the style of the HH-RLHF data.
+# For models without a chat template: the style of the HH-RLHF data.
 HH_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}{{ '\n\nHuman: ' + message['content'] }}
@@ -28,9 +28,9 @@ HH_TEMPLATE = """\
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give the tokenizer what it lacks: our chat template, a pad token (EOS), padding at the left.
+    """Prepare a policy's tokenizer, in place: add our chat template and a pad token (EOS) if missing; pad on the left.
 
-    For policies. EOS as pad is safe here because every mask comes from lengths. Changes and returns it.
+    EOS as the pad token is safe because every mask comes from lengths. Returns the tokenizer.
     """
     if tokenizer.eos_token is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r}: expected an EOS token, found none")
@@ -46,8 +46,8 @@ def give_distinct_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Make the pad token differ from EOS, for reward models; True if the vocabulary grew by one.
 
     transformers' classification models read the score at the last token that is not the pad: with pad = EOS
-    they would miss the EOS that ends a response. The unknown token serves where it is a token of its own
-    (byte-level vocabularies never produce it); otherwise `<|pad|>` is added.
+    they would miss the EOS that ends a response. The unknown token is used if it is a separate token (byte-level
+    vocabularies never produce it); otherwise `<|pad|>` is added.
     """
     taken = {None, tokenizer.eos_token, tokenizer.bos_token}
     if tokenizer.pad_token not in taken:
@@ -59,22 +59,22 @@ def give_distinct_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a prompt up to where the response starts. Text is taken as it is, messages are rendered."""
+    """Token ids of a prompt up to where the response starts. Text is used unchanged, messages are rendered."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     return tokenizer(render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:
-    """Token ids of a finished response as it stands after the prompt in the template, one EOS at its end."""
+    """Token ids of a complete response as the template writes it after the prompt, with one EOS at the end."""
     text = response
     if not isinstance(prompt, str):
         start = render(tokenizer, prompt, add_generation_prompt=True)
         whole = render(tokenizer, [*prompt, {"role": "assistant", "content": response}])
-        # Templates that rewrite the history (reasoning models) have no common start: the bare text is used.
+        # Templates that rewrite the history (reasoning models) have no common start: use the bare text.
         if whole.startswith(start) and response.strip() in whole[len(start) :]:
             text = whole[len(start) :]
-    # What a template prints after EOS (SmolLM2: a newline) is never sampled, so it is not shown either.
+    # Drop what a template writes after EOS (SmolLM2: a newline): a policy never samples it.
     text = text.split(tokenizer.eos_token)[0]
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
@@ -85,7 +85,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
 
 
 def prompt_text(prompt: str | Messages) -> str:
-    """A prompt as a person reads it: a single user turn is shown bare, a dialogue with its roles."""
+    """A prompt for human readers: a single user turn as its bare text, a dialogue with roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -94,12 +94,10 @@ def prompt_text(prompt: str | Messages) -> str:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
-    """Messages as the chat template writes them; a UserError where it fails, or takes longer than TEMPLATE_SECONDS."""
+    """Render messages with the chat template; a UserError if it fails or takes longer than TEMPLATE_SECONDS."""
     try:
         with time_limit(TEMPLATE_SECONDS):
             return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # a template is a program of the model's: its own complaint, a sandbox's, any mistake
+    except Exception as error:  # a template is the model's program: it may raise anything
         name = tokenizer.name_or_path
-        raise UserError(
-            f"tokenizer {name!r}: expected a chat template that takes the messages, found: {error}"
-        ) from error
+        raise UserError(f"tokenizer {name!r}: its chat template failed on the messages: {error}") from error

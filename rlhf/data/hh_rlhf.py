@@ -9,9 +9,9 @@ is counted once: as kept, or under the first rule below that drops it, so that r
 3. starts_with_assistant: a side opens with an assistant turn;
 4. empty_response: a side's response is empty after stripping;
 5. prompts_differ: the turns before the response are not the same on both sides;
-6. prompt_ends_with_assistant: the response follows another assistant turn, so it answers nobody;
+6. prompt_ends_with_assistant: the response follows another assistant turn, not a user's;
 7. empty_turn: a turn of the prompt is empty after stripping;
-8. identical_responses: both responses are the same, so there is nothing to prefer.
+8. identical_responses: both responses are equal.
 
 `merged_turns` counts, among the kept, prompts in which two turns in a row by one speaker were joined by a
 newline.
@@ -71,8 +71,7 @@ def _either(test: Callable[[_Dialogue], bool]) -> Callable[[_Dialogue, _Dialogue
     return lambda chosen, rejected: test(chosen) or test(rejected)
 
 
-# In this order: each rule may count on those before it, as the later ones do on a prompt that is there and
-# shared.
+# In this order: a rule may rely on those before it; the later ones need a prompt that both sides share.
 _DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
     "no_final_assistant": _either(lambda side: not side.turns or side.turns[-1]["role"] != "assistant"),
     "text_before_first_turn": _either(lambda side: bool(side.before)),
@@ -99,8 +98,7 @@ def load_pairs(
     counts = dict.fromkeys(["rows", *_DROPS, "kept", "merged_turns"], 0)
     pairs: list[Pair] = []
     for path in fetch_pairs(source, data_dir, revision):
-        # The parent tells train.jsonl.gz of one subset from that of another; more of the path would name the
-        # machine.
+        # The parent folder distinguishes the subsets' train.jsonl.gz; the full path would be specific to this machine.
         shown = f"{path.absolute().parent.name}/{path.name}"
         for number, row in read_rows(path):
             counts["rows"] += 1
@@ -121,13 +119,13 @@ def split_pairs(
 ) -> dict[str, list[Pair]]:
     """Return {"train", "validation", "test"}, no two sharing an opening (white space and case aside).
 
-    Test and validation are filled first, see `split_by_group`; train may come out shorter than asked.
+    Test and validation are filled first, see `split_by_group`; train may come out shorter than requested.
     Deterministic by seed, whatever the order of pairs. gold: the pairs of a second reward model, which share no
     opening with the train and validation pairs of the first; the test pairs are the same. Raises UserError if
     test or validation cannot be filled or train is empty.
     """
     sizes = {"test": n_test, "validation": n_validation, "train": n_train}
-    second = {"gold_validation": n_validation, "gold_train": n_train} if gold else {}  # dealt after the first's
+    second = {"gold_validation": n_validation, "gold_train": n_train} if gold else {}  # filled after the first model's
     splits = split_by_group(pairs, lambda pair: text_key(pair.opening), seed, sizes | second)
     require_sizes(splits, sizes | second, "preference pairs", train="gold_train" if gold else "train")
     prefix = "gold_" if gold else ""
@@ -135,15 +133,14 @@ def split_pairs(
 
 
 def openings(pairs: Sequence[Pair]) -> list[str]:
-    """Digests of the pairs' openings, sorted: whether two models were trained on the same can be told later."""
+    """Digests of the pairs' openings, sorted, to tell later whether two models were trained on the same ones."""
     return sorted({hashlib.sha256(text_key(pair.opening).encode()).hexdigest()[:16] for pair in pairs})
 
 
 def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
     """Return (text before the first turn, turns with stripped content) of a dialogue in the format above.
 
-    A speaker's mark counts at the start of the text or after an empty line only; elsewhere it is part of a
-    turn.
+    A speaker's mark counts only at the start of the text or after an empty line; elsewhere it is part of a turn.
     """
     before, *rest = _TURN.split(text)
     turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(rest[::2], rest[1::2], strict=True)]
@@ -151,7 +148,7 @@ def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
 
 
 def fetch_pairs(source: str, data_dir: str | None, revision: str | None) -> list[Path]:
-    """The files that `load_pairs` reads, on this machine after it; a UserError where there are none."""
+    """Fetch the files that `load_pairs` reads and return their paths; a UserError if there are none."""
     if is_hub_id(source):
         if data_dir is not None:
             folders: Sequence[str] = (data_dir.strip("/"),)
@@ -180,7 +177,7 @@ def _sides(row: Any, where: str) -> tuple[_Dialogue, _Dialogue]:
 
 
 def _merged(prompt: list[Turn]) -> list[Turn]:
-    """Return prompt with turns in a row by one speaker joined: chat templates want alternating roles."""
+    """Join consecutive turns by one speaker: chat templates expect alternating roles."""
     merged: list[Turn] = []
     for turn in prompt:
         if merged and merged[-1]["role"] == turn["role"]:

@@ -1,15 +1,15 @@
 """Prompts from OpenAssistant conversations (Köpf et al. 2023, arXiv:2304.07327), each a single turn.
 
-Three forms of row are told apart by their shape, so they may stand in one file: a message (flat rows, as on
+Three kinds of row are recognised by their shape, so one file may hold all of them: a message (flat rows, as on
 the hub), a conversation tree (OpenAssistant's export), and plain text, which is one prompt. Every prompter's
 message is a prompt, at any depth. Each message is counted once: as kept, or under the first rule below that
 drops it, so that messages = kept + the drops.
 
 1. assistant: its role is not prompter;
 2. deleted: it is marked as deleted;
-3. other_language: its language is not the one asked for (a row that names none, like plain text, is kept);
+3. other_language: it is in another language (a row without a language, like plain text, is kept);
 4. empty: nothing is left after stripping;
-5. duplicate: its text (white space and case aside) or its id has been seen in this or an earlier source.
+5. duplicate: its text (ignoring white space and case) or its id occurred earlier, in this or an earlier source.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class TextPrompt:
 
 @dataclass(frozen=True)
 class PromptSplit:
-    """Prompts for PPO, for the evaluation and for the human rating; no two share a conversation tree."""
+    """Prompts for PPO, evaluation and human rating; no two splits share a conversation tree."""
 
     train: list[TextPrompt]
     evaluation: list[TextPrompt]
@@ -64,7 +64,7 @@ class PromptSplit:
 class _Message:
     prompt: TextPrompt
     role: str
-    lang: str | None  # None: not known
+    lang: str | None  # None: unknown
     deleted: bool
 
 
@@ -83,7 +83,7 @@ def load_prompts(
     seen: set[str] = set()
     for message in _messages(sources, revision):
         prompt = message.prompt
-        # An id cannot pass for a text: it is marked by a character that no folded text contains.
+        # The newline keeps ids and texts apart: no folded text contains one.
         marks = {text_key(prompt.text), f"\n{prompt.prompt_id}"}
         reason = _drop_reason(message, lang, bool(marks & seen))
         counts["messages"] += 1
@@ -97,7 +97,7 @@ def load_prompts(
 
 
 def drop_long(prompts: Iterable[TextPrompt], length: Callable[[str], int], limit: int) -> tuple[list[TextPrompt], int]:
-    """Return the prompts whose text is at most limit long by length (tokens, say), and the number dropped."""
+    """Return the prompts with length(text) <= limit, for example in tokens, and the number of prompts dropped."""
     everything = list(prompts)
     kept = [prompt for prompt in everything if length(prompt.text) <= limit]
     return kept, len(everything) - len(kept)
@@ -106,8 +106,8 @@ def drop_long(prompts: Iterable[TextPrompt], length: Callable[[str], int], limit
 def split_prompts(prompts: Sequence[TextPrompt], seed: int, n_train: int, n_eval: int, n_rating: int) -> PromptSplit:
     """Split by conversation tree. Deterministic by seed, whatever the order of prompts.
 
-    Rating and evaluation are filled first, with one prompt a tree, drawn at random, so that they range over
-    as many conversations as possible. Train gets up to n_train of the other trees' prompts and may come out
+    Rating and evaluation are filled first, with one random prompt per tree, so that they cover as many
+    conversations as possible. Train gets up to n_train of the other trees' prompts and may come out
     shorter. Raises UserError if rating or evaluation cannot be filled or train is empty.
     """
     trees: dict[str, list[TextPrompt]] = defaultdict(list)
@@ -142,15 +142,14 @@ def _messages(sources: Sequence[str], revision: str | None) -> Iterator[_Message
 
 
 def fetch_prompts(sources: Sequence[str], revision: str | None) -> list[Path]:
-    """The files that `load_prompts` reads, on this machine after it; a UserError where a source has none."""
+    """Fetch the files that `load_prompts` reads and return their paths; a UserError if a source has none."""
     return [path for source in sources for path in _files(source, revision)]
 
 
 def _files(source: str, revision: str | None) -> list[Path]:
     in_hub_layout = is_hub_id(source) and source.startswith("OpenAssistant/")
     in_hub_layout |= os.path.isdir(local_path(source)) and any(local_path(source).glob("data/*.parquet"))
-    # The hub's repository holds the same messages a second time, as trees of all states: the parquet files
-    # are enough.
+    # The hub's repository holds the same messages again, as trees: the parquet files are enough.
     if in_hub_layout:
         return fetch(source, ["data/*.parquet"], revision)
     return fetch(source, [f"*{suffix}" for suffix in DATA_SUFFIXES], revision)
@@ -175,7 +174,7 @@ def _row_messages(row: Any, where: str) -> Iterator[_Message]:
 
 
 def _tree_messages(root: dict[str, Any], tree_id: str, where: str) -> Iterator[_Message]:
-    """Yield a tree's messages, parents before their replies, with a stack of its own: trees may be deep."""
+    """Yield a tree's messages, parents before their replies; not recursive, since trees may be deep."""
     stack: list[Any] = [root]
     while stack:
         node = stack.pop()

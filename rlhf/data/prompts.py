@@ -1,4 +1,4 @@
-"""The run's three prompt sets, from a recipe's settings; every stage calls this one function."""
+"""The run's three prompt sets, made from a recipe's settings; every stage calls `prompt_sets`."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,8 +16,7 @@ def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     )
     if not fitting:
         raise UserError(
-            f"max_prompt_length: expected prompts of at most {config.max_prompt_length} tokens, "
-            f"found all {too_long} longer"
+            f"max_prompt_length: all {too_long} prompts have more than {config.max_prompt_length} tokens; raise it"
         )
     split = split_prompts(
         fitting, config.prompt_seed, config.train_prompts, config.evaluation_prompts, config.rating_prompts
@@ -37,5 +36,5 @@ def as_messages(text: str) -> list[dict[str, str]]:
 
 
 def dataset_row(prompt: TextPrompt) -> dict[str, object]:
-    """A row as `PPOTrainer` takes it."""
+    """A row of the data set that `PPOTrainer` takes."""
     return {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}

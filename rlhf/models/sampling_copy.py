@@ -1,8 +1,8 @@
-"""The policy as a stock model to sample from: adapters added in, matrices in the precision that is computed in.
+"""A copy of the policy for sampling: adapters merged in, matrices in the precision of the computation.
 
-Sampling reads every matrix once a token. Under autocast each would be cast first, and an adapter beside each would
-double the kernels. So there is a copy of the matrices, made once and refreshed before each rollout, which also stays
-where it is, as a captured CUDA graph needs it. All else is the policy's own.
+Sampling reads every matrix once per token. Autocast would cast each one first, and adapters would double the number of
+kernels. So the matrices are copied once and refreshed before each rollout; they keep their addresses, as a captured
+CUDA graph needs. Everything else is shared with the policy.
 """
 
 import copy
@@ -26,7 +26,7 @@ _Source = Callable[[], Tensor]
 
 
 def can_copy(policy: Any) -> bool:
-    """Whether a policy is transformers' own of a plain kind, as it is or under one plain LoRA adapter a layer."""
+    """Whether a policy is a plain transformers model, as it is or with one plain LoRA adapter per layer."""
     if not is_plain(policy) or is_quantised(policy):
         return False
     if not isinstance(policy, PeftModel):
@@ -46,10 +46,10 @@ def _is_plain_lora(layer: Any) -> bool:
 
 
 class SamplingCopy:
-    """A model of the policy's architecture. `refresh` brings its matrices up to date."""
+    """A model of the policy's architecture; `refresh` updates its matrices."""
 
     def __init__(self, policy: Any, dtype: torch.dtype | None) -> None:
-        """dtype: what matrices are computed in, None as they are. Without one, and without adapters, none is copied."""
+        """dtype: of the matrices, None to keep theirs. One of that dtype without an adapter is shared, not copied."""
         base = unwrap_peft(policy)
         with torch.device("meta"):
             self.model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(base.config), attn_implementation="sdpa")
@@ -94,7 +94,7 @@ class SamplingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy what has changed since the last rollout; no wait."""
+        """Update the copied matrices from the policy, without waiting for the device."""
         for parameter, source in self._own:
             parameter.copy_(source())
 
@@ -106,15 +106,15 @@ def _weight(layer: Any) -> Tensor:
     own: Any = layer
     base: Tensor = own.get_base_layer().weight
     name = own.active_adapters[0]
-    # In the precision of the base: rounded once, to that of the copy.
+    # In the base's precision, so that it is rounded once, to the copy's.
     return base + own.get_delta_weight(name).to(base.dtype) if name in own.lora_A else base
 
 
 def copied_bytes(policy: Any, dtype: torch.dtype | None) -> int:
-    """What the matrices take that a SamplingCopy of the policy holds of its own; also of a policy without weights."""
+    """Bytes of the matrices that a SamplingCopy of the policy would copy; works for a policy on meta, too."""
     base = unwrap_peft(policy)
     total, inside = 0, set[int]()
-    for module in base.modules():  # each before what is inside it
+    for module in base.modules():  # parents before their children
         if id(module) in inside or not isinstance(module, SplitProjection | LoraLinear | nn.Linear | Conv1D):
             continue
         inside |= {id(part) for part in module.modules()}

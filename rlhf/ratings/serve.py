@@ -49,7 +49,7 @@ class SheetServer(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
-            raise UserError(f"port: expected a free one, found {port}: {error.strerror}") from error
+            raise UserError(f"port: {port} cannot be used ({error.strerror}); choose another") from error
         self.page, self.key, self.folder = page.encode(), key, folder
         self.token = secrets.token_urlsafe(16)
         self.url = f"http://127.0.0.1:{self.server_port}/?token={self.token}"

@@ -50,7 +50,7 @@ def make_key(rows: Sequence[ResponseRow], repeats: int, rng: random.Random | Non
     for row in rows:
         answers = prompts.setdefault(row["prompt_id"], {})
         if row["model"] in answers:
-            raise UserError(f"rating responses: expected one of {row['model']} to {row['prompt_id']}, found two")
+            raise UserError(f"rating responses: expected one by {row['model']} to {row['prompt_id']}, found two")
         answers[row["model"]] = row
     models = {model for answers in prompts.values() for model in answers}
     for prompt_id, answers in prompts.items():

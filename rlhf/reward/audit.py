@@ -1,26 +1,27 @@
-"""Where a reward model is right, and whether it knows more than length and words do."""
+"""An audit of a reward model: its accuracy by group, and against baselines that use length or words only."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from rlhf.data.hh_rlhf import Pair
 from rlhf.data.splits import text_key
 from rlhf.file_types import Accuracy, Audit, Baseline
+from rlhf.reward.metrics import rank_correlation, wilson_interval
 
 Array = NDArray[Any]
 
 
 def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, rejected: ArrayLike) -> Audit:
-    """Accuracy by subset, by length and by margin; against baselines; length in the scores; leaked prompts.
+    """Accuracy by subset, length and margin; comparison with baselines; correlation with length; leaked prompts.
 
-    chosen, rejected: float [N], the scores of the N test pairs' sides. Lengths are words of the response. A tie
-    counts half in every accuracy; intervals are Wilson's at 95 %.
+    chosen, rejected: float [N], scores of the two sides of the N test pairs. Lengths are words of the response. Ties
+    count half in every accuracy; intervals are 95 % Wilson intervals.
     """
     chosen, rejected = np.asarray(chosen, float), np.asarray(rejected, float)
     margin = chosen - rejected
@@ -42,15 +43,15 @@ def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, reject
             "size of margin": _by(by_margin, right),
         },
         "baselines": {name: _baseline(right, found) for name, found in baselines.items()},
-        "length_correlation": _rank_correlation(words.T.ravel(), np.concatenate([chosen, rejected])),
+        "length_correlation": rank_correlation(words.T.ravel(), np.concatenate([chosen, rejected])),
         "leaked": leaked(train, test),
     }
 
 
 def bag_of_words(train: Sequence[Pair], test: Sequence[Pair]) -> Array:
-    """Margin, float [N], of a linear model of tf-idf words on the test pairs: logistic regression on differences.
+    """Margins, float [N], of a linear model on the test pairs: logistic regression on differences of tf-idf words.
 
-    Each training pair is shown both ways round, so that the model has no side it prefers.
+    Each training pair is used in both orders, so that the model does not prefer a side.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True)
     vectorizer.fit([text for pair in train for text in (pair.chosen, pair.rejected)])
@@ -66,7 +67,7 @@ def bag_of_words(train: Sequence[Pair], test: Sequence[Pair]) -> Array:
 
 
 def leaked(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, int]:
-    """Test pairs whose opening, and whose chosen response, is in the training pairs (white space and case aside)."""
+    """Test pairs whose opening, or chosen response, occurs in the training pairs, ignoring white space and case."""
     openings = {text_key(pair.opening) for pair in train}
     responses = {text_key(text) for pair in train for text in (pair.chosen, pair.rejected)}
     return {
@@ -80,7 +81,7 @@ def _right(margin: Array) -> Array:
 
 
 def _third(values: Array) -> Array:
-    """0, 1 or 2 for each value, by rank, about equally many of each."""
+    """0, 1 or 2 for each value, by rank, in thirds of about equal size."""
     ranks = np.empty(len(values), int)
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return ranks * 3 // len(values)
@@ -91,16 +92,12 @@ def _by(group: Array, right: Array) -> dict[str, Accuracy]:
 
 
 def _accuracy(right: Array) -> Accuracy:
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
-    return {"n": len(right), "accuracy": float(right.mean()), "interval": [float(interval.low), float(interval.high)]}
+    n = len(right)
+    return {"n": n, "accuracy": float(right.mean()), "interval": wilson_interval(right.sum(), n)}
 
 
 def _baseline(right: Array, baseline: Array) -> Baseline:
-    """The reward model against a baseline on the pairs where one is right and the other is not (sign test)."""
+    """Sign test of the reward model against a baseline, on the pairs where exactly one of them is right."""
     better, worse = int((right > baseline).sum()), int((right < baseline).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return {**_accuracy(baseline), "better": better, "worse": worse, "p_value": float(p_value)}
-
-
-def _rank_correlation(x: Array, y: Array) -> float | None:
-    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)

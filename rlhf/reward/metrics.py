@@ -1,11 +1,11 @@
-"""How well scores tell the better response from the worse."""
+"""Metrics of a reward model on pairs: accuracy, margin, confusion matrix and calibration."""
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import classification_report, confusion_matrix
 
 from rlhf.file_types import Calibration, CalibrationBin, PairMetrics
@@ -17,10 +17,9 @@ _BINS = 10
 def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> PairMetrics:
     """Accuracy with its 95 % Wilson interval, mean margin, confusion matrix, report and calibration.
 
-    chosen, rejected: float [N], scores of the two sides. Each pair is shown in a random order by `seed`, so
-    that both classes exist: the label says on which side the chosen response stands, the prediction which
-    side scores higher (a tie: "second"). Ties count half in the accuracy. No pairs, or a score that is not
-    finite, is a ValueError.
+    chosen, rejected: float [N], scores of the two sides. Each pair is put into a random order by `seed`, so that both
+    classes occur: the label is the side of the chosen response, the prediction the side with the higher score (a tie:
+    "second"). Ties count half in the accuracy. A ValueError for no pairs, or for a score that is not finite.
     """
     chosen, rejected = np.asarray(chosen, float), np.asarray(rejected, float)
     if chosen.shape != rejected.shape or chosen.ndim != 1 or not len(chosen):
@@ -30,8 +29,6 @@ def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> Pai
         raise ValueError(f"pair {bad[0]}: expected finite scores, found {chosen[bad[0]]} and {rejected[bad[0]]}")
     n, margin = len(chosen), chosen - rejected
     right = float((margin > 0).sum() + 0.5 * (margin == 0).sum())
-    # Wilson's interval is one of whole counts: half a tie is dropped, which can only lower it.
-    interval = binomtest(int(right), n).proportion_ci(0.95, method="wilson")
     chosen_first = np.random.default_rng(seed).random(n) < 0.5
     first_minus_second = np.where(chosen_first, margin, -margin)
     label = np.where(chosen_first, *LABELS)
@@ -39,7 +36,7 @@ def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> Pai
     return {
         "n": n,
         "accuracy": right / n,
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": wilson_interval(right, n),
         "mean_margin": float(margin.mean()),
         "labels": list(LABELS),
         "confusion_matrix": confusion_matrix(label, predicted, labels=list(LABELS)).tolist(),
@@ -50,12 +47,26 @@ def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> Pai
     }
 
 
+def wilson_interval(right: float, n: int) -> list[float]:
+    """The 95 % Wilson interval [low, high] of an accuracy of right / n; a half, from a tie, is dropped."""
+    interval = binomtest(int(right), n).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Spearman's rank correlation of two float [N]; None if one of them does not vary."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
 def calibration(probability: NDArray[Any], outcome: NDArray[Any]) -> Calibration:
     """Reliability of P(first is better), float [N], against bool [N]: bins by confidence, and their ECE.
 
-    Confidence is that in the predicted side, 0.5 to 1, in ten bins of equal width. The expected calibration
-    error is the mean gap between confidence and accuracy, weighted by the pairs in a bin (Guo et al. 2017,
-    arXiv:1706.04599). At a probability of exactly 0.5 there is no predicted side: half correct.
+    Confidence: probability of the predicted side, 0.5 to 1, in ten bins of equal width. The expected calibration error
+    (ECE) is the mean gap between confidence and accuracy, weighted by the number of pairs in a bin (Guo et al. 2017,
+    arXiv:1706.04599). A probability of exactly 0.5 predicts no side and counts as half correct.
     """
     confidence = np.maximum(probability, 1 - probability)
     correct = np.where(probability == 0.5, 0.5, (probability > 0.5) == outcome)

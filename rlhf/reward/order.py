@@ -1,4 +1,4 @@
-"""The order in which reward training sees its pairs: one for any number of processes."""
+"""The order of the pairs in reward training, the same on any number of processes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,13 +8,13 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class GlobalOrder(Sampler[int]):
-    """Row numbers of an epoch, by (seed, epoch), whose every `batch` in a row are an optimizer step.
+    """Row numbers of an epoch, shuffled by (seed, epoch); each `batch` consecutive rows are one optimizer step.
 
-    Accelerate deals them to the processes micro-batch by micro-batch, so that the rows of a step are the same on any
-    number of processes. The last step is filled up with the epoch's first rows: processes need rows for equally many
-    passes, and Accelerate would otherwise fill up to a multiple of what that number of processes takes at a time.
+    Accelerate gives them to the processes one micro-batch at a time, so that a step has the same rows on any number of
+    processes. The last step is padded with the epoch's first rows: all processes need the same number of passes, and
+    Accelerate would pad to a length that depends on the number of processes.
 
-    lengths: of each row, any unit. strategy: random, group_by_length or sequential, as train_sampling_strategy has it.
+    lengths: of each row, in any unit. strategy: random, group_by_length or sequential, as train_sampling_strategy.
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, strategy: str) -> None:

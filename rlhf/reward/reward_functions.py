@@ -124,7 +124,7 @@ class FunctionReward:
 
     f(prompts, completions, completion_ids, **columns) -> B numbers. Completions are texts, or for conversational
     prompts lists of one assistant message. None means no score for this row. A NaN that the function returns is an
-    error of its own: it becomes inf, which is not finite either, since NaN stands for None from here on.
+    error: it becomes inf, which is not finite either, since NaN stands for None from here on.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> None:

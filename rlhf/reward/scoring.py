@@ -1,4 +1,4 @@
-"""Scores of finished texts."""
+"""Scores of token rows by a reward model."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -19,9 +19,9 @@ from rlhf.models.unwrap import has_token_head, unwrap_peft
 def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
     """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
 
-    A head `score` is read at the last real token, by the mask and not by `ids != pad`, so that neither padding
-    nor a pad = EOS token can move it. Any other model (an encoder, an encoder with a decoder) pools in its own
-    forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
+    A head `score` is read at the last token in the mask, not by `ids != pad`, so that padding and a pad token equal
+    to EOS do not matter. Any other model (an encoder, an encoder-decoder) pools in its own forward pass, over rows
+    padded on the right, or on the left if its summary is the last position (XLNet).
     """
     if has_token_head(model):
         inner = unwrap_peft(model)
@@ -38,7 +38,7 @@ def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) 
 
 
 def score_passes(model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Row numbers in the passes in which `score_rows` scores them."""
+    """The row numbers of each forward pass of `score_rows`."""
     lengths = list(map(len, rows))
     packed = packs(model, max(lengths, default=0))
     return passes_of(lengths, batch_size, model.device.type, packed=packed)
@@ -48,9 +48,9 @@ def score_passes(model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int
 def score_rows(
     model: PreTrainedModel | PeftModel, rows: Sequence[Sequence[int]], batch_size: int, show: str | None = None
 ) -> Tensor:
-    """Scores of N token rows, float32 [N] on the model's device; batched by length so that little padding is computed.
+    """Scores of N token rows, float32 [N] on the model's device; batched by length to save padding.
 
-    show: what a progress bar is called; None for no bar.
+    show: label of the progress bar; None for no bar.
     """
     groups, device = score_passes(model, rows, batch_size), model.device
     if not groups:
@@ -60,6 +60,6 @@ def score_rows(
     order, *there = to_device_together([order, *chain.from_iterable(padded)], device)
     passes = list(zip(there[::2], there[1::2], strict=True))
     bar = tqdm(passes, desc=show, unit="batch", disable=show is None or not PartialState().is_main_process)
-    # The scores stay on the device until all are there: a look at each pass would make it wait.
+    # Keep the scores on the device until the end: reading each pass would make the host wait.
     parts = [score_tokens(model, ids, mask) for ids, mask in bar]
     return torch.empty(len(rows), device=device).index_copy_(0, order, torch.cat(parts))

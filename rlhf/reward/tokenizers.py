@@ -1,4 +1,4 @@
-"""Which tokens a reward or value model reads: the policy's, told apart from those of another family."""
+"""Which tokenizer a reward or value model reads with: the policy's, or one of another family."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import is_empty, resolve_model
 from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 
-_REMEDY = "; save its tokenizer in its folder, or give it in reward_processing_classes"
+_REMEDY = "; save its tokenizer in its folder, or pass it in reward_processing_classes"
 
 
 def tokenizer_to_read(
@@ -19,16 +19,16 @@ def tokenizer_to_read(
     policy: PreTrainedTokenizerBase,
     policy_model: Model,
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer by which a reward model gets the text; None where it reads the policy's own token ids.
+    """The tokenizer that a reward model needs for the text; None if it reads the policy's token ids.
 
-    given: the user's word on it; without one, the tokenizer saved beside the model is asked. Where there is none,
-    a model whose ids cannot be the policy's is a UserError that begins with `name`.
+    given: the one that the user passed; if None, the one saved beside the model. Without either, a model whose ids
+    cannot be the policy's is a UserError that starts with `name`.
     """
-    tokenizer = own_tokenizer(model) if given is None else _filled(name, given)
-    if not has_token_head(model):  # an encoder wants its own marks around the texts, whatever the vocabulary
+    tokenizer = own_tokenizer(model) if given is None else _checked_tokenizer(name, given)
+    if not has_token_head(model):  # an encoder needs its own special tokens, whatever the vocabulary
         if tokenizer is None:
             kind = type(unwrap_peft(model)).__name__
-            raise UserError(f"{name}: expected the tokenizer of a {kind}, found none{_REMEDY}")
+            raise UserError(f"{name}: a {kind} needs its own tokenizer{_REMEDY}")
         _check_range(name, model, tokenizer)
         return tokenizer
     if tokenizer is not None and not same_vocabulary(policy, tokenizer):
@@ -41,9 +41,9 @@ def tokenizer_to_read(
 
 
 def check_value_model(model: Model | None, policy: PreTrainedTokenizerBase, policy_model: Model) -> None:
-    """A UserError for a value model of another tokenizer family: it has to read the policy's token ids.
+    """A UserError for a value model of another tokenizer family: it must read the policy's token ids.
 
-    Tokens that only the policy has are fine: a critic learns them.
+    Tokens that only the policy has are allowed: a critic learns them.
     """
     if model is None:
         return
@@ -56,22 +56,22 @@ def check_value_model(model: Model | None, policy: PreTrainedTokenizerBase, poli
         if shared < 0.9 * len(ids):
             raise UserError(
                 f"value_model: expected a model that reads the policy's tokens, found {own.name_or_path} "
-                f"with {shared} of {len(ids)} in common"
+                f"with {shared} of {len(ids)} tokens in common"
             )
     _check_range("value_model", model, policy, policy_model)
 
 
 def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a reward model by the name that the model is loaded by, as it is; a UserError if there is none.
+    """The unchanged tokenizer of a reward model, by the name of the model; a UserError if there is none.
 
     options: of `from_pretrained`.
     """
-    options.setdefault("trust_remote_code", False)  # not told, transformers asks on the terminal
+    options.setdefault("trust_remote_code", False)  # if not set, transformers asks on the terminal
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), **options)
     except UserError:
         raise
-    except Exception as error:  # of many kinds, where files are missing or broken
+    except Exception as error:  # of many kinds, if files are missing or broken
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"reward model {name!r}: expected tokenizer files beside it, found: {reason}") from error
     if is_empty(tokenizer):
@@ -80,36 +80,36 @@ def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def own_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved where the model came from: its folder, or the hub's cache. Never from the network."""
+    """The tokenizer saved with the model, in its folder or the hub's cache, not from the network; None without one."""
     name = unwrap_peft(model).config.name_or_path
     if not name:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except Exception:  # whatever a folder without a tokenizer, or with a broken one, makes its library raise
+    except Exception:  # of many kinds, if the tokenizer is missing or broken
         return None
     return None if is_empty(tokenizer) else tokenizer
 
 
 def same_vocabulary(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
-    """Whether every token that the policy can say means the same to the reward model."""
+    """Whether every token of the policy has the same id in the reward model's tokenizer."""
     known = reward.get_vocab()
-    return all(known.get(token) == number for token, number in _spoken(policy).items())
+    return all(known.get(token) == number for token, number in _vocabulary(policy).items())
 
 
-def _spoken(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The vocabulary without a pad token of its own, as scripts add it: masks hide it from every model."""
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The vocabulary without a separate pad token, which masks hide from every model."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if tokenizer.pad_token not in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token):
         vocabulary = {token: number for token, number in vocabulary.items() if token != tokenizer.pad_token}
     return vocabulary
 
 
-def _filled(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _checked_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if is_empty(tokenizer):
         raise UserError(
-            f"{name}: expected its tokenizer, found one without a vocabulary: "
-            f"are there tokenizer files in {tokenizer.name_or_path or 'its folder'}?"
+            f"{name}: its tokenizer has no vocabulary; "
+            f"put the tokenizer files into {tokenizer.name_or_path or 'its folder'}"
         )
     return tokenizer
 
@@ -121,13 +121,13 @@ def _check_eos(name: str, model: Model, policy: PreTrainedTokenizerBase, remedy:
     if ids and policy.eos_token_id not in ids:
         raise UserError(
             f"{name}: expected a model that reads the policy's tokens, with EOS id {policy.eos_token_id}, "
-            f"found {found} in its config{remedy}, or set that id if it does read them"
+            f"found {found} in its config{remedy}, or set that id if it reads them"
         )
 
 
 def _check_range(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, policy: Model | None = None) -> None:
-    """policy: the model that samples these tokens, and none beyond its own rows."""
-    rows, needed = _rows(model), max(_spoken(tokenizer).values()) + 1
+    """policy: the model that samples these tokens; it never samples one beyond its own embeddings."""
+    rows, needed = _rows(model), max(_vocabulary(tokenizer).values()) + 1
     # Some tokenizers know a few tokens, such as an image's, that their own text models have no row for.
     if needed > 1.01 * rows or (policy is not None and min(needed, _rows(policy)) > rows):
         raise UserError(
@@ -138,5 +138,5 @@ def _check_range(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, po
 
 def _rows(model: Model) -> int:
     inner = unwrap_peft(model)
-    # Not the weight's shape, which is empty where ZeRO-3 has spread it.
+    # Not the weight's shape, which is empty on a rank under ZeRO-3.
     return getattr(inner.get_input_embeddings(), "num_embeddings", None) or inner.config.get_text_config().vocab_size

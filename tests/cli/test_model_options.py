@@ -129,7 +129,7 @@ def run_folder(tmp_path):
     [
         (["--attn_implementation", "nonsense"], 'found: Specified `attn_implementation="nonsense"` is not supported'),
         (["--attn_implementation", "flash_attention_2"], "FlashAttention2"),
-        (["--model_revision", "nope"], "model_revision: expected main for a model in a folder or file, found 'nope'"),
+        (["--model_revision", "nope"], "model_revision: leave it at main for a local model, found 'nope'"),
         (
             ["--load_in_4bit", "true"],
             "load_in_4bit: expected False, found True: train_ppo.py uses it only with",

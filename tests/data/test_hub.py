@@ -55,7 +55,7 @@ def load(*calls: list[str], home: Path, endpoint: str = NOBODY, offline: bool = 
 
 def assert_refused(error: Any, start: str) -> None:
     assert str(error).startswith(f"UserError: {start}"), error
-    assert "scripts/prepare.py" in error
+    assert "rlhf prepare" in error
     assert "\n" not in error
 
 

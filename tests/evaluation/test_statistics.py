@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from rlhf.evaluation.statistics import mean_interval, paired_gain, paired_p_value, rank_correlation
+from rlhf.evaluation.statistics import mean_interval, paired_gain, paired_p_value
 from rlhf.evaluation.summary import summarise
+from rlhf.reward.metrics import rank_correlation
 
 
 def row(prompt_id: str, model: str, score: float, length: int = 10, eos: bool = True, **more: Any) -> dict[str, Any]:

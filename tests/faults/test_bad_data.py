@@ -116,17 +116,17 @@ PAIRS = {
     "a bomb of one line": (
         "p.jsonl.gz",
         lambda: bomb(b" "),
-        "p.jsonl.gz:1: expected gzip data of at most 100 times its size, found more: is it a bomb?",
+        "p.jsonl.gz:1: expected gzip data of at most 100 times the file's size, found more; unpack it first",
     ),
     "a bomb of blank lines": (
         "p.jsonl.gz",
         lambda: bomb(b"\n"),
-        "expected gzip data of at most 100 times its size, found more: is it a bomb?",
+        "expected gzip data of at most 100 times the file's size, found more; unpack it first",
     ),
     "a bomb of rows": (
         "p.jsonl.gz",
         lambda: bomb(GOOD + b"\n"),
-        "expected gzip data of at most 100 times its size, found more: is it a bomb?",
+        "expected gzip data of at most 100 times the file's size, found more; unpack it first",
     ),
     "a table": ("p.csv", b"chosen,rejected\n", "p.csv: expected a file ending in .jsonl, "),
     "a zip file": ("p.zip", b"PK\3\4", "p.zip: expected a file ending in .jsonl, "),
@@ -197,10 +197,10 @@ PROMPTS = {
     "a parquet bomb": (
         "p.parquet",
         lambda: table({"text": ["x" * (200 << 20)]}, compression="zstd", use_dictionary=False),
-        "p.parquet: expected parquet of at most 100 times its size, found more: is it a bomb?",
+        "p.parquet: expected parquet of at most 100 times the file's size, found more; unpack it first",
     ),
     "too few": ("p.txt", b"one\ntwo\n", "not enough prompts (2 trees)"),
-    "too long": ("p.txt", b"word " * 900, "max_prompt_length: expected prompts of at most 256 tokens, found all 1 lon"),
+    "too long": ("p.txt", b"word " * 900, "max_prompt_length: all 1 prompts have more than 256 tokens; raise it"),
 }
 
 

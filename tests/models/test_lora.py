@@ -230,8 +230,8 @@ def test_target_by_default_and_by_one_name() -> None:
         (tiny.llama, {"target_modules": "q_prj"}, "found q_prj$"),
         (tiny.gpt2, {"target_modules": ["c_proj"]}, "expected some of q_proj, k_proj, v_proj on a GPT-2, found c_proj"),
         (tiny.gpt2, {"target_modules": "all-linear"}, "on a GPT-2, found all-linear"),
-        (tiny.gpt2, {"use_dora": True}, "found use_dora"),
-        (tiny.llama, {"bias": "lora_only"}, "expected bias 'none'.*found 'lora_only'"),
+        (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; remove use_dora"),
+        (tiny.llama, {"bias": "lora_only"}, "set bias to 'none'.*found 'lora_only'"),
         (tiny.llama, {"init_lora_weights": "pissa"}, "found 'none' and 'pissa'"),
     ],
 )

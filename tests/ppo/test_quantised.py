@@ -157,7 +157,7 @@ def test_layers_repacked_before_training_are_refused(tmp_path, folders):
     for layer in layers(policy).values():
         layer.weight.quant_state.packing_format_for_cpu = True
     given = {"model": policy, "reward_model": load_reward(folders), "peft_config": LORA}
-    with pytest.raises(UserError, match="expected a 4-bit model as loaded"):
+    with pytest.raises(UserError, match="load the 4-bit model again"):
         trainer(tmp_path, given=given)
 
 

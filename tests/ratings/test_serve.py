@@ -93,5 +93,5 @@ def test_nothing_else_can_be_read(server):
 
 
 def test_a_port_in_use_is_said(server):
-    with pytest.raises(UserError, match=f"port: expected a free one, found {server.server_port}"):
+    with pytest.raises(UserError, match=f"port: {server.server_port} cannot be used"):
         SheetServer("", KEY, server.folder, server.server_port)

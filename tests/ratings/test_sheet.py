@@ -107,7 +107,7 @@ def test_only_our_script_may_run_and_nothing_is_loaded():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows + rows[:1], "expected one of base to p0, found two"),
+        (lambda rows: rows + rows[:1], "expected one by base to p0, found two"),
         (lambda rows: rows[1:], "expected .* for p0, found"),
         (lambda rows: [r for r in rows if r["model"] == "base"], "at least two models"),
         (lambda rows: [], "at least two models"),

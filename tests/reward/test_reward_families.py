@@ -120,7 +120,7 @@ def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
 
 def test_an_encoder_without_a_tokenizer_is_refused(tmp_path):
     kind, config, _ = bert()
-    with pytest.raises(UserError, match="expected the tokenizer of a BertForSequenceClassification, found none"):
+    with pytest.raises(UserError, match="a BertForSequenceClassification needs its own tokenizer; save"):
         trainer(tmp_path, reward=kind(config))
 
 
@@ -189,5 +189,5 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path):
     """What transformers makes of a folder that lacks the tokenizer's files."""
     model = saved(tmp_path / "judge", tiny.gpt2_reward())
     empty = AutoTokenizer.from_pretrained(tmp_path / "judge")
-    with pytest.raises(UserError, match=r"found one without a vocabulary: are there tokenizer files in .*judge?"):
+    with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; put the tokenizer files into .*judge"):
         trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": empty})
