@@ -75,9 +75,13 @@ def test_no_room_needs_one_that_needs_it():
 
 def test_functional_imports_torch_only():
     for path in (ROOT / "rlhf" / "functional").glob("*.py"):
-        assert {module.split(".")[0] for module in imported(path)} <= {"torch", "typing", "collections", "functools"}, (
-            path
-        )
+        assert {module.split(".")[0] for module in imported(path)} <= {
+            "torch",
+            "typing",
+            "collections",
+            "functools",
+            "math",
+        }, path
 
 
 def test_one_file_names_collectives():

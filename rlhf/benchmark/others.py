@@ -78,8 +78,7 @@ def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
 
 def _ours(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
-    from rlhf.generation.decode import generate
-    from rlhf.generation.sampling import uniforms
+    from rlhf.generation.decode import generate, uniforms
     from rlhf.models.kernels.dropout_gelu import fuse_gelu
     from rlhf.reward.scoring import score_rows
 

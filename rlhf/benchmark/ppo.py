@@ -115,8 +115,8 @@ def rlhf(run: work.Run, folder: str, kind: Any = None, callbacks: Sequence[Train
         "response_tokens": [round(row["objective/response_length"] * run.shape.batch) for row in log],
         "updates": round(sum(row["val/updates"] for row in log)),
         # Of the last step; generation is bound by memory, too.
-        "flops": {name: trainer.work[-1][name].floor * trainer.meter.peak for name in ("score", "learn")},
-        "floors": {name: one.floor for name, one in trainer.work[-1].items()},  # seconds of the last step
+        "flops": {name: trainer.work[-1][name].ideal_seconds * trainer.meter.peak for name in ("score", "learn")},
+        "floors": {name: one.ideal_seconds for name, one in trainer.work[-1].items()},  # seconds of the last step
         "perf": {name: x for name, x in log[-1].items() if name.startswith("perf/")},
     }
     return _result(clock, rows, counts, before)

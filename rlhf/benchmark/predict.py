@@ -11,7 +11,7 @@ import torch
 from rlhf.benchmark.work import MAX_PROMPT, Run, Shape, lora_of, models_of, tokenizer_of
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.perf.flops import Flops
+from rlhf.perf.work import Flops
 from rlhf.ppo.roles import build_roles
 
 KERNELS = Path(__file__).with_name("kernels.json")
@@ -241,7 +241,7 @@ def prediction_table(found: dict[str, Any], shape: Shape, name: str) -> str:
         "Seconds. predicted = the longest of launch, compute, memory, + waiting. Assumed:",
         f"  launch: {gpu.launch_us:g} us of the host a kernel, {gpu.captured_us:g} us where a CUDA graph replays it; "
         f"kernels as counted on the pretend CUDA device ({versions})",
-        f"  compute: {gpu.share:.0%} of {gpu.peak_tflops:g} TFLOP/s; FLOPs of rlhf/perf/flops.py, causal attention, "
+        f"  compute: {gpu.share:.0%} of {gpu.peak_tflops:g} TFLOP/s; FLOPs of rlhf/perf/work.py, causal attention, "
         "logits of response tokens only",
         f"  memory: {gpu.bandwidth_gbs:g} GB/s; decoding: weights and keys and values in bf16; learning: weights cast "
         "from float32 a micro-batch, gradients summed in float32, Adam, states between products",

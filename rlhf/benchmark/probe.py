@@ -20,6 +20,7 @@ from rlhf import PPOTrainer
 from rlhf.benchmark import ppo
 from rlhf.benchmark.worker import RESULT, read_run
 from rlhf.perf.hardware import matmul_peak, memory_bandwidth
+from rlhf.ppo.trainer import PhaseTimer
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "deepspeed", "bitsandbytes", "triton")
 _LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"}
@@ -81,13 +82,22 @@ def _a_call(call: Callable[[torch.Tensor], Any], device: torch.device, wait: boo
     return seconds / n
 
 
-class _Marked(PPOTrainer):
+class _MarkedTimer(PhaseTimer):
     """Phases carry their names in the profiler's record."""
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        with super()._timed(name), record_function(_MARK + name):
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time and mark the block."""
+        with super().__call__(phase), record_function(_MARK + phase):
             yield
+
+
+class _Marked(PPOTrainer):
+    """A trainer with marked phases."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.timer = _MarkedTimer(self.accelerator.device)
 
 
 class _Profiled(TrainerCallback):

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from rlhf.config.common import check_device_count, cpu_is_asked_for
-from rlhf.functional.gae import wide
+from rlhf.functional.gae import widest
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def join_processes(timeout: int = 1800) -> PartialState:
 
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:
     """float [K] -> float [K], summed over ranks, in double precision where the device has it: one collective."""
-    return accelerator.reduce(wide(values), reduction="sum")
+    return accelerator.reduce(values.to(widest(values.device)), reduction="sum")
 
 
 def gather_batch(accelerator: Accelerator, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,9 @@ from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.evaluation.kl import response_kl
 from rlhf.file_types import ResponseRow
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, uniforms
 from rlhf.models.actor_critic import FrozenRole
-from rlhf.reward.reward_functions import Completions, RewardFunction, model_reward
+from rlhf.reward.reward_functions import Completions, Reward, model_reward
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 # The step of the sampling streams (seed, step, prompt). PPO counts from 1, so evaluation shares no stream with it.
@@ -89,13 +88,13 @@ def _reward_function(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
-) -> RewardFunction:
+) -> Reward:
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
 
 
-def _scores(reward: RewardFunction, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
+def _scores(reward: Reward, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
     scores = reward(completions).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, texts_of, trunk_states
+from rlhf.models.actor_critic import exact_kl, head_logits, in_chunks, texts_of, trunk_states
 from rlhf.models.unwrap import unwrap_peft
 
 _ROWS = 16  # responses per batch

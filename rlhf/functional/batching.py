@@ -1,6 +1,8 @@
 """Rows of token ids as batches: padding, masks, and which rows go through a model together."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,21 +70,37 @@ def last_index(mask: Tensor) -> Tensor:
 
 
 # What one more pass costs, in tokens, and a place of its rectangle: that of packed texts is there in attention only.
-_COSTS = {"cpu": (32, 1.0), "gpu": (4096, 1.0), "packed": (100, 0.1)}
 
 
-def cheapest_groups(lengths: Sequence[int], most: int, cost: Callable[[int, int], float]) -> list[list[int]]:
+class Cost(NamedTuple):
+    """What a group of rows costs: a constant, and so much per row and per place of its rectangle."""
+
+    group: float
+    place: float
+    row: float = 0.0
+
+
+_COSTS = {"cpu": Cost(32, 1.0), "gpu": Cost(4096, 1.0), "packed": Cost(100, 0.1)}
+
+
+def cheapest_groups(lengths: Sequence[int], most: int, cost: Cost, budget: int | None = None) -> list[list[int]]:
     """Rows in groups of at most `most`, each of neighbours in length, so that the sum of costs is least.
 
-    lengths: of each row, in any order, any unit; cost(rows, longest): of a group. Returns row numbers, groups from
-    short to long. Exact, by dynamic programming over the sorted rows: n x most calls of `cost`.
+    lengths: of each row, in any order, any unit; budget: places of a group's rectangle at most, if it has several rows.
+    Returns row numbers, groups from short to long. Exact, by dynamic programming over the sorted rows: n x most costs.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     best, start = [0.0], [0]
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        options = ((best[s] + cost(end - s, longest), s) for s in range(max(0, end - most), end))
-        least, where = min(options)
+        least, where = math.inf, end - 1
+        for begin in range(max(0, end - most), end):
+            rows = end - begin
+            if budget is not None and rows > 1 and rows * longest > budget:
+                continue
+            total = best[begin] + (rows * longest * cost.place + cost.group + rows * cost.row)
+            if total < least:
+                least, where = total, begin
         best.append(least)
         start.append(where)
     groups, end = [], len(order)
@@ -100,10 +118,5 @@ def passes_of(
     A pass costs its padded tokens and its launches. device: "cpu", or any other kind; packed: models get texts
     without padding. Row numbers, from short to long.
     """
-    a_pass, a_token = _COSTS["packed" if packed else "cpu" if device == "cpu" else "gpu"]
-
-    def cost(rows: int, longest: int) -> float:
-        over = budget is not None and rows > 1 and rows * longest > budget
-        return float("inf") if over else rows * longest * a_token + a_pass
-
-    return cheapest_groups(lengths, len(lengths) if budget is not None else most, cost)
+    cost = _COSTS["packed" if packed else "cpu" if device == "cpu" else "gpu"]
+    return cheapest_groups(lengths, len(lengths) if budget is not None else most, cost, budget)

@@ -1,19 +1,184 @@
-"""Batched decoding with a key-value cache: prompts of like length together; rows that have ended leave the batch."""
+"""Sample responses with a key-value cache: prompts of similar length together; finished rows leave the batch.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+What is sampled depends on seed, step and prompt, and on nothing else: not on batch, rank or order.
+"""
 
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rlhf.distributed.sharding import numel
-from rlhf.functional.batching import cheapest_groups, left_pad, position_ids
-from rlhf.generation.sampling import inverse_cdf
+from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
 from rlhf.generation.static import StaticDecoder, is_static
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import prepacked
-from rlhf.perf.flops import key_values
+from rlhf.perf.work import key_values
+
+# The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
+_COMPACT_AT = 0.75
+_LOOK_EVERY = 16  # tokens between two checks for finished rows: each makes a GPU wait for the host
+# Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
+_MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
+_WHOLE = 2.0**40
+
+
+class Samples(NamedTuple):
+    """Responses, and the calls of the model that made them."""
+
+    responses: list[list[int]]  # token ids, the first EOS included
+    calls: list[tuple[int, int]]  # rows and columns of each call
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    eos_ids: Sequence[int],
+    temperature: float,
+    decoder: StaticDecoder | None = None,
+) -> list[list[int]]:
+    """The responses of `decode`."""
+    return decode(model, prompts, u, eos_ids, temperature, decoder).responses
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    eos_ids: Sequence[int],
+    temperature: float,
+    decoder: StaticDecoder | None = None,
+) -> Samples:
+    """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
+
+    A response ends with its first EOS, or is truncated after T tokens. Logits processors of the model's own generation
+    config are not used: responses come from softmax(logits / temperature). decoder: keeps memory and captured steps
+    from call to call, on a GPU.
+    """
+    if model.device.type != "cpu" and is_static(model, max(map(len, prompts)) + u.shape[1]):
+        decoder = decoder or StaticDecoder()
+        rows, calls = decoder.decode(model, prompts, u, eos_ids, temperature, inverse_cdf)
+        return Samples([_until_eos(row, set(eos_ids)) for row in rows], calls)
+    responses: list[list[int]] = [[] for _ in prompts]
+    calls = []
+    groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
+    cast = frozen_cast(model) if torch.is_autocast_enabled(model.device.type) else nullcontext()
+    with prepacked(model), cast:
+        for group in groups:
+            rows = _decode_group(model, [prompts[i] for i in group], u[group], eos_ids, temperature, calls)
+            for i, row in zip(group, rows, strict=True):
+                responses[i] = _until_eos(row, set(eos_ids))
+    return Samples(responses, calls)
+
+
+def _cost(model: Any, steps: int) -> Cost:
+    """Bytes moved, or what takes as long, by decoding `rows` prompts together: weights once a step for all of them,
+    keys and values at the width of the longest prompt for each. By constants: what is measured would change from run
+    to run, and with it which rows meet and the last bits of their logits.
+    """
+    config = model.config.get_text_config(decoder=True)
+    parameters, size = sum(parameter.numel() for parameter in model.parameters()), model.dtype.itemsize
+    a_token = key_values(config) * size
+    launches, per_flop = _MACHINE["cpu" if model.device.type == "cpu" else "gpu"]
+    a_step = parameters * size + config.num_hidden_layers * launches
+    # rows * longest * 2 * parameters * per_flop, and at each step a_step + rows * (longest + steps / 2) * a_token
+    return Cost(steps * a_step, 2 * parameters * per_flop + steps * a_token, steps * steps / 2 * a_token)
+
+
+def _decode_group(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    eos_ids: Sequence[int],
+    temperature: float,
+    calls: list[tuple[int, int]],
+) -> list[list[int]]:
+    """One batch: B rows of T tokens; what comes after a row's first EOS is any. Appends to calls."""
+    device = model.device
+    ids, mask = left_pad(prompts, eos_ids[0], device)
+    u, stop = u.to(device), torch.tensor(list(eos_ids), device=device)
+    batch, length = u.shape
+    responses = torch.full((batch, length), eos_ids[0], device=device)
+    rows = torch.arange(batch, device=device)  # which response each row of the batch is
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
+    every = 1 if device.type == "cpu" else _LOOK_EVERY
+    for t in range(length):
+        calls.append((ids.shape[0], ids.shape[1]))
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        ids = inverse_cdf(logits, u[rows, t], temperature).unsqueeze(1)
+        responses[rows, t] = ids[:, 0]  # after its EOS a row goes on until it leaves; that is cut off later
+        ended |= torch.isin(ids[:, 0], stop)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        positions = positions[:, -1:] + 1
+        if (t + 1) % every:
+            continue
+        left = int((~ended).sum())
+        if left == 0:
+            break
+        if left <= _COMPACT_AT * len(rows):
+            keep = (~ended).nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
+    return responses.tolist()
+
+
+def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in eos_ids), len(row) - 1)
+    return row[: end + 1]
+
+
+def uniforms(seed: int, step: int, prompt_ids: Sequence[str], length: int) -> Tensor:
+    """One number in [0, 1) for each token of each prompt: float32 [B, length], on the CPU.
+
+    Every prompt has its own stream, seeded by (seed, step, its id).
+    """
+    rows = [
+        np.random.default_rng((seed, step, int.from_bytes(hashlib.sha256(p.encode()).digest()[:8]))).random(
+            length, dtype=np.float32
+        )
+        for p in prompt_ids
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def inverse_cdf(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
+    """The token at quantile u of softmax(logits / temperature): float [B, V], float [B] -> int [B]."""
+    scaled = logits.float()
+    scaled = scaled / temperature if temperature != 1 else scaled
+    probabilities = scaled.softmax(-1)
+    if logits.device.type == "cpu":
+        cumulative = probabilities.cumsum(-1)
+        # Scaled by the last entry, since a float32 sum over a vocabulary misses 1 by more than u's resolution.
+        target = (u * cumulative[:, -1]).unsqueeze(1)
+    else:
+        cumulative, target = in_whole_numbers(probabilities, u)
+    # right=True: the first token whose cumulative probability exceeds u, so one of probability 0 never comes.
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return token.clamp(max=logits.shape[1] - 1)
+
+
+def in_whole_numbers(probabilities: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Cumulative probabilities int [B, V] and quantiles int [B, 1], in units of 2^-40.
+
+    Such a sum is exact in any order: CUDA has a deterministic one, which it has not of floats. On a CPU it takes twice
+    the time of a sum of floats.
+    """
+    cumulative = (probabilities * _WHOLE).long().cumsum(-1)
+    return cumulative, (u.double() * cumulative[:, -1]).long().unsqueeze(1)
 
 
 class _Layer(DynamicLayer):
@@ -64,109 +229,3 @@ def room_for(model: Any, length: int) -> Cache:
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return DynamicCache(config=model.config)
     return Cache(layers=[_Layer(length) for _ in range(config.num_hidden_layers)])
-
-
-# The batch is cut once this share of its rows is left: cutting copies the cache, so not at every ended row.
-_COMPACT_AT = 0.75
-
-_LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
-
-# Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
-_MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
-
-
-@torch.no_grad()
-def generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    u: Tensor,
-    eos_ids: Sequence[int],
-    temperature: float,
-    note: Callable[[int, int], None] = lambda rows, columns: None,
-    decoder: StaticDecoder | None = None,
-) -> list[list[int]]:
-    """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
-
-    A response ends with its first EOS, or is cut after T tokens. Logits processors of the model's own
-    generation config play no part: what is sampled from is softmax(logits / temperature). note: told the rows and
-    columns of each call of the model. decoder: what keeps memory and captured steps from call to call, on a GPU.
-    """
-    if is_static(model, max(map(len, prompts)) + u.shape[1]):
-        rows = (decoder or StaticDecoder()).decode(model, prompts, u, eos_ids, temperature, note)
-        return [_until_eos(row, set(eos_ids)) for row in rows]
-    responses: list[list[int]] = [[] for _ in prompts]
-    groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
-    with prepacked(model), frozen_cast(model):
-        for group in groups:
-            rows = _decode(model, [prompts[i] for i in group], u[group], eos_ids, temperature, note)
-            for i, row in zip(group, rows, strict=True):
-                responses[i] = _until_eos(row, set(eos_ids))
-    return responses
-
-
-def _cost(model: Any, steps: int) -> Callable[[int, int], float]:
-    """Bytes moved, or what takes as long, by decoding `rows` prompts together: weights once a step for all of them,
-    keys and values at the width of the longest prompt for each. By constants: what is measured would change from run
-    to run, and with it which rows meet and the last bits of their logits.
-    """
-    config = model.config.get_text_config(decoder=True)
-    parameters, size = sum(map(numel, model.parameters())), model.dtype.itemsize
-    a_token = key_values(config) * size
-    launches, per_flop = _MACHINE["cpu" if model.device.type == "cpu" else "gpu"]
-    a_step = parameters * size + config.num_hidden_layers * launches
-
-    def cost(rows: int, longest: int) -> float:
-        prefill = rows * longest * 2 * parameters * per_flop
-        return prefill + steps * (a_step + rows * (longest + steps / 2) * a_token)
-
-    return cost
-
-
-def _decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    u: Tensor,
-    eos_ids: Sequence[int],
-    temperature: float,
-    note: Callable[[int, int], None],
-) -> list[list[int]]:
-    """As `generate`, in one batch, without the cut at EOS."""
-    device = model.device
-    ids, mask = left_pad(prompts, eos_ids[0], device)
-    u, stop = u.to(device), torch.tensor(list(eos_ids), device=device)
-    batch, length = u.shape
-    responses = torch.full((batch, length), eos_ids[0], device=device)
-    rows = torch.arange(batch, device=device)  # which response each row of the batch is
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
-    every = 1 if device.type == "cpu" else _LOOK_EVERY
-    for t in range(length):
-        note(*ids.shape)
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        ids = inverse_cdf(logits, u[rows, t], temperature).unsqueeze(1)
-        responses[rows, t] = ids[:, 0]  # after its EOS a row goes on until it leaves; that is cut off later
-        ended |= torch.isin(ids[:, 0], stop)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        positions = positions[:, -1:] + 1
-        if (t + 1) % every:
-            continue
-        left = int((~ended).sum())
-        if left == 0:
-            break
-        if left <= _COMPACT_AT * len(rows):
-            keep = (~ended).nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
-    return responses.tolist()
-
-
-def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
-    end = next((i for i, token in enumerate(row) if token in eos_ids), len(row) - 1)
-    return row[: end + 1]

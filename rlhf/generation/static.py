@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf.functional.batching import left_pad, position_ids, to_device, to_device_together
-from rlhf.generation.sampling import inverse_cdf
 from rlhf.models.kernels.unmasked import is_plain
 
 LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
@@ -23,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 _GRAPHS = 8  # kept at most: each has its own shapes
 
 Step = Callable[[], None]
+Pick = Callable[[Tensor, Tensor, float], Tensor]  # logits, quantiles and temperature to tokens, as `inverse_cdf`
 Capture = Callable[[Step], Step]
 
 
@@ -32,9 +32,9 @@ def cache_size(rows: int, longest: int) -> tuple[int, int]:
 
 
 def is_static(model: Any, longest: int) -> bool:
-    """Whether a model, on its device, decodes texts of at most so many tokens this way."""
+    """Whether a model decodes texts of at most so many tokens this way."""
     window = getattr(model.config, "sliding_window", None) or longest
-    return model.device.type != "cpu" and is_plain(model) and longest <= window
+    return is_plain(model) and longest <= window
 
 
 class _Layer(StaticLayer):
@@ -117,7 +117,7 @@ class State:
             layer.keep(rows)
 
 
-def decode_step(model: Any, state: State, temperature: float) -> None:
+def decode_step(model: Any, state: State, temperature: float, pick: Pick) -> None:
     """Feed each row's last token and sample its next one, all in place."""
     state.mask.index_fill_(3, state.column, 0.0)
     logits = model(
@@ -128,14 +128,14 @@ def decode_step(model: Any, state: State, temperature: float) -> None:
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    sample(logits, state, temperature)
+    sample(logits, state, temperature, pick)
     state.column.add_(1)
     state.positions.add_(1)
 
 
-def sample(logits: Tensor, state: State, temperature: float) -> None:
+def sample(logits: Tensor, state: State, temperature: float, pick: Pick) -> None:
     """The next token of each row, from float [B, V], by its quantile."""
-    token = inverse_cdf(logits, state.u.index_select(1, state.t).squeeze(1), temperature).unsqueeze(1)
+    token = pick(logits, state.u.index_select(1, state.t).squeeze(1), temperature).unsqueeze(1)
     state.ids.copy_(token)
     state.responses.index_copy_(1, state.t, token)
     state.ended.logical_or_((token == state.stop).any(1))
@@ -179,20 +179,23 @@ class StaticDecoder:
         u: Tensor,
         eos_ids: Sequence[int],
         temperature: float,
-        note: Callable[[int, int], None],
-    ) -> list[list[int]]:
-        """B prompts, u float [B, T] -> B rows of T tokens; what comes after a row's first EOS is any."""
+        pick: Pick,
+    ) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """B prompts, u float [B, T] -> B rows of T tokens; what comes after a row's first EOS is any.
+
+        Returns rows and columns of each call of the model, too.
+        """
         device, (batch, length) = model.device, u.shape
         ids, mask = to_device_together(left_pad(prompts, eos_ids[0]), device)
         rows, columns = cache_size(batch, ids.shape[1] + length)
         state = self._made(model, rows, columns, u, eos_ids)
-        note(*ids.shape)
-        self._prefill(model, state, ids, mask, to_device(u, device), temperature)
+        calls = [(ids.shape[0], ids.shape[1])]
+        self._prefill(model, state, ids, mask, to_device(u, device), temperature, pick)
         responses = torch.zeros(batch, length, dtype=torch.long, device=device)
         where = torch.arange(batch, device=device)  # which response each of the first rows is
-        part, step = state, self._step(model, state, temperature)
+        part, step = state, self._step(model, state, temperature, pick)
         for t in range(1, length):
-            note(rows, 1)
+            calls.append((rows, 1))
             step()
             if (t + 1) % LOOK_EVERY or t + 1 == length:
                 continue
@@ -208,12 +211,12 @@ class StaticDecoder:
                 part.keep(kept)
                 where, rows = where.index_select(0, kept), smaller
                 part = state.head(rows)
-                step = self._step(model, part, temperature)
+                step = self._step(model, part, temperature, pick)
         responses.index_copy_(0, where, part.responses[: len(where)])
         if self.capture is None:
             self._state = None
         found: list[list[int]] = responses.tolist()
-        return found
+        return found, calls
 
     def _made(self, model: Any, rows: int, length: int, u: Tensor, eos_ids: Sequence[int]) -> State:
         """Memory for so many rows: that of the last batch where it has the same shape."""
@@ -242,7 +245,9 @@ class StaticDecoder:
             )
         return self._state[1]
 
-    def _prefill(self, model: Any, state: State, ids: Tensor, mask: Tensor, u: Tensor, temperature: float) -> None:
+    def _prefill(
+        self, model: Any, state: State, ids: Tensor, mask: Tensor, u: Tensor, temperature: float, pick: Pick
+    ) -> None:
         """Feed the prompts, int [B, P] with bool [B, P], and sample each first token; rows beyond B have ended."""
         count, width = ids.shape
         positions = position_ids(mask)
@@ -270,11 +275,11 @@ class StaticDecoder:
         state.positions[:count] = positions[:, -1:] + 1
         state.ended.fill_(True)
         state.ended[:count] = False
-        sample(logits, state.head(count), temperature)
+        sample(logits, state.head(count), temperature, pick)
 
-    def _step(self, model: Any, state: State, temperature: float) -> Step:
+    def _step(self, model: Any, state: State, temperature: float, pick: Pick) -> Step:
         def step() -> None:
-            decode_step(model, state, temperature)
+            decode_step(model, state, temperature, pick)
 
         if self.capture is None:
             return step

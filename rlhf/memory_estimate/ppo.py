@@ -25,11 +25,10 @@ from rlhf.memory_estimate.account import (
     shallow,
     verdict,
 )
-from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.actor_critic import ActorCritic, texts_of
 from rlhf.models.kernels.onednn_linear import Prepacked, available, layout_bytes
 from rlhf.models.sampling_copy import can_copy, copied_bytes
-from rlhf.models.token_logprobs import texts_of
-from rlhf.perf.flops import key_values
+from rlhf.perf.work import key_values
 from rlhf.ppo.optim import count_steps
 from rlhf.ppo.prompts import check_positions
 from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines

@@ -25,6 +25,7 @@ from rlhf.memory_estimate.account import (
 )
 from rlhf.models.actor_critic import column_values
 from rlhf.models.lora import trainable_share
+from rlhf.models.unwrap import unwrap_peft
 
 
 def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
@@ -61,7 +62,7 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
         model = build(layers).train()
         ids = torch.zeros(1, longest, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-            return kept_bytes(lambda: column_values(model, ids), model)
+            return kept_bytes(lambda: column_values(unwrap_peft(model), ids), model)
 
     # One forward pass holds both sides of each pair.
     learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)

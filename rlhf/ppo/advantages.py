@@ -1,5 +1,9 @@
-"""Act and judge: what the policy said, and whether that was better than expected."""
+"""Advantages: from scores and KL to rewards per token, and from those to advantages and returns.
 
+To estimate advantages another way, change `compute_advantages`.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,10 +11,114 @@ import torch
 from torch import Tensor
 
 from rlhf.config import PPOConfig
+from rlhf.errors import UserError
 from rlhf.functional.batching import last_index
 from rlhf.functional.gae import Moments, gae, moments, rescale, standardise, wide
 from rlhf.functional.losses import kl_penalty
 from rlhf.ppo.rollout import Rollout
+
+AllSum = Callable[[Tensor], Tensor]  # float [K] -> [K], summed over ranks
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What learning aims at; float [B, T] each, zero off the response, unless said otherwise."""
+
+    advantages: Tensor  # standardised over all response tokens of the global batch, if whiten_advantages
+    returns: Tensor  # reward units
+    raw_advantages: Tensor  # reward units
+    rewards: Tensor  # per token: the KL penalty, and the score on the last token; reward units, before whitening
+    score: Tensor  # float [B]: the response's score, scaled and clipped if asked for, less the EOS penalty
+
+
+def compute_advantages(
+    rollout: Rollout, kl_coef: float, args: PPOConfig, all_sum: AllSum, scaler: "ScoreScaler | None" = None
+) -> Advantages:
+    """GAE over KL-penalised token rewards. Means and deviations are those of all ranks.
+
+    kl_coef: reward units per nat. scaler: None learns from the scores as they are.
+    """
+    score = rollout.raw_score if scaler is None else scaler(rollout.raw_score, rollout.is_valid, all_sum)
+    if args.missing_eos_penalty is not None:
+        score = score - args.missing_eos_penalty * (~rollout.ended).to(score.dtype)
+    token_rewards = rewards = compute_token_rewards(rollout, score, kl_coef, args)
+    if args.whiten_rewards:
+        rewards = rescale(rewards, rollout.mask, global_moments(rewards, rollout.mask, all_sum))
+    last = torch.where(rollout.ended, 0, rollout.last_value) if args.bootstrap_truncated else None
+    raw, returns = gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam, last)
+    advantages = raw
+    if args.whiten_advantages:
+        advantages = standardise(raw, rollout.mask, global_moments(raw, rollout.mask, all_sum))
+    return Advantages(advantages, returns, raw, token_rewards, score)
+
+
+def compute_token_rewards(rollout: Rollout, score: Tensor, kl_coef: float, args: PPOConfig) -> Tensor:
+    """float [B, T]: -kl_coef * KL on every response token, plus the score, float [B], once: on the last token."""
+    kl = kl_penalty(rollout.logp, rollout.ref_logp, args.kl_estimator)
+    rewards = torch.where(rollout.mask, -kl_coef * kl, 0)
+    last = last_index(rollout.mask).unsqueeze(1)
+    score = score * rollout.is_valid
+    return rewards.scatter_add(1, last, score.unsqueeze(1).to(rewards.dtype))
+
+
+def global_moments(x: Tensor, mask: Tensor, all_sum: AllSum) -> Moments:
+    """Mean and standard deviation of float [B, T] over mask, all ranks: one collective."""
+    x = wide(torch.where(mask, x, 0))
+    total, squares, count = all_sum(torch.stack([x.sum(), (x**2).sum(), mask.sum().to(x)]))
+    m = moments(total, squares, count)
+    return Moments(m.mean.float(), m.std.float())
+
+
+class ScoreScaler:
+    """score -> (score - mean) / std of the reference's samples -> running scaling -> clip.
+
+    The first is Ziegler et al. 2019 (arXiv:1909.08593, section 2.1: mean 0 and variance 1 under the reference);
+    the second is that of TRL up to 0.11 (Zheng et al. 2023, arXiv:2307.04964).
+    """
+
+    def __init__(self, args: PPOConfig) -> None:
+        self.args = args
+        self.mean, self.std = 0.0, 1.0  # of the reference's samples; plain numbers, which cost no copy to a device
+        self.sums = torch.zeros(3, dtype=torch.float64)  # count, sum and sum of squares of all scores so far
+
+    def fit(self, raw: Tensor, is_valid: Tensor, all_sum: AllSum) -> tuple[float, float]:
+        """Take mean and standard deviation from scores of the reference's responses, float [B], over all ranks.
+
+        Returns both. A UserError if they are not finite.
+        """
+        count, total, squares = all_sum(_sums(raw, is_valid)).cpu().double()
+        m = moments(total, squares, count)
+        m = Moments(m.mean.float(), m.std.float().clamp(min=1e-6))
+        mean, std = m.mean.item(), m.std.item()
+        if not math.isfinite(mean + std):
+            raise UserError(f"score_norm_samples: expected finite scores, found mean {mean} and deviation {std}")
+        self.mean, self.std = mean, std
+        return mean, std
+
+    def __call__(self, raw: Tensor, is_valid: Tensor, all_sum: AllSum) -> Tensor:
+        """float [B], reward units -> float [B], what PPO learns from. is_valid: bool [B], False on padding rows."""
+        args = self.args
+        score = (raw - self.mean) / self.std
+        if args.use_score_scaling:
+            self.sums = self.sums + all_sum(_sums(score, is_valid)).cpu()
+            m = moments(self.sums[1], self.sums[2], self.sums[0])
+            std = m.std.to(score) + 1e-8
+            score = (score - m.mean.to(score)) / std if args.use_score_norm else score / std
+        return score if args.score_clip is None else score.clamp(-args.score_clip, args.score_clip)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std), "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint."""
+        self.mean, self.std, self.sums = state["mean"].item(), state["std"].item(), state["sums"]
+
+
+def _sums(x: Tensor, is_valid: Tensor) -> Tensor:
+    x = wide(torch.where(is_valid, x, 0))
+    return torch.stack([is_valid.sum().to(x), x.sum(), (x**2).sum()])
+
 
 CLIP = 0.2  # of the relative error
 
@@ -44,49 +152,3 @@ class AdaptiveKLController:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from a checkpoint."""
         self.kl_coef = state["kl_coef"]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What learning aims at; float [B, T] each, zero off-mask."""
-
-    advantages: Tensor  # standardised over all response tokens of the global batch
-    returns: Tensor  # reward units
-    raw_advantages: Tensor  # reward units
-
-
-def penalised_score(rollout: Rollout, missing_eos_penalty: float | None) -> Tensor:
-    """The score less the penalty where the response was cut, float [B]."""
-    if missing_eos_penalty is None:
-        return rollout.score
-    return rollout.score - missing_eos_penalty * (~rollout.ended).to(rollout.score.dtype)
-
-
-def token_rewards(rollout: Rollout, kl_coef: float, args: PPOConfig) -> Tensor:
-    """float [B, T]: -kl_coef * KL on every response token, plus the score once, on the last one."""
-    kl = kl_penalty(rollout.logp, rollout.ref_logp, args.kl_estimator)
-    rewards = torch.where(rollout.mask, -kl_coef * kl, 0)
-    last = last_index(rollout.mask).unsqueeze(1)
-    score = penalised_score(rollout, args.missing_eos_penalty) * rollout.real
-    return rewards.scatter_add(1, last, score.unsqueeze(1).to(rewards.dtype))
-
-
-def judge(rollout: Rollout, kl_coef: float, args: PPOConfig, all_sum: Callable[[Tensor], Tensor]) -> Targets:
-    """Advantages and returns. all_sum: float [K] -> [K], summed over ranks: moments are those of all ranks."""
-    rewards = token_rewards(rollout, kl_coef, args)
-    if args.whiten_rewards:
-        rewards = rescale(rewards, rollout.mask, global_moments(rewards, rollout.mask, all_sum))
-    last = torch.where(rollout.ended, 0, rollout.last_value) if args.bootstrap_truncated else None
-    raw, returns = gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam, last)
-    if not args.whiten_advantages:
-        return Targets(raw, returns, raw)
-    scale = global_moments(raw, rollout.mask, all_sum)
-    return Targets(standardise(raw, rollout.mask, scale), returns, raw)
-
-
-def global_moments(x: Tensor, mask: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Moments:
-    """Mean and standard deviation of float [B, T] over mask, all ranks: one collective."""
-    x = wide(torch.where(mask, x, 0))
-    total, squares, count = all_sum(torch.stack([x.sum(), (x**2).sum(), mask.sum().to(x)]))
-    m = moments(total, squares, count)
-    return Moments(m.mean.float(), m.std.float())

@@ -12,7 +12,7 @@ from rlhf.config import PPOConfig
 STATE_FILE = "trainer_state.json"
 
 
-class Flow:
+class Callbacks:
     """Calls `TrainerCallback`s as transformers' Trainer does; a step is a PPO step.
 
     DefaultFlowCallback, first in the row, reads logging_*, eval_* and save_*; the user's callbacks come after
@@ -29,7 +29,7 @@ class Flow:
         self.callbacks = [DefaultFlowCallback(), *(c() if isinstance(c, type) else c for c in callbacks)]
 
     def begin(self, step: int, max_steps: int, steps_per_epoch: float) -> None:
-        """Before the first step, or the first after `step` when a run goes on."""
+        """Before the first step, or the first after `step` when a run resumes."""
         state = self.state
         state.global_step, state.max_steps, state.epoch = step, max_steps, step / steps_per_epoch
         state.num_train_epochs = max(1, round(max_steps / steps_per_epoch))
@@ -67,8 +67,8 @@ class Flow:
         """Whether any callback does something when it is told of this event."""
         return any(getattr(type(callback), name) is not getattr(TrainerCallback, name) for callback in self.callbacks)
 
-    def take(self, wish: str) -> bool:
-        """Whether should_<wish> is set; it is unset by asking."""
+    def pop(self, wish: str) -> bool:
+        """Whether should_<wish> is set; asking unsets it."""
         wanted = getattr(self.control, f"should_{wish}")
         setattr(self.control, f"should_{wish}", False)
         return wanted

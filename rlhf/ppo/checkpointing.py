@@ -1,4 +1,4 @@
-"""Checkpoints of `PPOTrainer`: when one is written, what is in it, and going on from it."""
+"""Checkpoints of a PPO run: when one is written, what is in it, and how a run resumes from it."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,122 +14,115 @@ from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import from_main, on_all
 from rlhf.distributed.launch import is_deepspeed, is_fsdp
 from rlhf.distributed.sharded_state import load_state
-from rlhf.distributed.trained_weights import load_trained, same_norms
+from rlhf.distributed.trained_weights import frozen_norms, load_trained, same_norms
 from rlhf.errors import UserError
 from rlhf.file_types import StepFile
-from rlhf.ppo.callbacks import STATE_FILE, Flow
-from rlhf.ppo.health import Watch
-from rlhf.ppo.learner import Learner
+from rlhf.ppo.callbacks import STATE_FILE, Callbacks
+from rlhf.ppo.health import HealthMonitor
 from rlhf.ppo.prompts import Prompt
 from rlhf.storage.checkpoint import PPO, STEP_FILE, newest_whole, read_step, run_facts
 from rlhf.storage.disk import fault
 from rlhf.storage.safe_load import check_pickles
 from rlhf.storage.saver import Saver
 from rlhf.tracking.recorder import Recorder
+from rlhf.tracking.skipped_updates import Skips
 
 
-class Resumable:
-    """What of a trainer writes and reads checkpoints; the attributes are set by `PPOTrainer`'s constructor."""
+class Checkpoints:
+    """Writes the checkpoints of a PPO run and loads them again; `PPOTrainer` says when."""
 
-    args: PPOConfig
-    accelerator: Accelerator
-    prompts: list[Prompt]
-    batch_size: int
-    num_total_batches: int
-    flow: Flow
-    learner: Learner
-    recorder: Recorder
-    saver: Saver
-    watch: Watch
-    frozen: dict[str, float]  # norms of the weights that are never trained, which checkpoints do not hold
-    episode: int  # responses so far, over all ranks
-    stopped: bool  # told to stop by a signal, before the last step
-    save_is_due: bool  # a checkpoint was to be written, and updates were being left out
+    def __init__(
+        self,
+        args: PPOConfig,
+        accelerator: Accelerator,
+        folder: Path,
+        trained: torch.nn.Module,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+        callbacks: Callbacks,
+        recorder: Recorder,
+        skips: Skips,
+        health: HealthMonitor,
+    ) -> None:
+        """trained: the model before it was prepared, which is already registered with the accelerator."""
+        self.args, self.accelerator, self.folder = args, accelerator, folder
+        self.callbacks, self.recorder, self.skips, self.health = callbacks, recorder, skips, health
+        self.saver = Saver(accelerator, folder, trained)
+        self.is_due = False  # one was asked for while updates were being skipped
+        # What decides which prompts a step gets, its random numbers, and what is not saved: a run that resumes must
+        # have the same.
+        self.facts = {
+            "batch_size": batch_size,
+            "train_dataset": digest(prompts),
+            "seed": args.seed,
+            "data_seed": args.seed if args.data_seed is None else args.data_seed,
+            "frozen": frozen_norms(trained),  # norms of the weights that are never trained
+        }
 
-    @property
-    def folder(self) -> Path:
-        """Where the run writes: output_dir, or the current folder."""
-        return Path(self.args.output_dir or ".")
+    def load(self, checkpoint: str | Path | bool | None) -> tuple[int, int]:
+        """Load a checkpoint folder, or with True the run's newest whole one; returns its step and episode.
 
-    def resume(self, checkpoint: str | Path | bool = True) -> int:
-        """For a loop of one's own, before its first step: go on from a checkpoint folder, or the run's newest one.
-
-        Returns the number of its step. `train` does this itself, see its resume_from_checkpoint.
+        Without one to load both are 0. A damaged checkpoint is a UserError and nothing of it is loaded.
         """
-        self.flow.state.global_step = self._resume(checkpoint)
-        return self.flow.state.global_step
-
-    def _resume(self, checkpoint: str | Path | bool | None) -> int:
-        """Load the checkpoint, if any; returns the number of its step. One that is broken is not loaded."""
         if not checkpoint:
-            return 0
-        if checkpoint is True:
-            found = newest_whole(self.folder / "checkpoints", PPO)
-            if found is None:
-                raise UserError(f"resume_from_checkpoint: expected checkpoints in {self.folder}, found none")
-        else:
-            found = Path(checkpoint)
-            problem = from_main(lambda: fault(found) if found.is_dir() else "no such folder")
-            if problem:
-                raise UserError(
-                    f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
-                )
-        facts = load_checkpoint(self.accelerator, found, self._data_facts())
+            return 0, 0
+        found = self._find(checkpoint)
+        facts = load_checkpoint(self.accelerator, found, self.facts)
         on_all(lambda: self._restore(found, facts))
         self.recorder.load(found)
-        return facts["step"]
+        return facts["step"], int(facts["episode"])
+
+    def _find(self, checkpoint: str | Path | bool) -> Path:
+        if isinstance(checkpoint, bool):
+            newest = newest_whole(self.folder / "checkpoints", PPO)
+            if newest is None:
+                raise UserError(f"resume_from_checkpoint: there are no checkpoints in {self.folder} to resume from")
+            return newest
+        found = Path(checkpoint)
+        problem = from_main(lambda: fault(found) if found.is_dir() else "no such folder")
+        if problem:
+            raise UserError(
+                f"resume_from_checkpoint {found}: expected a folder like checkpoints/step-N, found {problem}"
+            )
+        return found
 
     def _restore(self, checkpoint: Path, facts: StepFile) -> None:
         with _as_written(checkpoint / STEP_FILE):
-            self.learner.skips.in_a_row = int(facts["skipped_in_a_row"])
-            self.watch.load(facts["warnings"])
-            self.episode = int(facts["episode"])
+            self.skips.in_a_row = int(facts["skipped_in_a_row"])
+            self.health.load(facts["warnings"])
+            int(facts["episode"])
         with _as_written(checkpoint / STATE_FILE):
-            self.flow.load(checkpoint)
+            self.callbacks.load(checkpoint)
 
-    def _data_facts(self) -> dict[str, Any]:
-        """What decides which prompts a step gets, its random numbers, and what is not saved: the same on going on."""
-        args = self.args
-        seeds = {"seed": args.seed, "data_seed": args.seed if args.data_seed is None else args.data_seed}
-        data = {"batch_size": self.batch_size, "train_dataset": digest(self.prompts)}
-        return data | seeds | {"frozen": self.frozen}
+    def save_if_due(self, step: int, episode: int) -> bool:
+        """Save if callbacks or save_minutes ask for it; returns whether a checkpoint was written.
 
-    def _save_if_due(self, step: int) -> bool:
-        """Where a checkpoint was asked for, and no update has been left out since the last one that was not.
-
-        Else `save_total_limit` would delete the last good ones as a run breaks down: it is made up for at the next
-        good step. Returns whether one was written. A UserError where the one before could not be made whole.
+        While updates are being skipped none is written: `save_total_limit` would delete the last good ones as a run
+        breaks down. It is made up for at the next good step. A UserError if the checkpoint before failed.
         """
         self.saver.check()
         minutes = self.args.save_minutes
-        self.save_is_due |= self.flow.take("save")
-        self.save_is_due |= minutes is not None and self.saver.is_due(minutes)
-        if not self.save_is_due or self.learner.skips.in_a_row:
+        self.is_due |= self.callbacks.pop("save")
+        self.is_due |= minutes is not None and self.saver.is_due(minutes)
+        if not self.is_due or self.skips.in_a_row:
             return False
-        self.save_is_due = False
-        self._save(step)
+        self.is_due = False
+        self.save(step, episode)
         return True
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int, episode: int) -> None:
         """A checkpoint of this step, which is over."""
-        skipped = self.learner.skips.in_a_row
-        facts = self._data_facts() | {"skipped_in_a_row": skipped, "episode": self.episode}
-        facts["warnings"] = self.watch.state()
-        # Told to stop as updates are being left out, a run keeps its place, but for that no good checkpoint goes.
+        skipped = self.skips.in_a_row
+        facts = self.facts | {"skipped_in_a_row": skipped, "episode": episode, "warnings": self.health.state()}
+        # A run that is told to stop while updates are being skipped keeps its place, but deletes no good checkpoint.
         limit = None if skipped else self.args.save_total_limit
-        # A callback that is told of a checkpoint is to find it.
-        self.saver.write(step, limit, facts, self._save_beside, wait=self.flow.listens("on_save"))
-        self.flow.event("on_save")
+        # Callbacks that are told of a checkpoint must find it.
+        self.saver.write(step, limit, facts, self._save_beside, wait=self.callbacks.listens("on_save"))
+        self.callbacks.event("on_save")
 
     def _save_beside(self, checkpoint: Path) -> None:
-        self.flow.save(checkpoint)
+        self.callbacks.save(checkpoint)
         self.recorder.save(checkpoint)
-
-    def _stop(self, step: int) -> None:
-        """Leave a checkpoint of this step, unless there is one or the run is over."""
-        self.stopped = step < self.num_total_batches
-        if self.stopped and self.saver.step != step:  # not by the folder: a network shows it to each rank in its time
-            self._save(step)
 
 
 def digest(prompts: Sequence[Prompt]) -> str:

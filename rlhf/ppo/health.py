@@ -36,7 +36,7 @@ _HELPS = {
 
 
 @dataclass(frozen=True)
-class Sign:
+class Symptom:
     """Something that a row of metrics shows. value grows as it gets worse, and is 0 where there is no more or less."""
 
     kind: str
@@ -44,7 +44,7 @@ class Sign:
     value: float = 0.0
 
 
-class Watch:
+class HealthMonitor:
     """Looks at the rows of a run, one a step, and says each kind once; again when it got worse, or AGAIN steps later.
 
     say gets a row of warnings.jsonl: step, kind, since (the step from which on it is so), seen, helps.
@@ -58,7 +58,7 @@ class Watch:
         self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
 
     def state(self) -> WarningState:
-        """What a checkpoint keeps, so that a run that goes on warns as one that was never stopped."""
+        """What a checkpoint keeps, so that a resumed run warns as one that was never stopped."""
         return {"kls": list(self.kls), "entropies": self.entropies, "since": self.since, "said": self.said}
 
     def load(self, state: WarningState) -> None:
@@ -67,57 +67,57 @@ class Watch:
         self.entropies, self.since = list(state["entropies"]), dict(state["since"])
         self.said = {kind: (step, value) for kind, (step, value) in state["said"].items()}
 
-    def look(self, step: int, row: dict[str, float], n: int) -> None:
+    def check(self, step: int, row: dict[str, float], n: int) -> None:
         """n: responses of the step, over all ranks."""
         if row["objective/response_length"] == 0:  # nothing finite in it: skipped.jsonl tells
             return
-        signs = [*self._kl(row), *_responses(row, n), *self._entropy(row)]
-        self.since = {sign.kind: self.since.get(sign.kind, step) for sign in signs}
-        for sign in signs:
-            since = self.since[sign.kind]
-            lasts = step - since + 1 >= (1 if sign.kind.startswith("kl") else PATIENCE)
-            if lasts and self._is_news(sign, step):
-                self.said[sign.kind] = step, sign.value
-                helps = _HELPS[sign.kind]
-                self.say({"step": step, "kind": sign.kind, "since": since, "seen": sign.seen, "helps": helps})
+        symptoms = [*self._kl(row), *_responses(row, n), *self._entropy(row)]
+        self.since = {symptom.kind: self.since.get(symptom.kind, step) for symptom in symptoms}
+        for symptom in symptoms:
+            since = self.since[symptom.kind]
+            lasts = step - since + 1 >= (1 if symptom.kind.startswith("kl") else PATIENCE)
+            if lasts and self._is_news(symptom, step):
+                self.said[symptom.kind] = step, symptom.value
+                helps = _HELPS[symptom.kind]
+                self.say({"step": step, "kind": symptom.kind, "since": since, "seen": symptom.seen, "helps": helps})
 
-    def _is_news(self, sign: Sign, step: int) -> bool:
-        if sign.kind not in self.said:
+    def _is_news(self, symptom: Symptom, step: int) -> bool:
+        if symptom.kind not in self.said:
             return True
-        when, value = self.said[sign.kind]
-        return step - when >= AGAIN or sign.value > WORSE * value
+        when, value = self.said[symptom.kind]
+        return step - when >= AGAIN or symptom.value > WORSE * value
 
-    def _kl(self, row: dict[str, float]) -> Iterator[Sign]:
+    def _kl(self, row: dict[str, float]) -> Iterator[Symptom]:
         kl, target = row["objective/kl_per_token"], self.args.kl_target or BAND
         lowest = min(self.kls, default=kl)
         self.kls.append(kl)
         limit = max(EXPLODED, 5 * target)
         if kl > limit:
-            yield Sign("kl_exploded", f"KL to the reference is {kl:.3g} nats a token, over {limit:g}", kl)
+            yield Symptom("kl_exploded", f"KL to the reference is {kl:.3g} nats a token, over {limit:g}", kl)
         elif kl > max(2 * target, JUMP * lowest):
-            yield Sign("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats a token", kl)
+            yield Symptom("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats a token", kl)
 
-    def _entropy(self, row: dict[str, float]) -> Iterator[Sign]:
+    def _entropy(self, row: dict[str, float]) -> Iterator[Symptom]:
         entropy = row["objective/entropy"] / row["objective/response_length"]
         if len(self.entropies) < BEGINNING:
             self.entropies.append(entropy)
             return
         first = sum(self.entropies) / BEGINNING
         if entropy < COLLAPSED * first:
-            yield Sign("entropy_collapsed", f"entropy is {entropy:.3g} nats a token, and was {first:.3g} at first")
+            yield Symptom("entropy_collapsed", f"entropy is {entropy:.3g} nats a token, and was {first:.3g} at first")
 
 
-def _responses(row: dict[str, float], n: int) -> Iterator[Sign]:
+def _responses(row: dict[str, float], n: int) -> Iterator[Symptom]:
     length, ended = row["objective/response_length"], row["objective/eos_rate"]
     if length <= 1 and ended == 1:
-        yield Sign("all_empty", "all responses are empty, an EOS alone")
+        yield Symptom("all_empty", "all responses are empty, an EOS alone")
     elif row["val/all_responses_same"]:
-        yield Sign("all_same", "all responses are the same text")
+        yield Symptom("all_same", "all responses are the same text")
     if ended == 0:
-        yield Sign("all_cut", f"no response ends by itself, all are cut after {length:.0f} tokens")
+        yield Symptom("all_cut", f"no response ends by itself, all are cut after {length:.0f} tokens")
     mean = row["objective/scores"]
     if n > 1 and row["objective/scores_std"] <= 1e-6 * max(1, abs(mean)):
-        yield Sign("scores_flat", f"all scores are {mean:.4g}")
+        yield Symptom("scores_flat", f"all scores are {mean:.4g}")
 
 
 def warning_line(row: WarningRow) -> str:

@@ -1,7 +1,6 @@
 """One row a PPO step, under TRL's names, of numbers that no sharding changes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,43 +9,42 @@ from torch import Tensor
 from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import all_sum
 from rlhf.functional.batching import to_device
-from rlhf.functional.gae import wide, widest
+from rlhf.functional.gae import widest
 from rlhf.functional.losses import kl_penalty
-from rlhf.ppo.advantages import Targets, penalised_score, token_rewards
+from rlhf.perf.work import FIELDS, Work, rates
+from rlhf.ppo.advantages import Advantages
+from rlhf.ppo.learner import Update
 from rlhf.ppo.rollout import Rollout
-from rlhf.ppo.work import FIELDS, Work, rates
-
-_COUNTS = ("minibatches", "updates", "skipped")  # plain numbers, the same on all ranks
-_NORMS = ("grad_norm", "grad_norm_critic")  # the same on all ranks: rank 0 sends them, so that they cost no wait
-_LARGEST = "ratio_max"  # each rank sends its own in a place of its own, so that one sum serves it, too
 
 
 def metrics_row(
     rollout: Rollout,
-    targets: Targets,
-    learned: dict[str, Any],
+    advantages: Advantages,
+    update: Update,
     kl_coef: float,
     args: PPOConfig,
     accelerator: Accelerator,
-    rewards: Sequence[str],
     work: dict[str, Work],
 ) -> dict[str, float]:
     """Means over the responses, or the response tokens, of all ranks: ranks send sums and counts, once.
 
-    rewards: the names of the reward sources. work: this rank's, by phase; speeds are those of all ranks together.
+    work: this rank's, by phase; speeds are those of all ranks together.
     """
-    sums: dict[str, Tensor | float] = {**rollout_sums(rollout, rewards, args.kl_estimator)}
-    sums |= _target_sums(rollout, targets, kl_coef, args) | _fingerprint_sums(rollout)
-    sums |= {k: v for k, v in learned.items() if k not in (*_COUNTS, *_NORMS, _LARGEST)}
-    sums |= {k: learned[k] if accelerator.process_index == 0 else 0.0 for k in _NORMS}
-    places = [f"{_LARGEST}/{rank}" for rank in range(accelerator.num_processes)]
-    sums |= dict.fromkeys(places, 0.0)
-    sums[places[accelerator.process_index]] = learned[_LARGEST]
+    rewards, rank = rollout.reward_names, accelerator.process_index
+    sums: dict[str, Tensor | float] = {**rollout_sums(rollout, args.kl_estimator)}
+    sums |= _advantage_sums(rollout, advantages) | _fingerprint_sums(rollout)
+    sums |= {**update.statistics._asdict(), "tokens": update.tokens}
+    # The same on all ranks: rank 0 sends them, so that they cost no wait of their own.
+    norms: list[Tensor | float] = [*update.norms.unbind()] if rank == 0 else [0.0, 0.0]
+    sums |= dict(zip(("grad_norm", "grad_norm_critic"), norms, strict=True))
+    # A maximum: each rank sends its own in its own place, so that one sum serves it, too.
+    places = [f"ratio_max/{place}" for place in range(accelerator.num_processes)]
+    sums |= dict.fromkeys(places, 0.0) | {places[rank]: update.ratio_max}
     sums |= {f"{phase}/{name}": getattr(one, name) for phase, one in work.items() for name in FIELDS}
     total = summed(sums, accelerator)
     together = {phase: Work(*(total[f"{phase}/{name}"] for name in FIELDS)) for phase in work}
     n, tokens, seen = max(total["n"], 1), max(total["response_tokens"], 1), max(total["tokens"], 1)
-    minibatches = max(learned["minibatches"] - learned["skipped"], 1)
+    minibatches = max(update.minibatches - update.skipped, 1)
     spread = _std(total, "returns", tokens)
     row = rollout_means(total, rewards) | {
         "objective/kl_coef": kl_coef,
@@ -62,8 +60,8 @@ def metrics_row(
         "policy/clipfrac_avg": total["clipfrac"] / seen,
         "policy/entropy_avg": total["entropy"] / seen,
         "policy/grad_norm": total["grad_norm"],
-        "loss/policy_avg": total["loss/policy"] / minibatches,
-        "loss/value_avg": total["loss/value"] / minibatches,
+        "loss/policy_avg": total["policy_loss"] / minibatches,
+        "loss/value_avg": total["value_loss"] / minibatches,
         "value/grad_norm": total["grad_norm_critic"],
         # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that says the mean.
         "value/explained_variance": 1 - (_std(total, "value_errors", tokens) / (spread or 1)) ** 2,
@@ -72,8 +70,8 @@ def metrics_row(
         "val/ratio_var": max(total["ratio_squared"] / seen - (total["ratio"] / seen) ** 2, 0),
         "val/ratio_max": max(total[place] for place in places),
         "val/num_eos_tokens": total["ended"],
-        "val/updates": learned["updates"],
-        "val/skipped_updates": learned["skipped"],
+        "val/updates": float(update.updates),
+        "val/skipped_updates": float(update.skipped),
         "val/all_responses_same": float(total["n"] > 1 and _all_same(total)),
     }
     return row | rates(together, accelerator.num_processes)
@@ -85,20 +83,21 @@ def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict
     plain = [x for x in sums.values() if not isinstance(x, Tensor)]
     numbers = iter(to_device(torch.tensor(plain, dtype=widest(device)), device).unbind())
     # In the order of the names, which is the same on all ranks: which of them are plain numbers is not.
-    values = torch.stack([wide(x) if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
+    values = torch.stack([x.to(widest(device)) if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
     return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
 
 
-def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> dict[str, Tensor]:
+def rollout_sums(rollout: Rollout, estimator: str) -> dict[str, Tensor]:
     """What this rank adds to the means of `rollout_means`, each float []."""
-    real, mask = rollout.real, rollout.mask
+    is_valid, mask = rollout.is_valid, rollout.mask
+    float64 = widest(mask.device)
 
     def over_tokens(x: Tensor) -> Tensor:
-        return wide(torch.where(mask, x, 0)).sum()
+        return torch.where(mask, x, 0).to(float64).sum()
 
-    score = wide(torch.where(real, rollout.raw_score, 0))
+    score = torch.where(is_valid, rollout.raw_score, 0).to(float64)
     sums = {
-        "n": real.sum(),
+        "n": is_valid.sum(),
         "response_tokens": mask.sum(),
         "kl": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, estimator)),
         "kl_k1": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, "k1")),
@@ -107,11 +106,11 @@ def rollout_sums(rollout: Rollout, rewards: Sequence[str], estimator: str) -> di
         "entropy_of_response": over_tokens(rollout.entropy),
         "score": score.sum(),
         "score_squared": (score**2).sum(),
-        "ended": (rollout.ended & real).sum(),
+        "ended": (rollout.ended & is_valid).sum(),
     }
-    for name, column in zip(rewards, rollout.scores.unbind(1), strict=True):
-        known = real & ~column.isnan()
-        column = wide(torch.where(known, column, 0))
+    for name, column in zip(rollout.reward_names, rollout.scores.unbind(1), strict=True):
+        known = is_valid & ~column.isnan()
+        column = torch.where(known, column, 0).to(float64)
         sums |= {f"{name}/n": known.sum(), f"{name}/sum": column.sum(), f"{name}/sum_squared": (column**2).sum()}
     return sums
 
@@ -139,20 +138,20 @@ def rollout_means(total: dict[str, float], rewards: Sequence[str]) -> dict[str, 
     return row
 
 
-def _target_sums(rollout: Rollout, targets: Targets, kl_coef: float, args: PPOConfig) -> dict[str, Tensor]:
+def _advantage_sums(rollout: Rollout, advantages: Advantages) -> dict[str, Tensor]:
     mask = rollout.mask
     sums = {
-        "rlhf_reward": torch.where(mask, token_rewards(rollout, kl_coef, args), 0).sum(),
-        "penalised_score": torch.where(rollout.real, penalised_score(rollout, args.missing_eos_penalty), 0).sum(),
+        "rlhf_reward": torch.where(mask, advantages.rewards, 0).sum(),
+        "penalised_score": torch.where(rollout.is_valid, advantages.score, 0).sum(),
         "values": torch.where(mask, rollout.values, 0).sum(),
     }
     per_token = {
-        "advantages": targets.raw_advantages,
-        "returns": targets.returns,
-        "value_errors": targets.returns - rollout.values,
+        "advantages": advantages.raw_advantages,
+        "returns": advantages.returns,
+        "value_errors": advantages.returns - rollout.values,
     }
     for name, x in per_token.items():
-        x = wide(torch.where(mask, x, 0))
+        x = torch.where(mask, x, 0).to(widest(mask.device))
         sums |= {name: x.sum(), f"{name}_squared": (x**2).sum()}
     return sums
 
@@ -166,7 +165,7 @@ def _fingerprint_sums(rollout: Rollout) -> dict[str, Tensor]:
     place = torch.arange(1, response.shape[1] + 1, device=response.device)
     # Products wrap alike everywhere. A token and its place are mixed, so that an order counts, too.
     mixed = (response + 1) * rollout.mask * (place * 2_654_435_761 + 40_503)
-    number = wide((mixed ^ (mixed >> 15)).sum(1) % 2**20) * rollout.real
+    number = ((mixed ^ (mixed >> 15)).sum(1) % 2**20).to(widest(mixed.device)) * rollout.is_valid
     return {"fingerprint": number.sum(), "fingerprint_squared": (number**2).sum()}
 
 

@@ -1,4 +1,7 @@
-"""PPO (Ziegler et al. 2019, Stiennon et al. 2020) as a loop: act, judge, learn, record. Read `train` first."""
+"""PPO (Ziegler et al. 2019, Stiennon et al. 2020): collect a rollout, compute advantages, learn, record.
+
+Read `PPOTrainer.train` first, then `_loop` and `_finish_step`.
+"""
 
 import math
 import time
@@ -23,24 +26,25 @@ from rlhf.config import PPOConfig
 from rlhf.config.trl_names import answers_old_names
 from rlhf.data.chat import decode_response, prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
-from rlhf.distributed.collectives import all_sum, equal_share, from_main, full_state_dict
+from rlhf.distributed.collectives import Shard, all_sum, from_main, full_state_dict
 from rlhf.distributed.launch import check_wrapped, is_deepspeed, is_fsdp
 from rlhf.distributed.offload import check_given_optimizer
 from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import cast_weights
-from rlhf.distributed.trained_weights import frozen_norms
 from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
 from rlhf.file_types import Completion, ModelSize, RunFile
-from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
-from rlhf.perf.hardware import synchronise
-from rlhf.ppo.advantages import AdaptiveKLController, Targets, judge
-from rlhf.ppo.callbacks import Flow
-from rlhf.ppo.checkpointing import Resumable
+from rlhf.generation.decode import Samples
+from rlhf.models.unwrap import is_quantised, unwrap_peft
+from rlhf.perf.throughput import conditions, report
+from rlhf.perf.work import Meter, StepPasses, Work, total
+from rlhf.ppo.advantages import AdaptiveKLController, Advantages, ScoreScaler, compute_advantages
+from rlhf.ppo.callbacks import Callbacks
+from rlhf.ppo.checkpointing import Checkpoints
 from rlhf.ppo.evaluation import completions, evaluate
 from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
-from rlhf.ppo.health import Watch, warning_line
-from rlhf.ppo.learner import Learner
+from rlhf.ppo.health import HealthMonitor, warning_line
+from rlhf.ppo.learner import Learner, Update
 from rlhf.ppo.metrics import metrics_row
 from rlhf.ppo.optim import count_steps, make_optimizer
 from rlhf.ppo.prompts import (
@@ -53,15 +57,11 @@ from rlhf.ppo.prompts import (
     read_prompts,
     response_ids,
 )
-from rlhf.ppo.roles import Roles, build_roles, check_shardable, describe_roles, parameter_lines
-from rlhf.ppo.rollout import Actor, Experience, Rollout
-from rlhf.ppo.throughput import conditions, report
-from rlhf.ppo.work import Meter, Work, total
+from rlhf.ppo.roles import build_roles, check_shardable, describe_roles, parameter_lines
+from rlhf.ppo.rollout import Rollout, RolloutCollector, nonfinite_rows
 from rlhf.reward.reward_functions import (
-    RewardFunction,
+    ModelReward,
     RewardModelOrFunction,
-    TextReward,
-    TokenReward,
     build_reward_functions,
     first_token_model,
     resolve_rewards,
@@ -69,15 +69,32 @@ from rlhf.reward.reward_functions import (
 from rlhf.reward.tokenizers import check_value_model
 from rlhf.storage.checkpoint import PPO, set_later_aside
 from rlhf.storage.lock import one_writer
-from rlhf.storage.saver import Saver
 from rlhf.tracking.recorder import SKIPPED, WARNINGS, Recorder
 from rlhf.tracking.skipped_updates import Skips, skip_line
 
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
+class PhaseTimer:
+    """Seconds of each phase of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time the block as a phase. Each but "generate", whose responses are on the host, ends with a wait."""
+        start = time.perf_counter()
+        yield
+        if phase != "generate" and self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        self.seconds[phase] = time.perf_counter() - start
+
+
 @answers_old_names
-class PPOTrainer(Resumable):
+class PPOTrainer:
     """Proximal policy optimisation of a causal language model against a reward.
 
     Arguments are TRL 1.12's. The policy `model` is trained in place. Rows of train_dataset have `prompt` (text
@@ -90,15 +107,11 @@ class PPOTrainer(Resumable):
     DataCollatorWithPadding; batches are built here.
     """
 
-    processing_class: PreTrainedTokenizerBase
-    eval_prompts: dict[str, list[Prompt]]
-    roles: Roles
-    empty_policy: Model | None  # under FSDP2, the policy as it was before it was sharded, without weights
+    state: TrainerState  # steps and logs so far, as callbacks see them
     models: list[ModelSize]
-    actor: Actor
-    timings: dict[str, float]  # seconds of each phase of the step
-    meter: Meter
     work: list[dict[str, Work]]  # of each step so far, by phase, this rank's
+    episode: int  # responses so far, over all ranks
+    stopped: bool  # told to stop by a signal, before the last step
 
     def __init__(
         self,
@@ -118,175 +131,206 @@ class PPOTrainer(Resumable):
     ) -> None:
         if data_collator is not None and not isinstance(data_collator, DataCollatorWithPadding):
             raise UserError(
-                f"data_collator: expected none, found {type(data_collator).__name__}: rows go in as they are"
+                f"data_collator: leave it out: {type(data_collator).__name__} is not used, batches are built here"
             )
         check_evaluation(args, eval_dataset)
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)
-        given = resolve_rewards(
+        device, main = self.accelerator.device, self.accelerator.is_main_process
+        # The roles, and what they are scored by.
+        specs = resolve_rewards(
             reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model
         )
         check_value_model(value_model, self.processing_class, model)
         stop = eos_ids(args, model, processing_class)
-        self.roles = build_roles(args, model, ref_model, first_token_model(given), value_model, peft_config)
-        check_shardable(self.accelerator, self.roles.trained)
-        self.roles.reference.to(self.accelerator.device)
+        self.roles = build_roles(args, model, ref_model, first_token_model(specs), value_model, peft_config)
+        trained, policy = self.roles.trained, self.roles.trained.policy
+        check_shardable(self.accelerator, trained)
+        self.roles.reference.to(device)
         self.models = describe_roles(self.roles)
-        self.roles.reference.to(self.accelerator.device)
-        rewards = build_reward_functions(given, self.roles.reward, self.processing_class, args, self.accelerator.device)
+        rewards = build_reward_functions(specs, self.roles.reward, self.processing_class, args, device)
+        reward_roles = {reward.name: reward.role for reward in rewards if isinstance(reward, ModelReward)}
+        # The data, and how many steps that makes.
         self._read_data(train_dataset, eval_dataset)
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
-        optimizer, self.scheduler = make_optimizer(args, self.roles.trained, optimizers, self.num_total_batches)
+        # What is trained, prepared.
+        optimizer, self.scheduler = make_optimizer(args, trained, optimizers, self.num_total_batches)
         if is_deepspeed(self.accelerator):
             check_given_optimizer(self.accelerator.state.deepspeed_plugin, optimizer)
-        cast_weights(self.accelerator, [self.roles.trained, *self._frozen(rewards)])
-        self.empty_policy = without_weights(self.roles.trained.policy) if is_fsdp(self.accelerator) else None
-        self.model, self.optimizer = self.accelerator.prepare(self.roles.trained, optimizer)
+        frozen = [role for role in (self.roles.reference, *reward_roles.values()) if not role.shared]
+        cast_weights(self.accelerator, [trained, *(r.model for r in frozen if not is_quantised(r.model))])
+        # Under FSDP2, the policy as it was before it was sharded, without weights.
+        self.empty_policy = without_weights(policy) if is_fsdp(self.accelerator) else None
+        self.model, self.optimizer = self.accelerator.prepare(trained, optimizer)
         check_wrapped(self.accelerator, self.model)
-        self.actor = Actor(args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model)
+        # The parts of a step.
+        self.collector = RolloutCollector(
+            args, self.roles, rewards, self.processing_class, stop, self.accelerator, self.model
+        )
+        self.scaler = ScoreScaler(args)
         self.kl_control = AdaptiveKLController(args.kl_coef, args.kl_target or math.inf, args.kl_horizon)
-        # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once a process.
-        register_unwrapped_weights(self.accelerator)
-        self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.actor.scaler)
-        self.frozen = frozen_norms(self.roles.trained)
-        self.saver = Saver(self.accelerator, self.folder, self.roles.trained)
         self.recorder = Recorder(self.accelerator, self.folder)
         shown = {"processing_class": processing_class, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
-        main = self.accelerator.is_main_process
-        self.flow = Flow(args, callbacks or [], main, model=self.roles.trained.policy, **shown)
-        self.meter, self.work = Meter(self.actor), list[dict[str, Work]]()
+        self.callbacks = Callbacks(args, callbacks or [], main, model=policy, **shown)
+        self.state = self.callbacks.state
         skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
-        self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.flow.event, skips)
-        self.watch = Watch(args, lambda row: self.recorder.event(WARNINGS, row, warning_line(row)))
-        self.episode, self.timings = 0, dict[str, float]()
-        self.stopped = self.save_is_due = False
-        self.flow.event("on_init_end")
-
-    def _frozen(self, rewards: Sequence[RewardFunction]) -> list[Any]:
-        """Models that are never trained, those with quantised weights left out."""
-        roles = [self.roles.reference, *(s.role for s in rewards if isinstance(s, TokenReward | TextReward))]
-        return [role.model for role in roles if not role.shared and not is_quantised(role.model)]
+        self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.callbacks.event, skips)
+        dtype = _AUTOCAST.get(self.accelerator.mixed_precision, policy.dtype)
+        self.timer = PhaseTimer(device)
+        self.meter = Meter(trained, self.roles.reference, reward_roles, device, dtype)
+        self.health = HealthMonitor(args, lambda row: self.recorder.event(WARNINGS, row, warning_line(row)))
+        # The scheduler counts PPO steps, so it is not prepared: Accelerate would step it once per process.
+        register_unwrapped_weights(self.accelerator)
+        self.accelerator.register_for_checkpointing(self.scheduler, self.kl_control, self.scaler)
+        self.checkpoints = Checkpoints(
+            args,
+            self.accelerator,
+            self.folder,
+            trained,
+            self.prompts,
+            self.batch_size,
+            self.callbacks,
+            self.recorder,
+            skips,
+            self.health,
+        )
+        self.work, self.episode, self.stopped = [], 0, False
+        self.callbacks.event("on_init_end")
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
         """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.
 
-        Told to stop by SIGUSR1 or SIGTERM, it ends the step it is in, or the first, saves a checkpoint and sets
-        `stopped`. At its end it prints what `throughput` says. It is the only one that writes to output_dir.
+        On SIGUSR1 or SIGTERM it finishes the current step, saves a checkpoint and sets `stopped`. At its end it prints
+        `throughput`. Only one process at a time may write to output_dir; a second one is a UserError.
         """
-        for name, found in (("train_dataset", self.prompts), ("reward_model", self.actor.rewards)):
+        for name, found in (("train_dataset", self.prompts), ("reward_model", self.collector.rewards)):
             if not found:
-                raise UserError(f"{name}: expected one to train on, found none")
+                raise UserError(f"{name}: pass one to train on")
         with StopRequest() as request, one_writer(self.folder):
-            first = self._resume(resume_from_checkpoint or self.args.resume_from_checkpoint)
+            first, self.episode = self.checkpoints.load(resume_from_checkpoint or self.args.resume_from_checkpoint)
             self._begin(first)
-            with self.saver:
+            with self.checkpoints.saver:
                 self._loop(first, request)
-            self.flow.event("on_train_end")
+            self.callbacks.event("on_train_end")
             self.recorder.end()
             self._say(self.throughput())
             if self.args.push_to_hub and not self.stopped:
                 self.push_to_hub()
 
     def _loop(self, first: int, request: StopRequest) -> None:
-        """All steps after the first ones, which were done before."""
+        """All steps after the first ones, which a run before this one has done."""
         per_epoch = self.steps_per_epoch
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         with self._bar(first) as bar:
             for step, batch in enumerate(batches(self.prompts, self.batch_size, seed, self.num_total_batches), start=1):
-                if step <= first:  # done before the run was cut
+                if step <= first:
                     continue
                 if step % per_epoch == 1 % per_epoch:
-                    self.flow.event("on_epoch_begin")
-                row = self._step(step, self.act(step, batch))
+                    self.callbacks.event("on_epoch_begin")
+                row = self._finish_step(step, self.collect(step, batch))
                 bar.set_postfix_str(f"reward {row['objective/scores']:.3f} kl {row['objective/kl_per_token']:.4f}")
                 bar.update()
                 if step % per_epoch == 0:
-                    self.flow.event("on_epoch_end")
-                    self._obey(step, row)
-                if self.flow.control.should_training_stop:
+                    self.callbacks.event("on_epoch_end")
+                    self._log_eval_save(step, row)
+                if self.callbacks.control.should_training_stop:
                     break
                 if request.asked():
                     self._stop(step)
                     break
 
-    def act(self, step: int, batch: list[Prompt]) -> Experience:
-        """Sample this rank's share of responses, and look at them once with every role."""
-        self.flow.event("on_step_begin")
-        self.timings = {}
-        part, real = equal_share(batch, self.accelerator)
-        with self.actor.whole():
-            with self._timed("generate"):
-                responses = self.actor.sample(part, step)
-            with self._timed("score"):
-                rollout = self.actor.rollout(part, responses, real)
-            names = [source.name for source in self.actor.rewards]
-            return self.actor.experience(part, responses, rollout, len(batch), names)
+    def collect(self, step: int, batch: list[Prompt]) -> Rollout:
+        """Sample this rank's share of the responses; then every role and every reward reads them once."""
+        self.callbacks.event("on_step_begin")
+        self.timer.seconds = {}
+        shard = Shard.of_rank(len(batch), self.accelerator)
+        prompts = shard.of(batch)
+        with self.collector.gathered_params():
+            with self.timer("generate"):
+                samples = self.collector.sample(prompts, step)
+            with self.timer("score"):
+                return self.collector.complete(prompts, samples, shard)
 
-    def judge(self, rollout: Rollout) -> Targets:
-        """Rewards to advantages, over all ranks."""
-        return judge(rollout, self.kl_control.kl_coef, self.args, lambda x: all_sum(self.accelerator, x))
+    def _finish_step(self, step: int, rollout: Rollout) -> dict[str, float]:
+        """From a rollout to the row of metrics."""
+        nonfinite = nonfinite_rows(rollout, self.accelerator)
+        advantages = self.compute_advantages(rollout, None if nonfinite else self.scaler)
+        with self.timer("learn"), self.collector.fast_frozen_layers():
+            update = self.learner.skip(step, nonfinite) if nonfinite else self.learn(step, rollout, advantages)
+        row = self.record(step, rollout, advantages, update)
+        if self.args.kl_target is not None and not nonfinite:
+            self.kl_control.update(row["objective/kl_per_token"], rollout.shard.n_items)
+        if self.args.torch_empty_cache_steps and step % self.args.torch_empty_cache_steps == 0:
+            clear_cache(self.accelerator.device)
+        self.callbacks.event("on_step_end")
+        self.health.check(step, row, rollout.shard.n_items)
+        if self._shows_samples(step):
+            self.recorder.samples(step, self._samples(rollout))
+        self._log_eval_save(step, row)
+        return row
 
-    def learn(self, step: int, experience: Experience, targets: Targets) -> dict[str, Any]:
-        """A few clipped steps."""
-        with self._timed("learn"), self.actor.fast_frozen_layers():
-            if experience.broken:
-                return self.learner.leave_out(step, experience.broken)
-            world, rank = self.accelerator.num_processes, self.accelerator.process_index
-            places = (row * world + rank for row in range(len(experience.prompts)))
-            positions = [place if place < experience.n_global else -1 for place in places]
-            prompt_ids = [prompt.prompt_id for prompt in experience.prompts]
-            tokens = [prompt.input_ids for prompt in experience.prompts], experience.responses
-            rollout, n = experience.rollout, experience.n_global
-            return self.learner.learn(rollout, targets, positions, n, step, prompt_ids, tokens)
+    def compute_advantages(self, rollout: Rollout, scaler: ScoreScaler | None) -> Advantages:
+        """Advantages and returns; means and deviations are over all ranks."""
+        kl_coef = self.kl_control.kl_coef
+        return compute_advantages(rollout, kl_coef, self.args, lambda x: all_sum(self.accelerator, x), scaler)
 
-    def record(self, step: int, experience: Experience, targets: Targets, sums: dict[str, Any]) -> dict[str, float]:
-        """One collective, one row; then learning rate and KL coefficient move."""
-        args, n, kl_coef = self.args, experience.n_global, self.kl_control.kl_coef
-        work = self.meter.step(experience, self.learner.passes, self.timings)
+    def learn(self, step: int, rollout: Rollout, advantages: Advantages) -> Update:
+        """A few clipped optimizer steps."""
+        return self.learner.learn(rollout, advantages, step)
+
+    def record(self, step: int, rollout: Rollout, advantages: Advantages, update: Update) -> dict[str, float]:
+        """The step's row of metrics, by one collective; then the learning rate moves."""
+        n, seconds = rollout.shard.n_items, self.timer.seconds
+        work = self.meter.step(
+            StepPasses(
+                prompts=[prompt.input_ids for prompt in rollout.prompts],
+                responses=rollout.responses,
+                n_valid=rollout.shard.n_valid,
+                calls=rollout.calls,
+                scored=rollout.passes,
+                rewards=rollout.reward_passes,
+                learned=update.passes,
+            ),
+            seconds,
+        )
         self.work.append(work)
-        rewards = experience.rewards
-        row = metrics_row(experience.rollout, targets, sums, kl_coef, args, self.accelerator, rewards, work)
+        kl_coef = self.kl_control.kl_coef
+        row = metrics_row(rollout, advantages, update, kl_coef, self.args, self.accelerator, work)
         self.episode += n
         epoch = self.episode / max(len(self.prompts), 1)
         row |= {"lr": self.scheduler.get_last_lr()[0], "episode": self.episode, "epoch": epoch}
-        row |= {f"time/{name}": seconds for name, seconds in self.timings.items()}
-        row |= {"eps": n / max(sum(self.timings.values()), 1e-9)}
+        row |= {f"time/{phase}": time for phase, time in seconds.items()}
+        row |= {"eps": n / max(sum(seconds.values()), 1e-9)}
         self.scheduler.step()
-        if args.kl_target is not None and not experience.broken:
-            self.kl_control.update(row["objective/kl_per_token"], n)
         self.state.global_step, self.state.epoch = step, epoch
         return row
 
-    def _step(self, step: int, experience: Experience) -> dict[str, float]:
-        targets = self.judge(experience.rollout)
-        row = self.record(step, experience, targets, self.learn(step, experience, targets))
-        self.watch.look(step, row, experience.n_global)
-        if self._shows_samples(step):
-            self.recorder.samples(step, self._samples(experience))
-        if self.args.torch_empty_cache_steps and step % self.args.torch_empty_cache_steps == 0:
-            clear_cache(self.accelerator.device)
-        self.flow.event("on_step_end")
-        self._obey(step, row)
-        return row
-
-    def _obey(self, step: int, row: dict[str, float]) -> None:
-        """Log, evaluate and save where the callbacks decided so."""
-        if self.flow.take("log"):
+    def _log_eval_save(self, step: int, row: dict[str, float]) -> None:
+        """Log, evaluate and save if the callbacks decided so."""
+        if self.callbacks.pop("log"):
             self.recorder.row(step, row)
             self.state.log_history.append({"step": step, **row})
-            self.flow.event("on_log", logs=row)
-        if self.flow.take("evaluate"):
+            self.callbacks.event("on_log", logs=row)
+        if self.callbacks.pop("evaluate"):
             self.evaluate()
-        if self._save_if_due(step) and self.args.push_to_hub and self.args.hub_strategy == "every_save":
+        saved = self.checkpoints.save_if_due(step, self.episode)
+        if saved and self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.push_to_hub(f"Step {step}")
+
+    def _stop(self, step: int) -> None:
+        """Leave a checkpoint of this step, unless there is one or the run is over."""
+        self.stopped = step < self.num_total_batches
+        # Not decided by the folder: a network file system shows it to each rank in its own time.
+        if self.stopped and self.checkpoints.saver.step != step:
+            self.checkpoints.save(step, self.episode)
 
     def step(self, prompts: Sequence[Any], responses: Sequence[Any], scores: Sequence[Any]) -> dict[str, float]:
         """One PPO step on responses (token ids or texts) that the caller sampled and scored; returns its metrics.
 
-        Each rank passes rows of its own, equally many on all ranks; the learning rate's schedule counts these
-        calls. max_steps or total_episodes says for how many.
+        Each rank passes its own rows, equally many on all ranks. The learning rate's schedule counts these calls:
+        max_steps or total_episodes says for how many.
         """
         n = len(prompts)
         if not n or not n == len(responses) == len(scores):
@@ -299,21 +343,29 @@ class PPOTrainer(Resumable):
         column = torch.tensor([[float(score)] for score in scores], device=self.accelerator.device)
         if not self.recorder.is_open:
             self._begin(self.state.global_step)
-        self.flow.event("on_step_begin")
-        self.timings = {}
-        with self._timed("score"):
-            rollout = self.actor.rollout(read, tokens, torch.ones(n, dtype=torch.bool), column)
-            experience = self.actor.experience(read, tokens, rollout, n * self.accelerator.num_processes, ["score"])
-        return self._step(self.state.global_step + 1, experience)
+        self.callbacks.event("on_step_begin")
+        self.timer.seconds = {}
+        shard = Shard.of_rank(n * self.accelerator.num_processes, self.accelerator)
+        with self.timer("score"):
+            rollout = self.collector.complete(read, Samples(tokens, []), shard, scores=column)
+        return self._finish_step(self.state.global_step + 1, rollout)
+
+    def resume(self, checkpoint: str | Path | bool = True) -> int:
+        """For your own loop, before its first step: load a checkpoint folder, or with True the run's newest one.
+
+        Returns the number of its step. `train` does this itself, see its resume_from_checkpoint.
+        """
+        self.state.global_step, self.episode = self.checkpoints.load(checkpoint)
+        return self.state.global_step
 
     @property
-    def state(self) -> TrainerState:
-        """Steps and logs so far, as callbacks see them."""
-        return self.flow.state
+    def folder(self) -> Path:
+        """Where the run writes: output_dir, or the current folder."""
+        return Path(self.args.output_dir or ".")
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """One more callback, after those that are there."""
-        self.flow.callbacks.append(callback() if isinstance(callback, type) else callback)
+        self.callbacks.callbacks.append(callback() if isinstance(callback, type) else callback)
 
     def generate(self, prompts: Sequence[Any]) -> list[list[int]]:
         """Responses of the policy as token ids, for a loop of one's own: texts, messages or token ids in.
@@ -322,7 +374,9 @@ class PPOTrainer(Resumable):
         """
         rank = self.accelerator.process_index
         rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]
-        return self.actor.sample(read_prompts(rows, self.processing_class, name="prompts"), self.state.global_step + 1)
+        return self.collector.sample(
+            read_prompts(rows, self.processing_class, name="prompts"), self.state.global_step + 1
+        ).responses
 
     def evaluate(self, eval_dataset: Rows | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Means over each evaluation set, whole, as eval/scores, eval/kl_per_token, ...; eval_NAME/... of several.
@@ -334,10 +388,10 @@ class PPOTrainer(Resumable):
             raise UserError("eval_dataset: expected one for evaluation, found none")
         metrics: dict[str, float] = {}
         for name, prompts in sets.items():
-            metrics |= evaluate(self.actor, prompts, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
+            metrics |= evaluate(self.collector, prompts, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
         self.recorder.evaluation(self.state.global_step, metrics)
         self.state.log_history.append({"step": self.state.global_step, **metrics})
-        self.flow.event("on_evaluate", metrics=metrics)
+        self.callbacks.event("on_evaluate", metrics=metrics)
         return metrics
 
     def generate_completions(self, sampling: bool = False) -> list[Completion]:
@@ -345,7 +399,7 @@ class PPOTrainer(Resumable):
 
         They are written to completions.jsonl in output_dir and returned.
         """
-        rows = [row for prompts in self.eval_prompts.values() for row in completions(self.actor, prompts, sampling)]
+        rows = [row for prompts in self.eval_prompts.values() for row in completions(self.collector, prompts, sampling)]
         if not rows:
             raise UserError("eval_dataset: expected one for completions, found none")
         self.recorder.completions(rows)
@@ -358,7 +412,7 @@ class PPOTrainer(Resumable):
             main = self.accelerator.is_main_process
             weights = full_state_dict(policy, keep=main)
             policy = with_weights(self.empty_policy, weights) if main else self.empty_policy
-        with self.actor.whole() if self.empty_policy is None else nullcontext():
+        with self.collector.gathered_params() if self.empty_policy is None else nullcontext():
             save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())
 
     def push_to_hub(
@@ -408,7 +462,7 @@ class PPOTrainer(Resumable):
         from_main(lambda: set_later_aside(self.folder / "checkpoints", PPO, first, self.args.save_total_limit))
         self.recorder.start(self.args, first)
         self._say(parameter_lines(self.models))
-        self.flow.begin(first, self.num_total_batches, self.steps_per_epoch)
+        self.callbacks.begin(first, self.num_total_batches, self.steps_per_epoch)
         if self.args.score_norm_samples and first == 0:
             self._fit_scores(self.args.score_norm_samples)
         if self.args.eval_on_start and first == 0:
@@ -418,7 +472,8 @@ class PPOTrainer(Resumable):
         if not self.prompts:
             raise UserError("score_norm_samples: expected a train_dataset to sample from, found none")
         order = next(batches(self.prompts, n, self.args.seed, 1))
-        mean, std = self.actor.fit_scores(order)
+        scores, is_valid = self.collector.score_reference(order)
+        mean, std = self.scaler.fit(scores, is_valid, lambda x: all_sum(self.accelerator, x))
         if self.accelerator.is_main_process:
             print(f"scores of the reference: mean {mean:.3f}, standard deviation {std:.3f}, {len(order)} responses")
 
@@ -426,9 +481,9 @@ class PPOTrainer(Resumable):
         wanted = min(self.args.num_sample_generations, self.num_total_batches)
         return wanted > 0 and (step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0)
 
-    def _samples(self, experience: Experience) -> list[Completion]:
+    def _samples(self, rollout: Rollout) -> list[Completion]:
         """The first few prompts of this rank's share with what was answered."""
-        scores = experience.rollout.raw_score[:4].tolist()
+        scores = rollout.raw_score[:4].tolist()
         return [
             {
                 "prompt_id": prompt.prompt_id,
@@ -436,7 +491,7 @@ class PPOTrainer(Resumable):
                 "response": decode_response(self.processing_class, response),
                 "score": score,
             }
-            for prompt, response, score in zip(experience.prompts, experience.responses, scores, strict=False)
+            for prompt, response, score in zip(rollout.prompts, rollout.responses, scores, strict=False)
         ]
 
     def _bar(self, first: int) -> Any:
@@ -447,11 +502,3 @@ class PPOTrainer(Resumable):
             unit="step",
             disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
         )
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()  # nothing is left of the phase before: each ends with a wait
-        yield
-        if name != "generate":  # its responses are on the host already
-            synchronise(self.accelerator.device)
-        self.timings[name] = time.perf_counter() - start

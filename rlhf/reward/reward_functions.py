@@ -1,11 +1,12 @@
 """Reward functions: what scores completions, and how a user's `reward_model` argument becomes a list of them."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -17,7 +18,8 @@ from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_resp
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
-from rlhf.reward.scoring import score_rows
+from rlhf.perf.work import TextPasses
+from rlhf.reward.scoring import run_passes, score_passes
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 RewardModelOrFunction = PreTrainedModel | PeftModel | Callable[..., Any]  # what users pass, one of them or several
@@ -34,39 +36,51 @@ class Completions:
     columns: list[dict[str, Any]]  # the other columns of each prompt's row
 
 
-class RewardFunction(Protocol):
-    """Scores a batch of completions."""
+class ModelReward(ABC):
+    """A sequence-classification model as a reward: what it reads is planned first, and then scored."""
 
-    name: str
+    def __init__(self, name: str, role: FrozenRole, batch_size: int) -> None:
+        self.name, self.role, self.batch_size = name, role, batch_size
+
+    @abstractmethod
+    def encode(self, completions: Completions) -> list[list[int]]:
+        """The token ids that the model reads."""
+
+    def plan(self, completions: Completions) -> TextPasses:
+        """The model's texts, and which go through it together."""
+        texts = self.encode(completions)
+        return TextPasses(texts, score_passes(self.role.base, texts, self.batch_size))
+
+    def score(self, planned: TextPasses) -> Tensor:
+        """float32 [B], on the model's device."""
+        with self.role.active() as model:
+            return run_passes(model, *planned)
 
     def __call__(self, completions: Completions) -> Tensor:
-        """float32 [B], from a model on the model's device, otherwise on the CPU; NaN stands for a function's None."""
-        ...
+        """Plan, then score."""
+        return self.score(self.plan(completions))
 
 
-class TokenReward:
+class TokenReward(ModelReward):
     """A sequence-classification model that reads the policy's own token ids.
 
     eos_token_id: appended to truncated responses; None appends nothing.
     """
 
     def __init__(self, name: str, role: FrozenRole, batch_size: int, eos_token_id: int | None = None) -> None:
-        self.name, self.role, self.batch_size = name, role, batch_size
+        super().__init__(name, role, batch_size)
         self.appended = [] if eos_token_id is None else [eos_token_id]
-        self.rows: list[list[int]] = []  # token ids of the last call
 
-    def __call__(self, completions: Completions) -> Tensor:
-        """Scores of prompt and response ids."""
+    def encode(self, completions: Completions) -> list[list[int]]:
+        """Prompt and response ids, as they are."""
         c = completions
-        self.rows = [
+        return [
             prompt + response + ([] if ended else self.appended)
             for prompt, response, ended in zip(c.prompt_ids, c.response_ids, c.ended, strict=True)
         ]
-        with self.role.active() as model:
-            return score_rows(model, self.rows, self.batch_size)
 
 
-class TextReward:
+class TextReward(ModelReward):
     """A sequence-classification model of another tokenizer family: it reads the text in its own tokens.
 
     A decoder reads prompt and response in its own chat template. Any other model reads them as its tokenizer joins
@@ -84,18 +98,15 @@ class TextReward:
         policy_tokenizer: PreTrainedTokenizerBase,
         append_eos: bool = False,
     ) -> None:
-        self.name, self.role, self.batch_size = name, role, batch_size
+        super().__init__(name, role, batch_size)
         self.tokenizer, self.policy_tokenizer, self.append_eos = tokenizer, policy_tokenizer, append_eos
         self.is_decoder = has_token_head(role.model)
-        self.rows: list[list[int]] = []  # token ids of the last call
 
-    def __call__(self, completions: Completions) -> Tensor:
-        """Scores of the decoded texts."""
+    def encode(self, completions: Completions) -> list[list[int]]:
+        """The decoded texts in the reward model's tokens."""
         texts = [decode_response(self.policy_tokenizer, ids) for ids in completions.response_ids]
         encode = self._encode_for_decoder if self.is_decoder else self._encode_pair
-        self.rows = [encode(*row) for row in zip(completions.prompts, texts, completions.ended, strict=True)]
-        with self.role.active() as model:
-            return score_rows(model, self.rows, self.batch_size)
+        return [encode(*row) for row in zip(completions.prompts, texts, completions.ended, strict=True)]
 
     def _encode_for_decoder(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
         response = encode_response(self.tokenizer, prompt, text)
@@ -146,6 +157,9 @@ class FunctionReward:
         if len(values) != len(texts):
             raise UserError(f"reward {self.name}: expected {len(texts)} numbers, found {len(values)}")
         return torch.tensor([math.nan if value is None else _nan_to_inf(float(value)) for value in values])
+
+
+Reward = ModelReward | FunctionReward
 
 
 def _nan_to_inf(value: float) -> float:
@@ -238,10 +252,10 @@ def build_reward_functions(
     policy_tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
     device: torch.device,
-) -> list[RewardFunction]:
+) -> list[Reward]:
     """One reward function per spec, models on the device. role: that of the first token model, if PPO has one."""
     batch_size, first = args.local_rollout_forward_batch_size, first_token_model(specs)
-    functions: list[RewardFunction] = []
+    functions: list[Reward] = []
     for spec in specs:
         if not spec.is_model:
             functions.append(FunctionReward(spec.name, spec.reward, policy_tokenizer))

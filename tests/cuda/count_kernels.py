@@ -29,12 +29,12 @@ import transformers  # noqa: E402
 from pretend import pretend  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-import rlhf.models.token_logprobs  # noqa: E402
-import rlhf.ppo.work  # noqa: E402
+import rlhf.models.actor_critic  # noqa: E402
+import rlhf.perf.work  # noqa: E402
 from rlhf.benchmark import work  # noqa: E402
 from rlhf.benchmark.predict import KERNELS, UNITS, Sizes, counted  # noqa: E402
 from rlhf.config import PPOConfig  # noqa: E402
-from rlhf.ppo.trainer import PPOTrainer  # noqa: E402
+from rlhf.ppo.trainer import PhaseTimer, PPOTrainer  # noqa: E402
 
 _VOCABULARY = 64
 _CHUNKS = 2  # in which gpt2-medium computes a pass's logits: 16 x 128 tokens x 50,257
@@ -83,19 +83,19 @@ class _Second(TrainerCallback):
 @contextmanager
 def _phases():
     """Kernels go to the phase that the trainer times just now, or to `rest`."""
-    timed = PPOTrainer._timed
+    timed = PhaseTimer.__call__
 
     @contextmanager
     def with_phase(self, name):
         with timed(self, name), counts.phase(name):
             yield
 
-    PPOTrainer._timed = with_phase
+    PhaseTimer.__call__ = with_phase
     try:
         with counts.phase("rest"):
             yield
     finally:
-        PPOTrainer._timed = timed
+        PhaseTimer.__call__ = timed
 
 
 def count(kind: str, sizes: Sizes) -> dict[str, Count]:
@@ -112,7 +112,7 @@ def count(kind: str, sizes: Sizes) -> dict[str, Count]:
     second = _Second()
     # Kernel by kernel, as a graph replays them.
     options = {"local_rollout_forward_batch_size": batch // sizes.passes, "cuda_graphs": False}
-    rlhf.models.token_logprobs._MOST_LOGITS = _VOCABULARY * -(-micro * sizes.tokens // _CHUNKS)
+    rlhf.models.actor_critic._MOST_LOGITS = _VOCABULARY * -(-micro * sizes.tokens // _CHUNKS)
     with tempfile.TemporaryDirectory() as folder, _phases():
         trainer = PPOTrainer(
             args=PPOConfig(**work.settings(run, folder) | options),
@@ -161,7 +161,7 @@ def differences(kind: str, stored: dict) -> list[str]:
 
 def main() -> None:
     # Measuring the machine is no part of a step.
-    rlhf.ppo.work.matmul_peak = rlhf.ppo.work.memory_bandwidth = lambda *_: 1e12
+    rlhf.perf.work.matmul_peak = rlhf.perf.work.memory_bandwidth = lambda *_: 1e12
     kinds = sys.argv[2:] or ["full", "lora"]
     with pretend():
         if sys.argv[1:2] == ["--write"]:

@@ -27,20 +27,21 @@ import rlhf.reward.trainer
 from rlhf.config import EvaluationConfig, RewardStageConfig
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
+from rlhf.ppo.checkpointing import Checkpoints
 from rlhf.ppo.learner import Learner
-from rlhf.ppo.rollout import Actor
+from rlhf.ppo.rollout import RolloutCollector
 from rlhf.ppo.trainer import PPOTrainer
 
 # What counts under which label; the innermost does. What is left of a run is "train", "evaluate", ...
 PHASES = (
-    (Actor, "sample", "sample"),
-    (Actor, "rollout", "rollout"),
-    (Actor, "score", "score"),
+    (RolloutCollector, "sample", "sample"),
+    (RolloutCollector, "complete", "rollout"),
+    (RolloutCollector, "score", "score"),
     (Learner, "learn", "learn, rest"),
     (Learner, "_backward", "micro-batch"),
-    (PPOTrainer, "judge", "judge"),
+    (PPOTrainer, "compute_advantages", "advantages"),
     (PPOTrainer, "record", "record"),
-    (PPOTrainer, "_save", "checkpoint"),
+    (Checkpoints, "save", "checkpoint"),
     (rlhf.perf.hardware, "_fastest", "hardware"),
 )
 EVALUATION = [{"prompt": "hello"}, {"prompt": "good morning to you"}, {"prompt": "x"}]
@@ -73,14 +74,14 @@ def trainer(folder: Path, layers: int | None = None, **options: Any) -> PPOTrain
     if layers is not None:
         deepen(layers)
     run = tiny_ppo.trainer(folder, **PPO | options)
-    sample = run.actor.sample
+    sample = run.collector.sample
 
     def counted(*args: Any, **options: Any) -> Any:
         found = sample(*args, **options)
-        counts.now().call("decoded token", len(run.actor.decoded))  # prompts are one
+        counts.now().call("decoded token", len(found.calls))  # prompts are one
         return found
 
-    run.actor.sample = counted
+    run.collector.sample = counted
     return run
 
 
@@ -242,6 +243,7 @@ def callbacks(folder: Path, **options: Any) -> dict[str, Any]:
 def decoding(folder: Path, family: str = "gpt2", lora: bool = False, steps: int = 5) -> dict[str, Any]:
     """Steps of decoding: what the model launches, and what else is."""
     from rlhf.generation import static
+    from rlhf.generation.decode import inverse_cdf
     from rlhf.models.lora import add_lora
     from rlhf.models.sampling_copy import SamplingCopy
 
@@ -253,7 +255,7 @@ def decoding(folder: Path, family: str = "gpt2", lora: bool = False, steps: int 
         labelled(twin.model, "forward", "model")
         labelled(static, "decode_step", "step")
         prompts, u = [[5, 6, 7], [8, 9]], torch.rand(2, steps + 1)
-        static.StaticDecoder().decode(twin.model, prompts, u, [399], 1.0, lambda *_: None)
+        static.StaticDecoder().decode(twin.model, prompts, u, [399], 1.0, inverse_cdf)
     return {"steps": steps}
 
 

@@ -10,7 +10,7 @@ import test_two_ranks
 from counts import Report
 from server import PretendCuda
 
-COLUMNS = ("sample", "rollout", "score", "judge", "learn, rest", "micro-batch", "record")
+COLUMNS = ("sample", "rollout", "score", "advantages", "learn, rest", "micro-batch", "record")
 
 
 def line(name: str, report: Report) -> str:

@@ -36,7 +36,7 @@ def test_what_a_step_waits_for(cuda, options):
     assert report.end == "ok", report.said
     # Inside a pass, forward and backward, nothing is waited for, and nothing crosses to the host or back.
     assert report.n_calls("micro-batch") == STEPS * EPOCHS * MICRO_BATCHES
-    for phase in ("micro-batch", "rollout", "score", "judge"):
+    for phase in ("micro-batch", "rollout", "score", "advantages"):
         assert report.n_syncs(phase) == 0, report.lines("syncs")
     assert report.n_copies("micro-batch") == 0
     # A decoded token waits for nothing: one look at who has ended every so many, and one copy of the responses.

@@ -85,7 +85,7 @@ def ran(report):
 @pytest.mark.parametrize(("scenario", "options"), marked(SHORT | LONG, LONG.__contains__))
 def test_ppo(cuda, scenario, options):
     report = ran(cuda.run(scenario, **options))
-    for phase in ("sample", "rollout", "judge", "learn, rest", "micro-batch", "record"):
+    for phase in ("sample", "rollout", "advantages", "learn, rest", "micro-batch", "record"):
         assert report.n_kernels(phase) > 0, phase
     assert report.n_calls("decoded token") > 0
     assert report.facts["metrics"]["val/updates"] > 0

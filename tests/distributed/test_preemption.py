@@ -25,7 +25,7 @@ def signal_in(run, phase, number, call=1):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["act", "judge", "learn", "record"])
+@pytest.mark.parametrize("phase", ["collect", "compute_advantages", "learn", "record"])
 def test_a_signal_in_any_phase_costs_nothing(tmp_path, phase, number):
     whole = trainer(tmp_path / "whole")
     whole.train()

@@ -13,8 +13,7 @@ from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
 from rlhf.errors import UserError
 from rlhf.evaluation.generate import respond
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, uniforms
 from rlhf.reward.scoring import score_rows
 
 WORKER = """

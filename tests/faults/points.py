@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "generate": ("rlhf.ppo.rollout", "Actor", "sample"),
-    "score": ("rlhf.ppo.rollout", "Actor", "rollout"),
+    "generate": ("rlhf.ppo.rollout", "RolloutCollector", "sample"),
+    "score": ("rlhf.ppo.rollout", "RolloutCollector", "complete"),
     "learn": ("rlhf.ppo.learner", "Learner", "learn"),
     "log": ("rlhf.tracking.recorder", "Recorder", "row"),
     "save": ("accelerate", "Accelerator", "save_state"),

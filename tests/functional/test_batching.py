@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 
-from rlhf.functional.batching import cheapest_groups, passes_of
+from rlhf.functional.batching import Cost, cheapest_groups, passes_of
 
 
 def test_worked_by_hand():
     # Three rows of 10 and one of 100. Together: 400 + 5; apart: 30 + 5 and 100 + 5.
-    cost = lambda rows, longest: rows * longest + 5  # noqa: E731
+    cost = Cost(group=5, place=1)
     assert cheapest_groups([10, 100, 10, 10], 4, cost) == [[0, 2, 3], [1]]
     assert cheapest_groups([10, 100, 10, 10], 2, cost) == [[0, 2], [3], [1]] or cheapest_groups(
         [10, 100, 10, 10], 2, cost
@@ -24,7 +24,11 @@ def test_no_other_grouping_of_neighbours_costs_less(seed):
     draw = random.Random(seed)
     lengths = [draw.randint(1, 50) for _ in range(9)]
     most, launch = draw.randint(1, 9), draw.choice([0, 7, 100])
-    cost = lambda rows, longest: rows * longest + launch  # noqa: E731
+    numbers = Cost(launch, 1, draw.choice([0, 3]))
+
+    def cost(rows, longest):
+        return rows * longest + launch + numbers.row * rows
+
     ordered = sorted(lengths)
 
     @cache
@@ -34,7 +38,7 @@ def test_no_other_grouping_of_neighbours_costs_less(seed):
         ends = range(start + 1, min(start + most, len(ordered)) + 1)
         return min(cost(end - start, ordered[end - 1]) + least(end) for end in ends)
 
-    groups = cheapest_groups(lengths, most, cost)
+    groups = cheapest_groups(lengths, most, numbers)
     assert sorted(i for group in groups for i in group) == list(range(9))
     assert max(map(len, groups)) <= most
     assert sum(cost(len(g), max(lengths[i] for i in g)) for g in groups) == least(0)

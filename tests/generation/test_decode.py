@@ -4,8 +4,7 @@ import pytest
 import tiny
 import torch
 
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import in_whole_numbers, inverse_cdf, uniforms
+from rlhf.generation.decode import generate, in_whole_numbers, inverse_cdf, uniforms
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 

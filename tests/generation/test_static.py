@@ -11,12 +11,11 @@ from torch.testing import assert_close
 
 from rlhf.errors import UserError
 from rlhf.generation import static
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, inverse_cdf, uniforms
 from rlhf.generation.static import StaticDecoder, cache_size
 from rlhf.models.lora import add_lora
 from rlhf.models.sampling_copy import SamplingCopy, can_copy, copied_bytes
-from rlhf.ppo.rollout import captures
+from rlhf.ppo.rollout import use_cuda_graphs
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [3, 4, 5, 6]]
 EOS = list(range(0, 400, 40))  # so many that rows end at different times
@@ -29,9 +28,9 @@ MAKE = {"gpt2": tiny.gpt2, "llama": tiny.llama}
 def decode(decoder, model, prompts=PROMPTS, steps=40, step=1, seen=None):
     u = uniforms(0, step, [str(i) for i in range(len(prompts))], steps)
     with torch.no_grad():
-        rows = decoder.decode(
-            model, prompts, u, EOS, 0.9, lambda *shape: (seen if seen is not None else []).append(shape)
-        )
+        rows, calls = decoder.decode(model, prompts, u, EOS, 0.9, inverse_cdf)
+    if seen is not None:
+        seen += calls
     return [row[: next((i for i, token in enumerate(row) if token in EOS), len(row) - 1) + 1] for row in rows]
 
 
@@ -167,9 +166,9 @@ def test_when_decoding_is_captured(asked, device, gathers, expected):
     args = SimpleNamespace(cuda_graphs=asked)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=f"cuda_graphs: .*{expected}"):
-            captures(args, torch.device(device), gathers)
+            use_cuda_graphs(args, torch.device(device), gathers)
     else:
-        assert captures(args, torch.device(device), gathers) == expected
+        assert use_cuda_graphs(args, torch.device(device), gathers) == expected
 
 
 def test_cache_sizes_by_hand():

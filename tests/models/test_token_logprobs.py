@@ -11,10 +11,18 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from rlhf.functional.batching import left_pad, right_pad
 from rlhf.functional.losses import policy_loss, value_loss
-from rlhf.models import token_logprobs as response
-from rlhf.models.actor_critic import ActorCritic, ValueHead
+from rlhf.models import actor_critic as response
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    ValueHead,
+    exact_kl,
+    head_logits,
+    in_chunks,
+    logp_of,
+    texts_of,
+    trunk_states,
+)
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
-from rlhf.models.token_logprobs import exact_kl, head_logits, in_chunks, logp_of, texts_of, trunk_states
 
 PROMPTS = [list(range(3, 3 + n)) for n in (9, 1, 4, 17, 2)]
 RESPONSES = [list(range(50, 50 + n)) for n in (1, 7, 3, 5, 2)]

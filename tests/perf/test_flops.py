@@ -7,10 +7,9 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, uniforms
 from rlhf.models.lora import add_lora
-from rlhf.perf.flops import Flops
+from rlhf.perf.work import Flops
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
 

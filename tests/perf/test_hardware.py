@@ -2,7 +2,6 @@
 
 import math
 import time
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -12,7 +11,7 @@ from rlhf.benchmark.clock import most_memory
 from rlhf.memory_estimate.account import device_bytes
 from rlhf.perf import hardware
 from rlhf.perf.hardware import matmul_peak, memory_bandwidth
-from rlhf.ppo.trainer import PPOTrainer
+from rlhf.ppo.trainer import PhaseTimer
 
 CPU = torch.device("cpu")
 
@@ -135,11 +134,11 @@ def test_a_cpu_is_named_by_its_threads_and_measured_as_a_process():
 def test_phases_are_timed_to_the_end_of_what_was_queued(xpu, monkeypatch, tmp_path):
     waits = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
-    run = SimpleNamespace(accelerator=SimpleNamespace(device=xpu), timings={})
-    with PPOTrainer._timed(run, "learn"):
+    timer = PhaseTimer(xpu)
+    with timer("learn"):
         assert waits == []  # nothing is left of the phase before
     assert waits == [xpu]
-    assert run.timings["learn"] >= 0
+    assert timer.seconds["learn"] >= 0
 
 
 def test_devices_that_are_not_used_are_pointed_out(xpu, monkeypatch):

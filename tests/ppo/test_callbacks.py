@@ -82,8 +82,8 @@ def test_a_callback_may_stop_the_run(tmp_path):
 def test_evaluation_over_the_whole_set(tmp_path, options, evaluated):
     run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, per_device_eval_batch_size=2, **options)
     asked = []
-    sample = run.actor.sample
-    run.actor.sample = lambda prompts, step, *rest: (
+    sample = run.collector.sample
+    run.collector.sample = lambda prompts, step, *rest: (
         asked.extend(p.prompt_id for p in prompts),
         sample(prompts, step, *rest),
     )[1]
@@ -146,7 +146,7 @@ def test_resume_from_the_newest_and_without_one(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
     assert steps(tmp_path) == [1, 2, 3, 4]
-    with pytest.raises(UserError, match="expected checkpoints in"):
+    with pytest.raises(UserError, match="there are no checkpoints in"):
         trainer(tmp_path / "none").train(resume_from_checkpoint=True)
 
 
@@ -168,7 +168,10 @@ def test_the_data_order_follows_data_seed_and_sampling_does_not(tmp_path):
     orders = []
     for i, options in enumerate([{}, {"data_seed": 5}, {"data_seed": 6}]):
         run = trainer(tmp_path / str(i), max_steps=1, **options)
-        run.act = lambda step, batch, act=run.act: (orders.append([p.prompt_id for p in batch]), act(step, batch))[1]
+        run.collect = lambda step, batch, collect=run.collect: (
+            orders.append([p.prompt_id for p in batch]),
+            collect(step, batch),
+        )[1]
         run.train()
     assert orders[0] == orders[1] != orders[2]
 

@@ -18,7 +18,7 @@ from rlhf.distributed.launch import configure_deepspeed
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import kept_bytes
 from rlhf.models.load import load_reward_model
-from rlhf.ppo.advantages import judge
+from rlhf.ppo.advantages import compute_advantages
 from rlhf.ppo.trainer import PPOTrainer
 
 RAGGED = [{"prompt": "a b c d e f g h"[: 2 * i + 1]} for i in range(6)]
@@ -31,8 +31,8 @@ def said(folder):
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 def test_a13_a_single_token_is_whitened_to_a_number(whiten_rewards):
     mask = tensor([[True, False, False], [False] * 3, [False] * 3])
-    one = rollout(mask=mask, real=tensor([True, False, False]))
-    targets = judge(one, 0.1, config(whiten_rewards=whiten_rewards), lambda sums: sums)
+    one = rollout(mask=mask, is_valid=tensor([True, False, False]))
+    targets = compute_advantages(one, 0.1, config(whiten_rewards=whiten_rewards), lambda sums: sums)
     assert targets.advantages.isfinite().all()
     assert targets.returns.isfinite().all()
     assert (targets.advantages[~mask] == 0).all()

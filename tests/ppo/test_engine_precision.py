@@ -7,7 +7,7 @@ from torch import nn
 from workers import launch, rows
 
 from rlhf.distributed.sharding import cast_weights
-from rlhf.models.token_logprobs import logp_of
+from rlhf.models.actor_critic import logp_of
 
 WORKER = """
 run = trainer(**options)

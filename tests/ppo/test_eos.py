@@ -11,12 +11,14 @@ from test_rollout import config
 from tiny_ppo import trainer
 from torch.testing import assert_close
 
+from rlhf.distributed.collectives import Shard
 from rlhf.models import actor_critic
 from rlhf.models.actor_critic import ActorCritic, FrozenRole
-from rlhf.ppo.advantages import Targets
+from rlhf.ppo.advantages import Advantages
 from rlhf.ppo.learner import Learner
+from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, observe, pack
+from rlhf.ppo.rollout import Rollout, compute_logprobs_and_values, pad_batch
 from rlhf.reward.scoring import score_tokens
 
 EOS = 2
@@ -25,13 +27,14 @@ RESPONSES = [[40, 41, EOS], [EOS], [50, 51, 52, 53, 54]]  # ended, empty but for
 
 
 def rollout(roles, args):
-    packed = pack(PROMPTS, RESPONSES, EOS, torch.device("cpu"))
-    ids, attention, mask = packed
+    ids, attention, mask = pad_batch(PROMPTS, RESPONSES, EOS)
     score, real = torch.tensor([1.0, -1.0, 0.5]), torch.ones(3, dtype=torch.bool)
     ended = torch.tensor([True, True, False])
-    seen = observe(roles, packed, args)
-    scores = {"scores": score.unsqueeze(1), "raw_score": score, "score": score}
-    return Rollout(ids, attention, mask, ended, real, **scores, **seen)
+    seen, _ = compute_logprobs_and_values(roles, PROMPTS, RESPONSES, args, torch.device("cpu"))
+    said = {"scores": score.unsqueeze(1), "raw_score": score, "reward_names": ["judge"]}
+    prompts = [Prompt(str(i), row, "", {}) for i, row in enumerate(PROMPTS)]
+    host = {"prompts": prompts, "responses": RESPONSES, "shard": Shard(3, 0, 1)}
+    return Rollout(ids, attention, mask, ended, real, **said, **seen, **host)
 
 
 @pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
@@ -51,9 +54,10 @@ def test_the_policy_learns_to_end_and_nothing_behind_the_end(monkeypatch, make):
 
     monkeypatch.setattr(actor_critic, "logp_of", keep)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
-    targets = Targets(*(one.mask.float() * 0.7 for _ in range(3)))
-    sums = Learner(trained, optimizer, Rank(), args).learn(one, targets, range(3), 3, 1)
-    assert all(math.isfinite(x) for x in sums.values())
+    targets = Advantages(*(one.mask.float() * 0.7 for _ in range(4)), one.raw_score)
+    done = Learner(trained, optimizer, Rank(), args).learn(one, targets, 1)
+    assert all(math.isfinite(x) for x in [*done.statistics, *done.norms, done.ratio_max])
+    assert done.tokens == 9
     ((tokens, logits),) = kept
     # Only the nine tokens up to each EOS get logits at all; what is behind is not looked at.
     assert sorted(tokens.tolist()) == sorted(one.ids[:, 3:][response_mask(one.ids[:, 3:], EOS)].tolist())
@@ -69,11 +73,11 @@ def test_the_policys_own_end_is_scored_and_learned_from(tmp_path):
     run = trainer(tmp_path, rows=rows, learning_rate=0.0, **options)
     eos = run.processing_class.eos_token_id
     assert run.processing_class.pad_token_id == eos
-    out = run.act(1, run.prompts)
-    one, prompt_width = out.rollout, out.rollout.ids.shape[1] - out.rollout.mask.shape[1]
+    one = run.collect(1, run.prompts)
+    prompt_width = one.ids.shape[1] - one.mask.shape[1]
     assert 0 < one.ended.sum() < 32
     assert torch.equal(one.mask, response_mask(one.ids[:, prompt_width:], eos) & one.attention[:, prompt_width:])
-    for i, (prompt, response) in enumerate(zip(out.prompts, out.responses, strict=True)):
+    for i, (prompt, response) in enumerate(zip(one.prompts, one.responses, strict=True)):
         assert eos in prompt.input_ids
         assert one.attention[i, :prompt_width].sum() == len(prompt.input_ids)  # the prompt's own EOS is read
         assert one.mask[i].sum() == len(response)

@@ -6,7 +6,8 @@ import pytest
 from test_rollout import config
 from tiny_ppo import trainer
 
-from rlhf.ppo.health import AGAIN, Watch, warning_line
+from rlhf.generation.decode import Samples
+from rlhf.ppo.health import AGAIN, HealthMonitor, warning_line
 
 # A step that nothing is to be said of.
 WELL = {
@@ -23,9 +24,9 @@ WELL = {
 def said(rows, n=8, **options):
     """(step, kind, since) of every warning that rows, changes of WELL, lead to."""
     found = []
-    watch = Watch(config(**options), found.append)
+    watch = HealthMonitor(config(**options), found.append)
     for step, row in enumerate(rows, start=1):
-        watch.look(step, WELL | row, n)
+        watch.check(step, WELL | row, n)
     return [(row["step"], row["kind"], row["since"]) for row in found]
 
 
@@ -125,8 +126,8 @@ def test_responses_that_collapsed_are_seen_in_the_rollout(tmp_path, response, fo
         return [float(i) for i in range(len(completions))]
 
     run = trainer(tmp_path, reward=by_place, max_steps=3, num_ppo_epochs=1, learning_rate=0.0)
-    told = {"eos": [run.actor.eos_ids[0]], "own": None}.get(str(response), response)
-    run.actor.sample = lambda prompts, *_, **__: [told or [9 + i] * 6 for i, _ in enumerate(prompts)]
+    told = {"eos": [run.collector.eos_ids[0]], "own": None}.get(str(response), response)
+    run.collector.sample = lambda prompts, *_, **__: Samples([told or [9 + i] * 6 for i, _ in enumerate(prompts)], [])
     run.train()
     assert kinds(tmp_path) == found
 
@@ -136,13 +137,13 @@ def test_a_run_that_goes_on_warns_as_one_that_was_not_stopped(cut):
     rows = [WELL | row for row in kls(0.2, 0.3, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0, 0.1)]
     rows = [row | {"objective/eos_rate": 0.0} for row in rows]
     whole, parts = [], []
-    watch = Watch(config(), whole.append)
+    watch = HealthMonitor(config(), whole.append)
     for step, row in enumerate(rows, start=1):
-        watch.look(step, row, 8)
-    first, second = Watch(config(), parts.append), Watch(config(), parts.append)
+        watch.check(step, row, 8)
+    first, second = HealthMonitor(config(), parts.append), HealthMonitor(config(), parts.append)
     for step, row in enumerate(rows, start=1):
         if step == cut:
             second.load(json.loads(json.dumps(first.state())))
-        (first if step < cut else second).look(step, row, 8)
+        (first if step < cut else second).check(step, row, 8)
     assert parts == whole
     assert len(whole) == 3  # KL twice, and what is cut

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,11 +12,13 @@ from accelerate.utils import DistributedType
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
+from rlhf.distributed.collectives import Shard
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
-from rlhf.ppo.advantages import Targets
+from rlhf.ppo.advantages import Advantages
 from rlhf.ppo.learner import Learner
-from rlhf.ppo.rollout import Rollout, pack
+from rlhf.ppo.prompts import Prompt
+from rlhf.ppo.rollout import Rollout, pad_batch
 
 LENGTHS = [6, 1, 3, 5, 2, 6, 4, 1]  # response tokens of each row
 
@@ -50,15 +53,21 @@ class Rank:
 
 
 def select(record, index):
-    """Some rows of a record, by field name."""
-    return {f.name: getattr(record, f.name)[index] for f in fields(record)}
+    """The fields of a record, with some of its rows."""
+    found = {f.name: getattr(record, f.name) for f in fields(record)}
+    for name, value in found.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value[index]
+        elif name in ("prompts", "responses") and value:
+            found[name] = [value[i] for i in index.tolist()]
+    return found
 
 
 def experience(count=8):
     """Ragged rows; the token before the response is 100 + the row's number."""
     prompts = [[*range(5, 5 + (3 * i) % 7), 100 + i] for i in range(count)]
     responses = [list(range(200 + 7 * i, 200 + 7 * i + LENGTHS[i])) for i in range(count)]
-    ids, attention, mask = pack(prompts, responses, 2, torch.device("cpu"))
+    ids, attention, mask = pad_batch(prompts, responses, 2)
     noise = torch.randn(5, count, mask.shape[1], generator=torch.Generator().manual_seed(1))
     logp = noise[0] * 0.3 - math.log(400)  # near what a tiny model says, so that some ratios are clipped
     everyone = torch.ones(count, dtype=torch.bool)
@@ -68,7 +77,7 @@ def experience(count=8):
         attention,
         mask,
         ended=everyone,
-        real=everyone,
+        is_valid=everyone,
         logp=logp,
         ref_logp=logp,
         entropy=noise[1],
@@ -77,9 +86,12 @@ def experience(count=8):
         last_value=score,
         scores=score.unsqueeze(1),
         raw_score=score,
-        score=score,
+        prompts=[Prompt(str(i), row, "", {}) for i, row in enumerate(prompts)],
+        responses=responses,
+        shard=Shard(count, 0, 1),
+        reward_names=["judge"],
     )
-    return rows, Targets(noise[3] * mask, noise[4] * mask, noise[3] * mask)
+    return rows, Advantages(noise[3] * mask, noise[4] * mask, noise[3] * mask, noise[3] * mask, score)
 
 
 def numbers_of(texts):
@@ -100,9 +112,18 @@ def update(rows=None, targets=None, places=None, n_global=None, rank=None, learn
         lambda *_: steps.append({n: p.grad.clone() for n, p in roles.named_parameters() if p.grad is not None})
     )
     roles.register_forward_pre_hook(lambda _, inputs: passes.append(numbers_of(inputs[0])))
-    places = range(len(rows.ids)) if places is None else places
-    sums = Learner(roles, optimizer, rank or Rank(), args).learn(rows, targets, places, n_global or len(places), 1)
-    return roles, steps, passes, sums
+    if places is not None:
+        rows = replace(rows, shard=SimpleNamespace(rows=list(places), n_items=n_global or len(places)))
+    done = Learner(roles, optimizer, rank or Rank(), args).learn(rows, targets, 1)
+    assert sum(map(len, done.passes)) <= sum(map(len, passes))  # a pass of no row takes one
+    return roles, steps, passes, numbers_by_name(done)
+
+
+def numbers_by_name(done):
+    """All numbers of an Update."""
+    norms = dict(zip(("grad_norm", "grad_norm_critic"), done.norms, strict=True))
+    plain = {name: getattr(done, name) for name in ("tokens", "ratio_max", "minibatches", "updates", "skipped")}
+    return {**done.statistics._asdict(), **norms, **plain}
 
 
 def assert_same(one, other, tolerance=1e-5):
@@ -173,9 +194,9 @@ def test_two_ranks_gradients_are_those_of_one(monkeypatch, count, minibatches):
         fill = -(-count // 2) - len(mine)
         part = select(rows, torch.tensor(mine + [0] * fill))
         places = mine + [-1] * fill
-        part["real"] = torch.tensor(places) >= 0
-        part["mask"] = part["mask"] & part["real"].unsqueeze(1)
-        aims = Targets(**select(targets, torch.tensor(mine + [0] * fill)))
+        part["is_valid"] = torch.tensor(places) >= 0
+        part["mask"] = part["mask"] & part["is_valid"].unsqueeze(1)
+        aims = Advantages(**select(targets, torch.tensor(mine + [0] * fill)))
         where = {"places": places, "n_global": count, "rank": Rank(index, 2)}
         return update(Rollout(**part), aims, **where, gradient_accumulation_steps=4, **options)
 

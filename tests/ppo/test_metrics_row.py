@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from test_learner import experience, update
+from test_learner import experience, select, update
 from test_rollout import MASK, config, rollout
 from torch import tensor
 
 from rlhf.ppo import metrics
-from rlhf.ppo.advantages import Targets
+from rlhf.ppo.advantages import Advantages
+from rlhf.ppo.learner import Statistics, Update
 from rlhf.ppo.metrics import metrics_row, rollout_means, rollout_sums
 from rlhf.ppo.rollout import Rollout
 
@@ -55,7 +56,7 @@ EXPECTED = {
     "val/all_responses_same": 0.0,
 }
 # Two passes over 6 tokens, two minibatches a pass of which one was left out; sums over this rank, norms and counts.
-LEARNED = {"loss/policy": -2.0, "loss/value": 4.0, "approxkl": 3.0, "clipfrac": 6.0, "value_clipfrac": 9.0}
+LEARNED = {"policy_loss": -2.0, "value_loss": 4.0, "approxkl": 3.0, "clipfrac": 6.0, "value_clipfrac": 9.0}
 LEARNED |= {"entropy": 18.0, "ratio": 15.0, "ratio_squared": 24.0, "tokens": 12.0, "ratio_max": 3.0}
 COUNTS = {"minibatches": 4.0, "updates": 3.0, "skipped": 1.0, "grad_norm": 7.0, "grad_norm_critic": 8.0}
 
@@ -68,17 +69,20 @@ class Rank:
 def targets():
     advantages = tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0], [5.0, 6.0, 0.0]])
     returns = tensor([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [3.0, 3.0, 0.0]])
-    return Targets(advantages, returns, advantages)
+    # KL times -0.1, the score on the last token, 1.5 less where the response is truncated.
+    rewards = tensor([[-0.05, 0.0, 2.1], [-1.2, 9.0, 9.0], [0.0, -1.05, 9.0]])
+    return Advantages(advantages, returns, advantages, rewards, tensor([2.0, -1.0, -1.0]))
 
 
 def learned(share=1.0):
-    numbers = {name: value * (1 if name == "ratio_max" else share) for name, value in LEARNED.items()} | COUNTS
-    plain = ("tokens", "minibatches", "updates", "skipped")
-    return {name: value if name in plain else tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    sums = {name: tensor(value * share, dtype=torch.float64) for name, value in LEARNED.items()}
+    statistics = Statistics(**{name: sums[name] for name in Statistics._fields})
+    norms = tensor([COUNTS["grad_norm"], COUNTS["grad_norm_critic"]], dtype=torch.float64)
+    return Update(statistics, 12 * share, tensor(3.0, dtype=torch.float64), norms, 4, 3, 1, [])
 
 
 def row_of(one, aims, rank=None, share=1.0):
-    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), ["judge"], {})
+    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), {})
 
 
 def junk(one, extra):
@@ -86,7 +90,7 @@ def junk(one, extra):
     wide, mask = {}, torch.cat([MASK, torch.zeros(3, extra, dtype=torch.bool)], 1)
     for field in dataclasses.fields(one):
         value = getattr(one, field.name)
-        if value.shape == MASK.shape and value.is_floating_point():
+        if isinstance(value, torch.Tensor) and value.shape == MASK.shape and value.is_floating_point():
             value = torch.cat([value, torch.zeros(3, extra)], 1).where(mask, tensor(99.0))
         wide[field.name] = value
     if isinstance(one, Rollout):
@@ -110,7 +114,7 @@ def test_what_lies_beside_a_response_is_not_seen(alone, extra):
     wide, aims = junk(rollout(), extra), junk(targets(), extra)
     assert (wide.logp == 99).sum() == 3 + 3 * extra
     assert row_of(wide, aims) == pytest.approx(EXPECTED, abs=1e-6)
-    sums = {name: value.item() for name, value in rollout_sums(wide, ["judge"], "k1").items()}
+    sums = {name: value.item() for name, value in rollout_sums(wide, "k1").items()}
     means = rollout_means(sums, ["judge"])  # what an evaluation logs
     assert means == pytest.approx({name: EXPECTED[name] for name in means}, abs=1e-6)
 
@@ -118,8 +122,8 @@ def test_what_lies_beside_a_response_is_not_seen(alone, extra):
 def test_a_filler_row_and_a_missing_opinion_are_not_seen(alone):
     real = tensor([True, True, False])
     scores = tensor([[2.0, float("nan")], [-1.0, 4.0], [50.0, 50.0]])
-    one = rollout(real=real, mask=MASK & real.unsqueeze(1), scores=scores)
-    sums = {name: value.item() for name, value in rollout_sums(one, ["judge", "rule"], "k1").items()}
+    one = rollout(is_valid=real, mask=MASK & real.unsqueeze(1), scores=scores, reward_names=["judge", "rule"])
+    sums = {name: value.item() for name, value in rollout_sums(one, "k1").items()}
     means = rollout_means(sums, ["judge", "rule"])
     assert (means["objective/scores"], means["objective/response_length"], means["objective/kl"]) == (0.5, 2.0, 0.75)
     assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (1.0, 0.5, 4.0)
@@ -140,9 +144,9 @@ def test_whether_all_responses_are_the_same(alone, responses, same):
     mask = tensor([[True] * len(row) + [False] * (3 - len(row)) for row in responses])
     ids = tensor([[i, i, *row, *[50 + i] * (3 - len(row))] for i, row in enumerate(responses)])
     assert row_of(rollout(ids=ids, mask=mask), targets())["val/all_responses_same"] == same
-    filler = rollout(ids=ids, mask=mask, real=tensor([True, True, False]))  # the first two
+    filler = rollout(ids=ids, mask=mask, is_valid=tensor([True, True, False]))  # the first two
     assert row_of(filler, targets())["val/all_responses_same"] == float(responses[0] == responses[1])
-    one = rollout(ids=ids, mask=mask, real=tensor([True, False, False]))
+    one = rollout(ids=ids, mask=mask, is_valid=tensor([True, False, False]))
     assert row_of(one, targets())["val/all_responses_same"] == 0.0  # of one there is nothing to say
 
 
@@ -150,10 +154,7 @@ def test_a_row_of_two_ranks_is_that_of_one(monkeypatch):
     shards = [tensor([0, 2]), tensor([1])]
 
     def rank_of(index):
-        one, aims = (
-            type(whole)(**{f.name: getattr(whole, f.name)[shards[index]] for f in dataclasses.fields(whole)})
-            for whole in (rollout(), targets())
-        )
+        one, aims = (type(whole)(**select(whole, shards[index])) for whole in (rollout(), targets()))
         return row_of(one, aims, Rank(index, 2), share=(0.75, 0.25)[index])
 
     sent = []
@@ -176,8 +177,9 @@ def test_what_learning_sums_up_does_not_see_padding(size):
         for name in ("logp", "ref_logp", "entropy", "exact_kl", "values")
     }
     outside["ids"] = torch.where(rows.attention, rows.ids, 33)
-    noisy = [torch.where(rows.mask, getattr(aims, f.name), 20.0) for f in dataclasses.fields(aims)]
-    other = update(dataclasses.replace(rows, **outside), Targets(*noisy), **options)
+    per_token = ("advantages", "returns", "raw_advantages", "rewards")
+    noisy = {name: torch.where(rows.mask, getattr(aims, name), 20.0) for name in per_token}
+    other = update(dataclasses.replace(rows, **outside), dataclasses.replace(aims, **noisy), **options)
     assert 0 < (~rows.mask).sum() < rows.mask.numel()
     assert {n: float(v) for n, v in other[3].items()} == pytest.approx({n: float(v) for n, v in clean[3].items()})
     for one, two in zip(clean[1], other[1], strict=True):

@@ -65,17 +65,17 @@ def policy_of(run):
     return torch.cat([p.detach().flatten().clone() for p in run.roles.trained.parameters()])
 
 
-def watched(run, before_learning=lambda step, experience: experience):
-    """Whether each step moved the weights, by step; before_learning may change what a step has seen."""
-    moved, step = {}, run._step
+def watched(run):
+    """Whether each step moved the weights, by step."""
+    moved, step = {}, run._finish_step
 
-    def noted(number, experience):
+    def noted(number, rollout):
         before = policy_of(run)
-        row = step(number, before_learning(number, experience))
+        row = step(number, rollout)
         moved[number] = not torch.equal(before, policy_of(run))
         return row
 
-    run._step = noted
+    run._finish_step = noted
     return moved
 
 
@@ -83,16 +83,16 @@ def watched(run, before_learning=lambda step, experience: experience):
 def test_a_step_with_a_model_score_that_is_not_finite_is_left_out_and_logged(tmp_path, capsys, bad):
     options = {"max_steps": 4, "use_score_scaling": True, "kl_target": 0.05, "save_strategy": "no"}
     run = trainer(tmp_path, **options)
-    score, calls = run.actor.score, []
+    score, calls = run.collector.score, []
 
     def second_is_bad(*given):
         calls.append(given[0])
-        scores = score(*given)
+        found = score(*given)
         if len(calls) == 2:
-            scores[1, 0] = bad
-        return scores
+            found.scores[1, 0] = bad
+        return found
 
-    run.actor.score = second_is_bad
+    run.collector.score = second_is_bad
     moved, coefficients = watched(run), []
 
     class Note(TrainerCallback):
@@ -184,16 +184,16 @@ def test_a_broken_policy_ends_the_run(tmp_path):
 
 def test_the_batch_of_a_gradient_that_is_not_finite_is_logged(tmp_path):
     run = trainer(tmp_path, max_steps=2, num_ppo_epochs=1, num_mini_batches=2, critic_warmup_steps=1)
-    judge, seen = run.judge, []
+    compute, seen = run.compute_advantages, []
 
-    def far_off(rollout):
-        targets = judge(rollout)
+    def far_off(rollout, scaler):
+        targets = compute(rollout, scaler)
         seen.append(rollout)
         if len(seen) == 2:
             targets.returns[0, 0] = 2e19
         return targets
 
-    run.judge = far_off
+    run.compute_advantages = far_off
     moved = watched(run)
     run.train()
     assert moved == {1: True, 2: True}  # the other minibatch took its step

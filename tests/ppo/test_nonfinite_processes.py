@@ -11,30 +11,32 @@ WORKER = """
 import math
 from rlhf.errors import UserError
 from rlhf.ppo import learner
+from rlhf.ppo import rollout as rollouts
 from rlhf.distributed.sharding import gathered
 
 run = trainer(**options)
 rank, at, moved = run.accelerator.process_index, {"step": 0}, []
-score, rollout, judge, step, policy_loss = run.actor.score, run.actor.rollout, run.judge, run._step, learner.policy_loss
+score, policy_loss = run.collector.score, learner.policy_loss
+finish_step, compute = run._finish_step, run.compute_advantages
 
-def act(number, batch, act=run.act):
+def collect(number, batch, collect=run.collect):
     at["step"] = number
-    return act(number, batch)
+    return collect(number, batch)
 
 def bad_score(*given):
-    scores = score(*given)
+    found = score(*given)
     if at["step"] == 2 and rank == 1:
-        scores[0, 0] = math.nan
-    return scores
+        found.scores[0, 0] = math.nan
+    return found
 
-def bad_logp(*given):
-    seen = rollout(*given)
+def bad_logp(*given, look=rollouts.compute_logprobs_and_values):
+    seen, passes = look(*given)
     if at["step"] >= 6 and rank == 0:
-        seen.logp[0, 0] = math.nan
-    return seen
+        seen["logp"][0, 0] = math.nan
+    return seen, passes
 
-def bad_return(seen):
-    targets = judge(seen)
+def bad_return(*given):
+    targets = compute(*given)
     if at["step"] == 3 and rank == 0:
         targets.returns[0, 0] = 2e19
     return targets
@@ -47,13 +49,14 @@ def weights():
     with gathered([run.roles.trained]):
         return torch.cat([p.detach().flatten().clone() for p in run.roles.trained.parameters()])
 
-def watched(number, experience):
+def watched(number, rollout):
     before = weights()
-    row = step(number, experience)
+    row = finish_step(number, rollout)
     moved.append(not torch.equal(before, weights()))
     return row
 
-run.act, run.actor.score, run.actor.rollout, run.judge, run._step = act, bad_score, bad_logp, bad_return, watched
+run.collect, run.collector.score, run.compute_advantages, run._finish_step = collect, bad_score, bad_return, watched
+rollouts.compute_logprobs_and_values = bad_logp
 learner.policy_loss = bad_gradient
 try:
     run.train()

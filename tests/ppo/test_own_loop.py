@@ -61,7 +61,7 @@ def test_a_loop_that_was_cut_goes_on_to_the_bit(tmp_path, newest):
 
 
 def test_a_loop_without_a_checkpoint_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"resume_from_checkpoint: expected checkpoints in .*, found none"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: there are no checkpoints in .* to resume from"):
         own(tmp_path).resume()
 
 
@@ -79,13 +79,13 @@ def test_step_is_the_step_of_train(tmp_path):
         tmp_path / "train", rows=rows, reward=reward, given={"value_model": tiny.llama_reward()}, max_steps=1
     )
     seen = []
-    act = whole.act
-    whole.act = lambda step, batch: (seen.append(act(step, batch)), seen[-1])[1]
+    collect = whole.collect
+    whole.collect = lambda step, batch: (seen.append(collect(step, batch)), seen[-1])[1]
     whole.train()
-    (experience,) = seen
+    (rollout,) = seen
     loop = own(tmp_path / "loop")
-    prompts = [prompt.content for prompt in experience.prompts]
-    loop.step(prompts, experience.responses, [scores[tuple(r)] for r in experience.responses])
+    prompts = [prompt.content for prompt in rollout.prompts]
+    loop.step(prompts, rollout.responses, [scores[tuple(r)] for r in rollout.responses])
     for (name, one), (_, other) in zip(
         whole.roles.trained.named_parameters(), loop.roles.trained.named_parameters(), strict=True
     ):
@@ -116,7 +116,7 @@ def test_a_loop_needs_a_number_of_steps(tmp_path):
 
 
 def test_train_without_data_or_reward_says_so(tmp_path):
-    with pytest.raises(UserError, match="train_dataset: expected one"):
+    with pytest.raises(UserError, match="train_dataset: pass one"):
         own(tmp_path).train()
-    with pytest.raises(UserError, match="reward_model: expected one"):
+    with pytest.raises(UserError, match="reward_model: pass one"):
         trainer(tmp_path, given={"reward_model": None, "value_model": tiny.llama_reward()}).train()

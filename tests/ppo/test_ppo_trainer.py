@@ -46,8 +46,8 @@ def test_lora_trains_adapters_and_the_critics_head_only(tmp_path, family):
 def test_every_prompt_once_an_epoch_and_one_row_a_step(tmp_path):
     run = trainer(tmp_path)
     seen = []
-    act = run.act
-    run.act = lambda step, batch: (seen.append([p.prompt_id for p in batch]), act(step, batch))[1]
+    collect = run.collect
+    run.collect = lambda step, batch: (seen.append([p.prompt_id for p in batch]), collect(step, batch))[1]
     run.train()
     assert [len(batch) for batch in seen] == [4, 3, 4, 3]  # 7 prompts, batch 4, 2 epochs
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == [str(i) for i in range(7)]

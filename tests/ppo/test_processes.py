@@ -17,17 +17,17 @@ from rlhf.distributed.sharding import numel
 model = tiny.llama()
 model.generation_config.eos_token_id = list(range(2, 42))  # a tenth of the vocabulary: responses of 1 to 24 tokens
 run = trainer(**options, given={"model": model})
-act, rank = run.act, run.accelerator.process_index
+collect, rank = run.collect, run.accelerator.process_index
 
 def noted(step, batch):
-    experience = act(step, batch)
+    rollout = collect(step, batch)
     with (folder / f"tokens-{rank}.jsonl").open("a") as file:
-        for prompt, tokens, real in zip(experience.prompts, experience.responses, experience.rollout.real.tolist()):
+        for prompt, tokens, real in zip(rollout.prompts, rollout.responses, rollout.is_valid.tolist()):
             if real:
                 file.write(json.dumps([step, prompt.prompt_id, tokens]) + "\\n")
-    return experience
+    return rollout
 
-run.act = noted
+run.collect = noted
 run.train()
 own = [local_part(p).numel() for p in run.roles.trained.parameters()]
 whole = [numel(p) for p in run.roles.trained.parameters()]

@@ -77,7 +77,7 @@ held_out = options.pop("held_out")
 run = trainer(**options, given={"eval_dataset": held_out})
 rank, world = run.accelerator.process_index, run.accelerator.num_processes
 run.train()
-scaler = run.actor.scaler
+scaler = run.scaler
 said = {"scores of the reference": [scaler.mean, scaler.std]}
 said["evaluate"] = run.evaluate()
 said["completions"] = run.generate_completions()

@@ -10,11 +10,11 @@ from torch import tensor
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
-from rlhf.models.actor_critic import ActorCritic, FrozenRole
-from rlhf.models.token_logprobs import exact_kl
-from rlhf.ppo.advantages import judge, token_rewards
+from rlhf.distributed.collectives import Shard
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
+from rlhf.ppo.advantages import compute_advantages
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, observe, pack
+from rlhf.ppo.rollout import Rollout, compute_logprobs_and_values
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
 
@@ -25,7 +25,7 @@ def rollout(**fields):
         "attention": torch.ones(3, 5, dtype=torch.bool),
         "mask": MASK,
         "ended": tensor([True, True, False]),
-        "real": tensor([True, True, True]),
+        "is_valid": tensor([True, True, True]),
         "logp": tensor([[-1.0, -2.0, -3.0], [-1.0, 9.0, 9.0], [-0.5, -0.5, 9.0]]),
         "ref_logp": tensor([[-1.5, -2.0, -2.0], [-3.0, 9.0, 9.0], [-0.5, -1.0, 9.0]]),
         "entropy": torch.ones(3, 3),
@@ -34,7 +34,10 @@ def rollout(**fields):
         "last_value": tensor([0.0, 0.0, 0.7]),
         "scores": tensor([[2.0], [-1.0], [0.5]]),
         "raw_score": tensor([2.0, -1.0, 0.5]),
-        "score": tensor([2.0, -1.0, 0.5]),
+        "prompts": [],
+        "responses": [],
+        "shard": Shard(3, 0, 1),
+        "reward_names": ["judge"],
     }
     return Rollout(**base | fields)
 
@@ -43,21 +46,29 @@ def config(**options):
     return PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **options)
 
 
+def rewards_of(one, **options):
+    return compute_advantages(one, 0.1, config(**options), lambda x: x).rewards
+
+
+def part_of(one, index):
+    tensors = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
+    tensors = {name: x[index] if isinstance(x, torch.Tensor) else x for name, x in tensors.items()}
+    return Rollout(**tensors)
+
+
 def test_score_once_on_the_last_token_and_kl_on_every_one():
     # kl: [0.5, 0, -1], [2], [0, 0.5]; times -0.1, and the score on the last response token
     expected = tensor([[-0.05, 0.0, 2.1], [-1.2, 0.0, 0.0], [0.0, 0.45, 0.0]])
-    assert_close(token_rewards(rollout(), 0.1, config()), expected)
+    assert_close(rewards_of(rollout()), expected)
 
 
 def test_missing_eos_penalty_hits_the_cut_response_only():
-    difference = token_rewards(rollout(), 0.1, config()) - token_rewards(
-        rollout(), 0.1, config(missing_eos_penalty=1.5)
-    )
+    difference = rewards_of(rollout()) - rewards_of(rollout(), missing_eos_penalty=1.5)
     assert_close(difference, tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.5, 0.0]]))
 
 
 def test_advantages_are_standardised_over_all_response_tokens():
-    targets = judge(rollout(), 0.1, config(), lambda x: x)
+    targets = compute_advantages(rollout(), 0.1, config(), lambda x: x)
     on = targets.advantages[MASK]
     assert on.mean().item() == pytest.approx(0, abs=1e-6)
     assert on.std(correction=0).item() == pytest.approx(1, abs=1e-4)
@@ -65,14 +76,16 @@ def test_advantages_are_standardised_over_all_response_tokens():
 
 
 def test_advantages_do_not_depend_on_the_sharding():
-    whole = judge(rollout(), 0.1, config(), lambda x: x)
+    whole = compute_advantages(rollout(), 0.1, config(), lambda x: x)
     shards = [tensor([0, 2]), tensor([1])]
-    parts = [Rollout(**{f.name: getattr(rollout(), f.name)[i] for f in dataclasses.fields(Rollout)}) for i in shards]
+    parts = [part_of(rollout(), i) for i in shards]
     sums: list[torch.Tensor] = []
     for part in parts:  # first round: what each rank would send
-        judge(part, 0.1, config(), lambda x: (sums.append(x), x)[1])
+        compute_advantages(part, 0.1, config(), lambda x: (sums.append(x), x)[1])
     for index, part in zip(shards, parts, strict=True):  # second round: with what all of them sent
-        assert_close(judge(part, 0.1, config(), lambda _: sums[0] + sums[1]).advantages, whole.advantages[index])
+        assert_close(
+            compute_advantages(part, 0.1, config(), lambda _: sums[0] + sums[1]).advantages, whole.advantages[index]
+        )
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -80,17 +93,17 @@ def test_rewards_add_up_to_score_less_kl(estimator):
     one = rollout()
     difference = torch.where(MASK, one.logp - one.ref_logp, 0).double()
     kl = {"k1": difference, "k3": (-difference).exp() - 1 + difference}[estimator]
-    rewards = token_rewards(one, 0.1, config(kl_estimator=estimator))
-    assert_close(rewards.sum(1).double(), one.score.double() - 0.1 * kl.sum(1), atol=1e-6, rtol=1e-6)
+    rewards = rewards_of(one, kl_estimator=estimator)
+    assert_close(rewards.sum(1).double(), one.raw_score.double() - 0.1 * kl.sum(1), atol=1e-6, rtol=1e-6)
     assert (rewards[~MASK] == 0).all()
 
 
 def test_filler_rows_earn_nothing():
     real = tensor([True, False, True])
-    filler = rollout(real=real, mask=MASK & real.unsqueeze(1), ended=tensor([True, False, False]))
-    rewards = token_rewards(filler, 0.1, config(missing_eos_penalty=1.5))
+    filler = rollout(is_valid=real, mask=MASK & real.unsqueeze(1), ended=tensor([True, False, False]))
+    rewards = rewards_of(filler, missing_eos_penalty=1.5)
     assert (rewards[1] == 0).all()
-    assert (judge(filler, 0.1, config(), lambda x: x).advantages[1] == 0).all()
+    assert (compute_advantages(filler, 0.1, config(), lambda x: x).advantages[1] == 0).all()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -101,7 +114,7 @@ def test_pad_columns_change_nothing(whiten):
         for name in ("logp", "ref_logp", "entropy", "exact_kl", "values")
     }
     wide["mask"] = torch.cat([MASK, torch.zeros(3, 4, dtype=torch.bool)], 1)
-    narrow, padded = (judge(one, 0.1, args, lambda x: x) for one in (rollout(), rollout(**wide)))
+    narrow, padded = (compute_advantages(one, 0.1, args, lambda x: x) for one in (rollout(), rollout(**wide)))
     for name in ("advantages", "returns"):
         assert_close(getattr(padded, name)[:, :3], getattr(narrow, name), atol=1e-6, rtol=1e-6)
         assert (getattr(padded, name)[:, 3:] == 0).all()
@@ -116,12 +129,20 @@ def test_observing_in_chunks_gives_the_same_numbers(family):
     roles = Roles(ActorCritic(policy, critic, temperature=0.7), FrozenRole(other), None)
     prompts = [list(range(3, 3 + n)) for n in (9, 1, 4, 6, 2)]
     responses = [list(range(50, 50 + n)) for n in (1, 7, 3, 7, 2)]
-    packed = pack(prompts, responses, 2, torch.device("cpu"))
-    seen = [
-        observe(roles, packed, config(local_rollout_forward_batch_size=size, temperature=0.7)) for size in (5, 3, 1)
+    found = [
+        compute_logprobs_and_values(
+            roles,
+            prompts,
+            responses,
+            config(local_rollout_forward_batch_size=size, temperature=0.7),
+            torch.device("cpu"),
+        )
+        for size in (5, 3, 1)
     ]
-    again = observe(roles, packed, config(temperature=0.7), tokens=(prompts, responses))
-    assert all(torch.equal(again[name], value) for name, value in seen[0].items())
+    for size, (_, passes) in zip((5, 3, 1), found, strict=True):
+        assert max(map(len, passes)) <= size
+        assert sorted(row for rows in passes for row in rows) == list(range(5))
+    seen = [numbers for numbers, _ in found]
     for part in seen[1:]:
         for name, value in part.items():
             assert_close(value, seen[0][name], atol=1e-5, rtol=1e-5)
@@ -140,12 +161,14 @@ def test_exact_kl_is_the_sum_over_the_vocabulary():
 
 
 def test_a_cut_response_is_worth_the_critics_value_at_the_cut():
-    off, on = (judge(rollout(), 0.0, config(bootstrap_truncated=b, lam=0.5), lambda x: x) for b in (False, True))
+    off, on = (
+        compute_advantages(rollout(), 0.0, config(bootstrap_truncated=b, lam=0.5), lambda x: x) for b in (False, True)
+    )
     # The third response is cut after two tokens: delta of the last is score + 0.7 - value there, 0.7 more.
     difference = on.raw_advantages - off.raw_advantages
     assert_close(difference, tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.35, 0.7, 0.0]]))
 
 
 def test_whitening_of_advantages_can_be_turned_off():
-    targets = judge(rollout(), 0.1, config(whiten_advantages=False), lambda x: x)
+    targets = compute_advantages(rollout(), 0.1, config(whiten_advantages=False), lambda x: x)
     assert torch.equal(targets.advantages, targets.raw_advantages)

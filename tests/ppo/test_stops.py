@@ -17,7 +17,7 @@ def test_the_default_stops_at_every_eos_of_model_and_tokenizer(tmp_path):
     policy = tiny.llama()
     policy.generation_config.eos_token_id = [7, 9]
     run = trainer(tmp_path, given={"model": policy})
-    assert run.actor.eos_ids == [run.processing_class.eos_token_id, 7, 9]
+    assert run.collector.eos_ids == [run.processing_class.eos_token_id, 7, 9]
     run.save_model()
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [7, 9]
 
@@ -28,16 +28,17 @@ def test_the_penalty_follows_the_stop_token(tmp_path, stop):
     options = OPTIONS | {"stop_token_id": stop, "missing_eos_penalty": 3.0, "max_steps": -1, "num_train_epochs": 8}
     run = trainer(tmp_path, rows=ROWS, reward=constant, learning_rate=0.0, num_ppo_epochs=1, **options)
     ended = []
-    sample = run.actor.sample
+    sample = run.collector.sample
 
     def keep(*args):
-        responses = sample(*args)
+        found = sample(*args)
+        responses = found.responses
         ended.append([response[-1] == stop for response in responses])
         assert all(stop not in response[:-1] for response in responses)
         assert all(len(response) == 20 for response, e in zip(responses, ended[-1], strict=True) if not e)
-        return responses
+        return found
 
-    run.actor.sample = keep
+    run.collector.sample = keep
     run.train()
     assert 0 < sum(map(sum, ended)) < 256
     for row, flags in zip(metrics(tmp_path), ended, strict=True):

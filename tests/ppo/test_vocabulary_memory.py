@@ -5,7 +5,7 @@ import torch
 from tiny_ppo import trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf.models import token_logprobs as response
+from rlhf.models import actor_critic as response
 
 
 class Largest(TorchDispatchMode):
@@ -31,11 +31,11 @@ def test_the_largest_tensor_is_far_below_batch_x_response_x_vocabulary(tmp_path,
     run._begin(0)
     Largest.most = 0
     with Largest():
-        experience = run.act(1, run.prompts[:4])
-        run.learn(1, experience, run.judge(experience.rollout))
-    tokens = int(experience.rollout.mask.sum())
+        rollout = run.collect(1, run.prompts[:4])
+        run.learn(1, rollout, run.compute_advantages(rollout, run.scaler))
+    tokens = int(rollout.mask.sum())
     assert tokens > 2 * length  # the responses are long
     weights = max(p.numel() for p in run.roles.trained.parameters())
-    text = experience.rollout.ids.numel() * 128  # states of a pass, at the width of the widest layer
+    text = rollout.ids.numel() * 128  # states of a pass, at the width of the widest layer
     assert Largest.most <= max(16 * vocabulary, weights, text)
     assert Largest.most < tokens * vocabulary / 2

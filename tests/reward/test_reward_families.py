@@ -26,8 +26,8 @@ from rlhf.reward.scoring import score_tokens
 ROWS = [{"prompt": [{"role": "user", "content": "a few words " * (i + 1)}]} for i in range(4)]
 
 
-def experience(run):
-    return run.act(1, run.prompts[: run.batch_size])
+def collect(run):
+    return run.collect(1, run.prompts[: run.batch_size])
 
 
 def by_hand(model, tokenizer, run, out):
@@ -36,7 +36,7 @@ def by_hand(model, tokenizer, run, out):
     for prompt, response in zip(out.prompts, out.responses, strict=True):
         text = str(run.processing_class.decode(response, skip_special_tokens=True)).strip()
         ids = encode_response(tokenizer, prompt.content, text)
-        ids = ids if response[-1] in run.actor.eos_ids else ids[:-1]
+        ids = ids if response[-1] in run.collector.eos_ids else ids[:-1]
         row = torch.tensor([encode_prompt(tokenizer, prompt.content) + ids])
         with torch.no_grad():
             scores.append(score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))[0])
@@ -99,7 +99,7 @@ def test_a_model_without_a_decoders_head_reads_a_pair_of_texts(tmp_path, make, g
         parameter.data.mul_(5)  # or every tiny model says nearly the same
     model = saved(tmp_path / "judge", model, None if given else tokenizer).eval()
     run = trainer(tmp_path, rows=ROWS, reward=model, given={"reward_processing_classes": tokenizer} if given else {})
-    out = experience(run)
+    out = collect(run)
     expected = []
     for prompt, response in zip(out.prompts, out.responses, strict=True):
         ids = tokenizer(prompt.text, decode_response(run.processing_class, response))["input_ids"]
@@ -107,7 +107,7 @@ def test_a_model_without_a_decoders_head_reads_a_pair_of_texts(tmp_path, make, g
             expected.append(model(input_ids=torch.tensor([ids])).logits[0, 0])
     assert len({len(row) for row in out.responses} | {len(prompt.input_ids) for prompt in out.prompts}) > 1
     assert torch.stack(expected).std() > 1e-3
-    assert_close(out.rollout.raw_score, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert_close(out.raw_score, torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
@@ -115,7 +115,7 @@ def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
     config.max_position_embeddings = 20
     run = trainer(tmp_path, rows=ROWS, reward=kind(config), given={"reward_processing_classes": tokenizer})
     with pytest.raises(UserError, match="prompt and response of at most 20 tokens, found"):
-        experience(run)
+        collect(run)
 
 
 def test_an_encoder_without_a_tokenizer_is_refused(tmp_path):
@@ -128,18 +128,18 @@ def test_a_decoder_of_another_family_reads_its_own_template(tmp_path):
     model, tokenizer = tiny.gpt2_reward(), prepare_tokenizer(tiny.gpt2_tokenizer())
     give_distinct_pad(tokenizer)
     run = trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": tokenizer})
-    out = experience(run)
-    assert_close(out.rollout.raw_score, by_hand(model, tokenizer, run, out), atol=1e-5, rtol=0)
+    out = collect(run)
+    assert_close(out.raw_score, by_hand(model, tokenizer, run, out), atol=1e-5, rtol=0)
 
 
 def test_a_model_of_the_same_family_reads_the_tokens(tmp_path):
     run = trainer(tmp_path, given={"reward_processing_classes": tiny.chat_tokenizer()})
-    out = experience(run)
+    out = collect(run)
     rows = [torch.tensor([p.input_ids + r]) for p, r in zip(out.prompts, out.responses, strict=True)]
     with torch.no_grad():
         model = run.roles.reward.model
         expected = [score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))[0] for row in rows]
-    assert_close(out.rollout.raw_score, torch.stack(expected), atol=1e-5, rtol=0)
+    assert_close(out.raw_score, torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_a_model_of_another_family_is_found_by_the_tokenizer_in_its_folder(tmp_path):
@@ -147,8 +147,8 @@ def test_a_model_of_another_family_is_found_by_the_tokenizer_in_its_folder(tmp_p
     tokenizer = tiny.gpt2_tokenizer()
     model = saved(tmp_path / "judge", tiny.gpt2_reward(), tokenizer)
     run = trainer(tmp_path, "llama", reward=model)
-    out = experience(run)
-    assert_close(out.rollout.raw_score, by_hand(model, prepare_tokenizer(tokenizer), run, out), atol=1e-5, rtol=0)
+    out = collect(run)
+    assert_close(out.raw_score, by_hand(model, prepare_tokenizer(tokenizer), run, out), atol=1e-5, rtol=0)
 
 
 def test_a_folder_with_the_policys_tokenizer_and_a_pad_token_of_its_own_is_the_same_family(tmp_path):
@@ -158,7 +158,7 @@ def test_a_folder_with_the_policys_tokenizer_and_a_pad_token_of_its_own_is_the_s
     policy.add_special_tokens({"pad_token": "[PAD]"})  # as TRL's example does, without a row for it
     model = saved(tmp_path / "judge", tiny.llama_reward(), judge)
     run = trainer(tmp_path, reward=model, given={"processing_class": policy, "value_model": tiny.llama_reward()})
-    assert isinstance(run.actor.rewards[0], TokenReward)
+    assert isinstance(run.collector.rewards[0], TokenReward)
 
 
 @pytest.mark.parametrize(

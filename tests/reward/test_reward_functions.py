@@ -26,8 +26,8 @@ def sometimes(completion_ids, **_):
     return [None if i % 2 else 10.0 for i in range(len(completion_ids))]
 
 
-def experience(run):
-    return run.act(1, run.prompts[: run.batch_size])
+def collect(run):
+    return run.collect(1, run.prompts[: run.batch_size])
 
 
 def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
@@ -38,15 +38,15 @@ def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
         return [1.5] * len(prompts)
 
     run = trainer(tmp_path, rows=TEXTS, reward=keep)
-    out = experience(run)
+    out = collect(run)
     assert seen["prompts"] == [row["prompt"] for row in TEXTS]
     assert seen["ids"] == out.responses
     assert seen["completions"] == [
         run.processing_class.decode(r, skip_special_tokens=True).strip() for r in out.responses
     ]
     assert seen["columns"] == {"topic": ["t0", "t1", "t2", "t3"], "weight": [0, 1, 2, 3]}
-    assert out.rewards == ["keep"]
-    assert out.rollout.raw_score.tolist() == [1.5] * 4
+    assert out.reward_names == ["keep"]
+    assert out.raw_score.tolist() == [1.5] * 4
 
 
 def test_conversations_are_answered_by_messages(tmp_path):
@@ -56,7 +56,7 @@ def test_conversations_are_answered_by_messages(tmp_path):
         seen.extend(completions)
         return [0.0] * len(completions)
 
-    experience(trainer(tmp_path, reward=keep))
+    collect(trainer(tmp_path, reward=keep))
     assert all([message["role"] for message in completion] == ["assistant"] for completion in seen)
 
 
@@ -64,13 +64,13 @@ def test_several_rewards_are_weighed_and_logged_by_name(tmp_path):
     model = tiny.llama_reward()
     model.config.name_or_path = "some/judge"
     run = trainer(tmp_path, reward=[lengths, model, sometimes], reward_weights=[0.5, 2.0, -1.0], max_steps=1)
-    out = experience(run)
-    scores = out.rollout.scores
-    assert out.rewards == ["lengths", "judge", "sometimes"]
+    out = collect(run)
+    scores = out.scores
+    assert out.reward_names == ["lengths", "judge", "sometimes"]
     assert scores[:, 0].tolist() == [len(r) for r in out.responses]
     assert [math.isnan(x) for x in scores[:, 2].tolist()] == [False, True, False, True]
     no_opinion_is_0 = torch.tensor([10.0, 0.0, 10.0, 0.0])
-    assert_close(out.rollout.raw_score, 0.5 * scores[:, 0] + 2.0 * scores[:, 1] - no_opinion_is_0)
+    assert_close(out.raw_score, 0.5 * scores[:, 0] + 2.0 * scores[:, 1] - no_opinion_is_0)
     run.train()
     (row,) = metrics(tmp_path)
     assert row["rewards/sometimes/mean"] == 10.0
@@ -113,7 +113,7 @@ def test_a_peft_reward_model_scores_with_its_adapter_and_starts_the_critic(tmp_p
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_without_a_model_the_critic_starts_as_the_policy_at_0(tmp_path, lora):
     run = trainer(tmp_path, reward=lengths, lora=lora, max_steps=1)
-    assert experience(run).rollout.values.abs().max() == 0
+    assert collect(run).values.abs().max() == 0
     run.train()
     assert isinstance(run.roles.trained.critic, LlamaForSequenceClassification) or lora
 
@@ -144,14 +144,16 @@ def test_a_function_with_too_few_numbers_is_named(tmp_path):
         return [1.0]
 
     with pytest.raises(UserError, match="reward short: expected 4 numbers, found 1"):
-        experience(trainer(tmp_path, reward=short))
+        collect(trainer(tmp_path, reward=short))
 
 
 def test_scores_of_the_reference_have_mean_0_and_deviation_1_before_ppo(tmp_path, capsys):
     rows = [{"prompt": "a b c d e"[: i % 9 + 1], "prompt_id": str(i)} for i in range(1024)]
     run = trainer(tmp_path, rows=rows, score_norm_samples=1024, max_steps=1, disable_tqdm=False)
     run._begin(0)
-    scores = torch.cat([run.act(2 + i, run.prompts[i * 128 :][:128]).rollout.score for i in range(8)])  # new samples
+    scores = torch.cat(
+        [run.compute_advantages(run.collect(2 + i, run.prompts[i * 128 :][:128]), run.scaler).score for i in range(8)]
+    )  # new samples
     assert abs(scores.mean()) < 0.05
     assert abs(scores.std() - 1) < 0.05
     assert "scores of the reference: mean" in capsys.readouterr().out
@@ -205,7 +207,7 @@ def test_close_truncated_reaches_every_model(tmp_path, family):
     cut, closed = (
         trainer(tmp_path / str(value), reward=model, given=given, close_truncated=value) for value in (False, True)
     )
-    first, second = experience(cut), experience(closed)
+    first, second = collect(cut), collect(closed)
     assert first.responses == second.responses
-    assert not first.rollout.ended.any()
-    assert (first.rollout.raw_score != second.rollout.raw_score).all()
+    assert not first.ended.any()
+    assert (first.raw_score != second.raw_score).all()

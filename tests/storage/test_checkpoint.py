@@ -197,11 +197,11 @@ class Counting(TrainerCallback, ExportableState):
 def test_logs_callbacks_and_skipped_updates_go_on(tmp_path):
     runs = [trainer(tmp_path, given={"callbacks": [Counting]}, max_steps=2) for _ in range(2)]
     first, again = runs
-    first.flow.callbacks[-1].learner = first.learner
+    first.callbacks.callbacks[-1].learner = first.learner
     first.train()
-    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (0, 0)
-    assert again._resume(True) == 1
-    assert (again.learner.skips.in_a_row, again.flow.callbacks[-1].seen) == (5, 1)
+    assert (again.learner.skips.in_a_row, again.callbacks.callbacks[-1].seen) == (0, 0)
+    assert again.checkpoints.load(True) == (1, 2 * 2)
+    assert (again.learner.skips.in_a_row, again.callbacks.callbacks[-1].seen) == (5, 1)
     assert again.state.log_history == first.state.log_history
     assert [row["step"] for row in again.state.log_history] == [1]
 
@@ -243,7 +243,7 @@ def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
         "data_seed": 5,
         "episode": 4,
         "skipped_in_a_row": 0,
-        "warnings": run.watch.state(),
+        "warnings": run.health.state(),
         "processes": Accelerator().num_processes,
         "engine": "NO",
         "frozen": {},  # all is trained

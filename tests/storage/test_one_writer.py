@@ -25,13 +25,13 @@ def test_a_trainer_is_the_one_writer_of_its_folder(tmp_path, other):  # noqa: F8
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_trainer_holds_the_lock_while_it_trains(tmp_path, breaks):
     run, seen = trainer(tmp_path / "new", max_steps=1), []
-    act = run.act
+    collect = run.collect
 
     def noted(*args):
         seen.append(owner(tmp_path / "new"))
-        return 1 / 0 if breaks else act(*args)
+        return 1 / 0 if breaks else collect(*args)
 
-    run.act = noted
+    run.collect = noted
     with pytest.raises(ZeroDivisionError) if breaks else nullcontext():
         run.train()
     assert seen == [_self()]

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-
-from rlhf.models.unwrap import unwrap_peft
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,13 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(_NAME)
 
 
-def packs(model: PreTrainedModel | PeftModel, longest: int) -> bool:
-    """Whether a model takes texts of at most so many tokens in one row, with `packed` beside it."""
-    inner = unwrap_peft(model)
-    window = getattr(inner.config, "sliding_window", None) or longest
-    return inner.config._attn_implementation == _NAME and inner.device.type == "cpu" and longest <= window
+def packs(model: PreTrainedModel, longest: int) -> bool:
+    """Whether a model, without a PEFT one around it, takes texts of at most so many tokens in one row.
+
+    `packed` says beside the row which tokens are whose.
+    """
+    window = getattr(model.config, "sliding_window", None) or longest
+    return model.config._attn_implementation == _NAME and model.device.type == "cpu" and longest <= window
 
 
 def causal_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlhf.generation import decode as engine
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import uniforms
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.lora import add_lora
 
@@ -94,8 +94,10 @@ def test_responses_are_the_same(monkeypatch):
     u = uniforms(0, 0, ["a", "b", "c"], 8)
     kinds = []
     head = model.get_base_model().lm_head
+    seen = model.register_forward_pre_hook(lambda *_: kinds.append(head.weight.dtype))
     with torch.autocast(**BF16):
-        found = engine.generate(model, prompts, u, [1], 1.0, lambda *shape: kinds.append(head.weight.dtype))
+        found = engine.generate(model, prompts, u, [1], 1.0)
+        seen.remove()
         assert set(kinds) == {torch.bfloat16}
         monkeypatch.setattr(engine, "frozen_cast", lambda model: torch.no_grad())
         assert found == engine.generate(model, prompts, u, [1], 1.0)

@@ -12,8 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, uniforms
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.kernels import onednn_linear as module
 from rlhf.models.kernels.onednn_linear import Prepacked, layout_bytes, prepacked

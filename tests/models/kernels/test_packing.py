@@ -10,10 +10,9 @@ from test_attention import model_of
 from torch.testing import assert_close
 from transformers import LlamaModel
 
-from rlhf.models.actor_critic import ActorCritic, ValueHead, disable_dropout
+from rlhf.models.actor_critic import ActorCritic, ValueHead, disable_dropout, trunk_states
 from rlhf.models.kernels import attention
 from rlhf.models.kernels.attention import pack, packs, use_cpu_attention
-from rlhf.models.token_logprobs import trunk_states
 from rlhf.reward.scoring import score_tokens
 
 # Three texts of 5, 3 and 4 tokens; 7 and 8 begin them all.

@@ -5,8 +5,7 @@ import torch
 from test_attention import model_of
 from torch.testing import assert_close
 
-from rlhf.generation.decode import generate
-from rlhf.generation.sampling import uniforms
+from rlhf.generation.decode import generate, inverse_cdf, uniforms
 from rlhf.generation.static import StaticDecoder
 from rlhf.models.actor_critic import disable_dropout
 from rlhf.models.kernels.unmasked import PLAIN_KINDS, is_plain, unmasked, without_looks
@@ -46,7 +45,7 @@ def test_tokens_are_those_of_a_cache_that_grows(kind):
     twin = SamplingCopy(model, None)
     twin.refresh()
     with torch.no_grad():
-        rows = StaticDecoder().decode(twin.model, PROMPTS, u, [1, 33, 50], 1.0, lambda *_: None)
+        rows, _ = StaticDecoder().decode(twin.model, PROMPTS, u, [1, 33, 50], 1.0, inverse_cdf)
     assert [row[: len(own)] for row, own in zip(rows, expected, strict=True)] == expected
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rlhf.config import PPOConfig
 from rlhf.perf.hardware import matmul_peak
-from rlhf.ppo.work import Meter, Work
+from rlhf.perf.work import Meter, Work
 
 _WORTH = 0.05  # share of the time; less is not worth a word
 _MUCH_PADDING = 15  # per cent
@@ -53,7 +53,7 @@ def report(work: dict[str, Work], now: Conditions) -> list[str]:
 
 def _phase(name: str, one: Work, share: float) -> str:
     of = "what memory and matrix products allow" if name == "generate" else "this machine's matrix-product peak"
-    return f"{name} takes {share:.0%} of the time, at {one.limit:.0%} of {of}, {one.padding:.0f}% padding"
+    return f"{name} takes {share:.0%} of the time, at {one.utilisation:.0%} of {of}, {one.padding:.0f}% padding"
 
 
 Rule = Callable[[dict[str, Work], float, Conditions], tuple[float, str]]  # share of the time saved, and by what
@@ -82,14 +82,14 @@ def _checkpointing(work: dict[str, Work], whole: float, now: Conditions) -> tupl
 def _bf16(work: dict[str, Work], whole: float, now: Conditions) -> tuple[float, str]:
     if now.bf16 < _FAST:
         return 0, ""
-    busy = sum(work[name].seconds for name in ("score", "learn") if name in work and work[name].limit > _BUSY)
+    busy = sum(work[name].seconds for name in ("score", "learn") if name in work and work[name].utilisation > _BUSY)
     saved = busy * (1 - 1 / now.bf16) / whole
     return saved, f"bf16: true, whose matrix products are {now.bf16:.1f} times as fast here"
 
 
 def _batch(work: dict[str, Work], whole: float, now: Conditions) -> tuple[float, str]:
     generate = work.get("generate")
-    if generate is None or not now.gpu or generate.limit > _LAUNCH_BOUND:
+    if generate is None or not now.gpu or generate.utilisation > _LAUNCH_BOUND:
         return 0, ""
     words = (
         "twice the global_batch_size (or gradient_accumulation_steps), since sampling twice the responses takes "

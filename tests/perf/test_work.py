@@ -1,5 +1,6 @@
 """Tokens, padding and share of the limit: as the models themselves saw it, and by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,10 @@ from tiny_ppo import metrics, trainer
 
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.kernels.attention import use_cpu_attention
-from rlhf.perf.flops import Flops
+from rlhf.perf import work as module
+from rlhf.perf.work import Flops, Meter, StepPasses, Work, rates, total
 from rlhf.ppo import metrics as rows
-from rlhf.ppo import work as module
-from rlhf.ppo.work import Meter, Work, rates, total
+from rlhf.ppo.trainer import PhaseTimer
 
 RAGGED = [{"prompt": "a b c d e f g h i j k l m n o p"[: 1 + 5 * i]} for i in range(6)]
 PHASES = ("generate", "score", "learn")
@@ -23,17 +24,18 @@ PHASES = ("generate", "score", "learn")
 def watched(run):
     """The trainer, and columns times rows that each model saw in each phase of each step."""
     now, seen = [], []
-    timed, act = run._timed, run.act
+    collect = run.collect
 
-    def phase(name):
-        now.append(name)
-        return timed(name)
+    class Phases(PhaseTimer):
+        def __call__(self, phase):
+            now.append(phase)
+            return super().__call__(phase)
 
     def step(*args):
         seen.append(dict.fromkeys(PHASES, 0))
-        return act(*args)
+        return collect(*args)
 
-    run._timed, run.act = phase, step
+    run.timer, run.collect = Phases(run.accelerator.device), step
     models = [run.roles.trained.policy, run.roles.trained.critic, run.roles.reference.model, run.roles.reward.model]
     inner = {id(m): m for m in (getattr(m, "get_base_model", lambda m=m: m)() for m in models if hasattr(m, "config"))}
 
@@ -82,12 +84,12 @@ def test_what_is_counted_is_what_the_models_saw(tmp_path, options):
     for counted, computed in zip(run.work, seen, strict=True):
         assert {name: one.computed for name, one in counted.items()} == computed
         assert all(0 < one.real <= one.computed for one in counted.values())
-        assert all(one.floor > 0 for one in counted.values())
+        assert all(one.ideal_seconds > 0 for one in counted.values())
     for row, counted in zip(metrics(tmp_path), run.work, strict=True):
         for name, one in counted.items():
             assert row[f"perf/{name}/tokens_per_second"] == pytest.approx(one.tokens / row[f"time/{name}"])
             assert row[f"perf/{name}/padding"] == pytest.approx(100 - 100 * one.real / one.computed)
-            assert row[f"perf/{name}/limit"] == pytest.approx(one.floor / row[f"time/{name}"])
+            assert row[f"perf/{name}/limit"] == pytest.approx(one.ideal_seconds / row[f"time/{name}"])
 
 
 def test_a_policy_counts_with_its_adapters_whatever_comes_first(tmp_path):
@@ -110,66 +112,58 @@ def test_responses_from_outside_are_not_generated_and_no_reward_is_asked(tmp_pat
     }
 
 
-def constructed(monkeypatch, rank=0, world=1, packed=False):
+def constructed(monkeypatch, rank=0, packed=False):
     """A meter of a machine with 1000 FLOP/s and 100 bytes a second, after a step of three rows, for tiny.llama."""
     monkeypatch.setattr(module, "matmul_peak", lambda device, dtype: 1000.0)
     monkeypatch.setattr(module, "memory_bandwidth", lambda device: 100.0)
     policy, critic, reference = tiny.llama(), tiny.llama_reward(), tiny.llama()
     for model in (policy, critic, reference) if packed else ():
         use_cpu_attention(model)
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"), mixed_precision="no", process_index=rank, num_processes=world
-    )
-    roles = SimpleNamespace(trained=SimpleNamespace(policy=policy, critic=critic), reference=FrozenRole(reference))
-    actor = SimpleNamespace(
-        roles=roles,
-        accelerator=accelerator,
-        rewards=[],
-        asked=[],
-        decoded=[(3, 4), (3, 1), (2, 1)],
-        observed=[[1, 0], [2]],
-    )
-    # Prompts of 4, 2 and 3 tokens, responses of 3, 1 and 2.
-    experience = SimpleNamespace(
-        prompts=[SimpleNamespace(input_ids=[7] * n) for n in (4, 2, 3)],
+    trained = SimpleNamespace(policy=policy, critic=critic, policy_base=policy, critic_base=critic)
+    meter = Meter(trained, FrozenRole(reference), {}, torch.device("cpu"), torch.float32)
+    # Prompts of 4, 2 and 3 tokens, responses of 3, 1 and 2. The last row of rank 1 is padding.
+    planned = StepPasses(
+        prompts=[[7] * n for n in (4, 2, 3)],
         responses=[[7] * n for n in (3, 1, 2)],
-        n_global=3 * world - rank,  # the last row of rank 1 is filler
+        n_valid=3 if rank == 0 else 2,
+        calls=[(3, 4), (3, 1), (2, 1)],
+        scored=[[1, 0], [2]],
     )
-    return Meter(actor), experience, Flops.of(policy), Flops.of(critic)
+    return meter, planned, Flops.of(policy), Flops.of(critic)
 
 
 def test_a_packed_step_by_hand(monkeypatch):
-    meter, experience, policy, critic = constructed(monkeypatch, packed=True)
+    meter, planned, policy, critic = constructed(monkeypatch, packed=True)
     passes = [[0, 2], [1], []]
-    work = meter.step(experience, passes, {"score": 2.0, "learn": 4.0})
+    work = meter.step(replace(planned, learned=passes), {"score": 2.0, "learn": 4.0})
     # All texts are of one token: of 7 and 3 the second is the beginning of the first, of 7 and 5 likewise.
     score, learn = work["score"], work["learn"]
     assert (score.tokens, score.real, score.computed) == (15, 3 * (7 + 5), 3 * (7 + 5))
     needed = 2 * policy.forward([7, 3, 5], 6, [3]) + critic.forward([7, 3, 5], 0, [3])
-    assert score.floor == pytest.approx(needed / 1000)
+    assert score.ideal_seconds == pytest.approx(needed / 1000)
     # The first one once more for nothing, by a rank without rows.
     assert (learn.tokens, learn.real, learn.computed) == (15, 2 * (7 + 3), 2 * (7 + 3 + 7))
     needed = policy.training([7, 3, 5], 6, [5]) + critic.training([7, 3, 5], 0, [5])
-    assert learn.floor == pytest.approx(needed / 1000)
+    assert learn.ideal_seconds == pytest.approx(needed / 1000)
 
 
 def test_what_a_window_cuts_goes_through_with_padding(monkeypatch):
-    meter, experience, _, _ = constructed(monkeypatch, packed=True)
-    meter.roles.trained.policy.config.sliding_window = 5
-    meter.roles.trained.critic = meter.roles.trained.policy
+    meter, planned, _, _ = constructed(monkeypatch, packed=True)
+    meter.trained.policy.config.sliding_window = 5
+    meter.trained.critic = meter.trained.critic_base = meter.trained.policy
     passes = [[0], [1, 2]]
-    learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
+    learn = meter.step(replace(planned, learned=passes), {"learn": 4.0})["learn"]
     # 7 by itself; of 3 and 5 the first is the beginning of the second.
     assert (learn.real, learn.computed) == (2 * (7 + 5), 2 * (7 + 5))
     passes = [[0, 1], [2]]
-    learn = meter.step(experience, passes, {"learn": 4.0})["learn"]
+    learn = meter.step(replace(planned, learned=passes), {"learn": 4.0})["learn"]
     assert (learn.real, learn.computed) == (2 * (7 + 3 + 5), 2 * (14 + 5))
 
 
 def test_a_step_by_hand(monkeypatch):
-    meter, experience, policy, critic = constructed(monkeypatch)
+    meter, planned, policy, critic = constructed(monkeypatch)
     passes = [[0, 2], [1], []]
-    work = meter.step(experience, passes, {"generate": 1.0, "score": 2.0, "learn": 4.0})
+    work = meter.step(replace(planned, learned=passes), {"generate": 1.0, "score": 2.0, "learn": 4.0})
     generate, score, learn = (work[name] for name in PHASES)
 
     # 9 tokens of prompts in 12 places; then 2 + 0 + 1 that had to be fed, of 5.
@@ -177,37 +171,37 @@ def test_a_step_by_hand(monkeypatch):
     fed = 2 * (policy.matrices + policy.head) * 3 + 2 * policy.attention * (5 + 6 + 4)
     moved = 2 * 4 * (policy.matrices + policy.head) + (5 + 6 + 4) * 64 * 4
     assert moved / 100 > fed / 1000  # memory is what holds it up
-    assert generate.floor == pytest.approx(policy.forward([4, 2, 3], 3) / 1000 + moved / 100)
+    assert generate.ideal_seconds == pytest.approx(policy.forward([4, 2, 3], 3) / 1000 + moved / 100)
 
     # Texts of 7, 3 and 5 tokens, through three models; 7 and 3 together.
     assert (score.tokens, score.real, score.computed) == (15, 45, 3 * (14 + 5))
     needed = 2 * policy.forward([7, 3, 5], 6) + critic.forward([7, 3, 5])
-    assert score.floor == pytest.approx(needed / 1000)
+    assert score.ideal_seconds == pytest.approx(needed / 1000)
 
     # 7 and 5 together, 3 alone, and the first once more for nothing, through two models.
     assert (learn.tokens, learn.real, learn.computed) == (15, 30, 2 * (14 + 3 + 7))
     needed = policy.training([7, 3, 5], 6) + critic.training([7, 3, 5])
-    assert learn.floor == pytest.approx(needed / 1000)
+    assert learn.ideal_seconds == pytest.approx(needed / 1000)
 
 
 def test_decoding_that_computes_longer_than_it_reads_is_held_to_that(monkeypatch):
-    meter, experience, policy, _ = constructed(monkeypatch)
+    meter, planned, policy, _ = constructed(monkeypatch)
     monkeypatch.setattr(module, "memory_bandwidth", lambda device: 1e9)
-    [generate] = meter.step(experience, [], {"generate": 1.0}).values()
+    [generate] = meter.step(planned, {"generate": 1.0}).values()
     fed = 2 * (policy.matrices + policy.head) * 3 + 2 * policy.attention * (5 + 6 + 4)
-    assert generate.floor == pytest.approx((policy.forward([4, 2, 3], 3) + fed) / 1000)
+    assert generate.ideal_seconds == pytest.approx((policy.forward([4, 2, 3], 3) + fed) / 1000)
 
 
 def test_filler_rows_are_padding(monkeypatch):
-    meter, experience, _, _ = constructed(monkeypatch, rank=1, world=2)
-    work = meter.step(experience, [[0, 1]], dict.fromkeys(PHASES, 1.0))
+    meter, planned, _, _ = constructed(monkeypatch, rank=1)
+    work = meter.step(replace(planned, learned=[[0, 1]]), dict.fromkeys(PHASES, 1.0))
     assert (work["generate"].tokens, work["generate"].real, work["generate"].computed) == (4, 6 + 2, 12 + 5)
     assert (work["score"].tokens, work["score"].real, work["score"].computed) == (10, 30, 3 * (14 + 5))
     assert work["learn"].tokens == 10
 
 
 def test_rates_by_hand():
-    two_ranks = Work(tokens=600, real=900, computed=1000, floor=1.0, seconds=4.0)
+    two_ranks = Work(tokens=600, real=900, computed=1000, ideal_seconds=1.0, seconds=4.0)
     assert rates({"learn": two_ranks}, 2) == {
         "perf/learn/tokens_per_second": 300.0,  # 600 in 2 seconds
         "perf/learn/padding": pytest.approx(10.0),
@@ -221,7 +215,7 @@ def test_a_row_has_the_sums_of_all_ranks(monkeypatch):
 
     def row(work, all_sum):
         monkeypatch.setattr(rows, "all_sum", all_sum)
-        return rows.metrics_row(rollout(), targets(), learned(), 0.1, ARGS, Rank(0, 2), ["judge"], {"score": work})
+        return rows.metrics_row(rollout(), targets(), learned(), 0.1, ARGS, Rank(0, 2), {"score": work})
 
     row(others, lambda _, values: sent.setdefault("others", values))
     found = row(mine, lambda _, values: values + sent["others"])

@@ -4,12 +4,12 @@ import pytest
 from test_rollout import config
 from tiny_ppo import trainer
 
-from rlhf.ppo.throughput import Conditions, report
-from rlhf.ppo.work import Work
+from rlhf.perf.throughput import Conditions, report
+from rlhf.perf.work import Work
 
 
 def phase(seconds, limit=0.5, padding=0.0):
-    return Work(tokens=1, real=100 - padding, computed=100, floor=limit * seconds, seconds=seconds)
+    return Work(tokens=1, real=100 - padding, computed=100, ideal_seconds=limit * seconds, seconds=seconds)
 
 
 def phases(generate=2.0, score=1.0, learn=7.0, **learning):
