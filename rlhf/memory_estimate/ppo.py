@@ -56,17 +56,17 @@ def dry_run(
         configs = [policy, reward] if layers is None else [shallow(config, layers) for config in (policy, reward)]
         with torch.device("meta" if layers is None else "cpu"):
             model = AutoModelForCausalLM.from_config(configs[0], dtype=dtype)
-            judge = AutoModelForSequenceClassification.from_config(configs[1], dtype=dtype)
-        model.name_or_path, judge.name_or_path = policy.name_or_path, reward.name_or_path
-        return build_roles(args, model, None, judge, None, peft_config)
+            reward_model = AutoModelForSequenceClassification.from_config(configs[1], dtype=dtype)
+        model.name_or_path, reward_model.name_or_path = policy.name_or_path, reward.name_or_path
+        return build_roles(args, model, None, reward_model, None, peft_config)
 
-    whole = roles(None)
+    full = roles(None)
     sharding = Sharding.of(args)
-    accelerator.print("\n".join(parameter_lines(describe_roles(whole))))
+    accelerator.print("\n".join(parameter_lines(describe_roles(full))))
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
     accelerator.print(batch_line(args, "prompts"))
-    parts = _models(args, whole, sharding)
+    parts = _models(args, full, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
     layouts = args.use_cpu and available() and sharding.stage < 3
 
@@ -79,11 +79,11 @@ def dry_run(
     rollout = _rollout(args, policy, width, kept=bool(kept))
     parts.append(Part("activations, logits", learning=learning, rollout=rollout))
     if kept:
-        parts += _for_a_gpu(args, whole, kept, sharding)
+        parts += _for_a_gpu(args, full, kept, sharding)
     if layouts:
-        parts.append(_layouts(args, whole, peft_config is not None))
+        parts.append(_layouts(args, full, peft_config is not None))
     if peft_config is not None and args.use_cpu:  # on a GPU the merge happens in main memory
-        merged = sum(numel(p) * p.element_size() for p in whole.trained.policy.parameters())
+        merged = sum(numel(p) * p.element_size() for p in full.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
     verdict(parts, base, args.use_cpu, accelerator.print)
 

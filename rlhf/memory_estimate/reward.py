@@ -47,8 +47,8 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
             return AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
 
     sharding = Sharding.of(args)
-    whole = build(None)
-    trainable, total = trainable_share(whole)
+    full = build(None)
+    trainable, total = trainable_share(full)
     accelerator.print(
         f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})"
     )
@@ -66,5 +66,5 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
 
     # One forward pass holds both sides of each pair.
     learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
-    parts = [sharding.trained("reward", whole, str(args.optim)), Part("activations", learning=learning)]
+    parts = [sharding.trained("reward", full, str(args.optim)), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, accelerator.print)

@@ -62,13 +62,13 @@ class Saver:
         step: int,
         limit: int | None,
         facts: Mapping[str, object],
-        beside: Callable[[Path], None],
+        write_more: Callable[[Path], None],
         wait: bool = False,
     ) -> None:
         """Write the checkpoint of a step; a UserError if that fails.
 
-        limit: checkpoints to keep; older ones are deleted once this one is complete. facts: for step.json. beside:
-        writes further files on rank 0. wait: return only when all of this is done.
+        limit: checkpoints to keep; older ones are deleted once this one is complete. facts: for step.json.
+        write_more: writes further files on rank 0. wait: return only when all of this is done.
         """
         self.check(wait=True)
         accelerator, main = self.accelerator, self.accelerator.is_main_process
@@ -83,7 +83,7 @@ class Saver:
             self._write_files(aside)
             if main:
                 write_step(aside, step, {**facts, **run_facts(accelerator)})
-                beside(aside)
+                write_more(aside)
 
         try:
             # Engines use collectives of their own here: the other ranks wait in one of them, and end with this rank.
@@ -97,7 +97,7 @@ class Saver:
         names = set(all_rows([path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]))
         self.step, self._since, self._pending = step, time.monotonic(), True
         if main:
-            self._thread = threading.Thread(target=self._make_whole, args=(aside, target, limit, names))
+            self._thread = threading.Thread(target=self._complete, args=(aside, target, limit, names))
             self._thread.start()
         self.check(wait=wait or not self._in_block)
 
@@ -110,7 +110,7 @@ class Saver:
         with without_frozen_weights(self.trained):
             save_state(self.accelerator, aside, **options)
 
-    def _make_whole(self, aside: Path, target: Path, limit: int | None, names: set[str]) -> None:
+    def _complete(self, aside: Path, target: Path, limit: int | None, names: set[str]) -> None:
         try:
             try:
                 wait_to_see(aside, names)
@@ -132,9 +132,9 @@ class Saver:
         """
         if self._pending:
             self._pending = False
-            self._pending = not from_main(lambda: self._is_whole(wait))
+            self._pending = not from_main(lambda: self._is_complete(wait))
 
-    def _is_whole(self, wait: bool) -> bool:
+    def _is_complete(self, wait: bool) -> bool:
         assert self._thread is not None
         if wait:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""The global batch and what follows from it; the device that a run is for."""
+"""The global batch size and what it determines; checks of devices."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ KINDS = [PPOStageConfig, RewardStageConfig]
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Pretend that the launcher has started so many, for what is read before they meet."""
+    """Pretend that the launcher has started that many processes."""
 
     def start(number):
         monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: number))
@@ -115,7 +115,7 @@ def test_a_process_that_sees_eight_devices_uses_one(kind):
 
 
 class Gpu:
-    """torch.cuda, as a V100 would answer."""
+    """torch.cuda as on a V100."""
 
     @staticmethod
     def is_bf16_supported(including_emulation=True):

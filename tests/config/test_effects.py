@@ -1,4 +1,4 @@
-"""Every field of TrainingArguments that PPOConfig takes is read where it matters."""
+"""Every field of TrainingArguments that PPOConfig supports has an effect."""
 
 import ast
 import inspect
@@ -80,7 +80,7 @@ def test_an_honoured_field_is_read_here_or_by_what_is_called_here(name):
     "name", sorted({field.name for field in fields(TrainingArguments)} - HONOURED - {"local_rank"})
 )
 def test_a_field_that_is_not_read_is_refused_by_the_script_when_set(name):
-    """The library takes do_train and its kin, for scripts of one's own; train_ppo.py reads none but do_train's yes."""
+    """The library accepts do_train and similar fields for users' scripts; train_ppo.py refuses the others."""
     field = next(field for field in fields(PPOStageConfig) if field.name == name)
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     values = {str: "x", type(None): "x", int: 7, float: 0.5, list: ["x"]}

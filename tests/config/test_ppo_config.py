@@ -1,4 +1,4 @@
-"""Arguments mean what they say: honoured, without meaning here, or refused."""
+"""Every argument has an effect, is documented as having none, or is refused."""
 
 from dataclasses import MISSING, fields
 
@@ -39,7 +39,7 @@ TRL = {
     "push_to_hub": False,
     "gradient_checkpointing": True,
 }
-# A value of each refused field that is not its default and that TrainingArguments itself would take.
+# For each refused field a value, not the default, that TrainingArguments itself accepts.
 OTHER = {
     str: "x",
     type(None): "x",
@@ -56,7 +56,7 @@ def config(**options):
 def test_every_field_of_training_arguments_has_an_answer():
     known = {field.name for field in fields(TrainingArguments)}
     listed = [set(HONOURED), set(INERT), set(REFUSED)]
-    assert set.union(*listed) == known  # a new release of transformers that adds one has to be looked at
+    assert set.union(*listed) == known  # fails if a new release of transformers adds a field
     assert sum(map(len, listed)) == len(known)
 
 

@@ -1,4 +1,4 @@
-"""What processes agree on before they compute, and sums on devices that have no float64."""
+"""How processes connect, how items are divided over ranks, and sums on devices without float64."""
 
 from datetime import timedelta
 from types import SimpleNamespace
@@ -16,12 +16,12 @@ from rlhf.functional.gae import wide, widest
 
 
 class Met(Exception):  # noqa: N818
-    """The processes would have met here."""
+    """Raised where the processes would connect."""
 
 
 @pytest.fixture
 def meeting(monkeypatch):
-    """One of two ranks, as a launcher starts it, up to the moment when it would wait for the other."""
+    """One of two ranks, as a launcher starts it, up to the point where it would wait for the other."""
     asked = {}
 
     def meet(**given):
@@ -55,7 +55,7 @@ def test_the_evaluation_waits_as_long_as_its_recipe_says(meeting, monkeypatch, t
 
 
 class NoDoubles(TorchDispatchMode):
-    """A device without float64, as Apple's: making such a tensor is a TypeError."""
+    """A device without float64, such as Apple's: creating such a tensor is a TypeError."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""What of an FSDP config is not supported is refused by one line, before anything trains."""
+"""Unsupported settings of an FSDP config are refused by one line before training."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ REFUSED = {
 
 @pytest.fixture
 def launched(monkeypatch):
-    """As `accelerate launch` starts a process with accelerate_configs/fsdp2.yaml."""
+    """The environment of a process that `accelerate launch` starts with accelerate_configs/fsdp2.yaml."""
     for name in ("OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING", "ACTIVATION_CHECKPOINTING"):
         monkeypatch.setenv(f"FSDP_{name}", "false")
     for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2"), ("WORLD_SIZE", "1")):
@@ -54,7 +54,7 @@ def test_without_a_version_accelerate_takes_the_first(launched, monkeypatch):
 
 
 class Trained(nn.Module):
-    """As much of an actor-critic as says what is sharded with what."""
+    """The part of an actor-critic that decides what is sharded together."""
 
     _no_split_modules = ("Linear",)
 

@@ -1,4 +1,4 @@
-"""Optimizers under offload: those that DeepSpeed has for the CPU, compiled once, or one line."""
+"""Optimizers under offload: DeepSpeed's own for the CPU are compiled once; others are refused by one line."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def plugin(device="cpu", **more):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """What was compiled, by a builder that does not; one that fails where `builds.error` is set."""
+    """Names of the optimizers that would be compiled; set `builds.error` to make compiling fail."""
     from deepspeed.ops import op_builder
 
     found = SimpleNamespace(names=[], error=None)

@@ -1,4 +1,4 @@
-"""Told to stop, a run ends the step it is in, saves, and goes on later as if nothing had been."""
+"""After a stop signal a run finishes its step, saves, and can be resumed as if it had never stopped."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from rlhf.storage.checkpoint import checkpoints
 
 
 def signal_in(run, phase, number, call=1):
-    """The run gets the signal as it begins the phase, the first time or a later one."""
+    """The run gets the signal when it begins the phase for the given time."""
     inner, calls = getattr(run, phase), []
 
     def interrupted(*args):

@@ -1,4 +1,4 @@
-"""Several processes: who goes first, and that all end where one fails."""
+"""Several processes: their order, ending together if one fails, and gathering in the batch's order."""
 
 from workers import launch
 

@@ -1,4 +1,4 @@
-"""What the dry run counts for a GPU, against what a run holds."""
+"""The dry run's estimates for a GPU against values by hand."""
 
 import copy
 

@@ -49,7 +49,7 @@ REWARD = {
 
 
 def run_json(folder, stage="ppo_full", more=(), **config):
-    """What a stage that is done leaves."""
+    """The files of a finished stage."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"stage": stage, "id": f"id of {stage}", "status": "done", "seed": 1, "git_commit": "abc123"} | dict(more)
     facts |= {"started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:00:00+00:00"}
@@ -80,7 +80,7 @@ def blocks(text):
 
 
 def execute(text):
-    """Run the card's two code blocks as they stand; returns what they define."""
+    """Run the card's two code blocks; returns the names that they define."""
     load, use = blocks(text)
     assert len(load.splitlines()) == 3
     names: dict = {}
@@ -280,7 +280,7 @@ def test_hostile_names_stay_inside(tmp_path):
 
 
 def shape(text):
-    """Tags of the rendered body, in order: what the words in it cannot change, unless they are read as markup."""
+    """Tags of the rendered body, in order. Texts change them only if they are read as markup."""
     html = MarkdownIt("commonmark").enable("table").render(ModelCard(text).text)
     return re.findall(r"<[^>]*>", html)
 

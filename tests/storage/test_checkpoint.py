@@ -1,4 +1,4 @@
-"""Checkpoints are whole or passed over, none is deleted that is needed, and a run that differs is told so."""
+"""Broken checkpoints are skipped, needed ones are never deleted, and a run with other settings is refused."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"step": 1}', "[" * 100_000])
 def test_a_sealed_checkpoint_that_says_no_step_is_broken(tmp_path, content):
-    """A manifest tells that files are as they were written, not that we wrote them."""
+    """A manifest shows that files are unchanged, not that rlhf wrote them."""
     made = checkpoint(tmp_path, "step-1")
     (made / "step.json").unlink() if content is None else (made / "step.json").write_text(content)
     write_manifest(made)
@@ -180,7 +180,7 @@ def test_a_broken_checkpoint_that_was_asked_for_is_refused(tmp_path):
 
 
 class Counting(TrainerCallback, ExportableState):
-    """Remembers the steps that it saw; at each it tells the learner of updates that were left out, and to stop."""
+    """Records the steps; at each one it pretends that updates were skipped, and requests a stop."""
 
     def __init__(self):
         self.seen, self.learner = 0, None
@@ -217,7 +217,7 @@ def test_rows_come_from_the_checkpoint_where_the_files_are_lost(tmp_path):
 
 
 def test_what_is_evaluated_before_the_first_step_comes_once(tmp_path):
-    """Also where a first run was cut before its first checkpoint; what the caller evaluated himself stays."""
+    """Also if a first run was interrupted before its first checkpoint; the caller's own evaluations stay."""
     held_out = {"eval_dataset": PROMPTS[:2]}
     for _ in range(2):
         run = trainer(tmp_path, given=held_out, max_steps=1, eval_on_start=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of later steps than the one that a run goes on from: set aside, and not for ever."""
+"""Checkpoints after the one that a run resumes from are renamed, and deleted in the end."""
 
 import pytest
 from test_checkpoint import checkpoint, names
@@ -53,7 +53,7 @@ def test_the_only_whole_one_stays_where_a_run_begins_anew(tmp_path):
 
 
 def test_a_run_that_goes_on_from_an_earlier_step_leaves_its_later_ones(tmp_path):
-    """Its own newest checkpoint is not what the limit deletes, and the next start finds it."""
+    """The limit does not delete the run's own newest checkpoint, and the next start finds it."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     trainer(tmp_path, **options).train()
     cut = trainer(tmp_path, **options | {"max_steps": 3}, save_total_limit=1)

@@ -1,4 +1,4 @@
-"""One writer a folder: a living owner is respected, a dead one is not waited for."""
+"""One writer per folder: a living owner is respected, a dead owner's lock is taken over."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from rlhf.storage.lock import NAME, FolderLock, _self, _start
 
 @pytest.fixture
 def other():
-    """A process that lives, and is not this one."""
+    """Another living process."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
@@ -34,7 +34,7 @@ def owner(folder):
 
 
 def start_of(pid):
-    """The 22nd field of /proc/PID/stat, read in another way than the lock does."""
+    """The 22nd field of /proc/PID/stat, parsed differently from the lock."""
     import psutil
 
     return round((psutil.Process(pid).create_time() - psutil.boot_time()) * os.sysconf("SC_CLK_TCK"))
@@ -161,7 +161,7 @@ def _no_flock(*_):
 
 @pytest.mark.parametrize("dead", [True, False])
 def test_of_many_one_becomes_the_owner(tmp_path, monkeypatch, dead):
-    """All find a dead owner, or none at all and no locks of open files, as from one node to another."""
+    """All find a dead owner, or no owner and no flock, as between nodes."""
     if not dead:
         monkeypatch.setattr(fcntl, "flock", _no_flock)
     context = multiprocessing.get_context("fork")
@@ -182,7 +182,7 @@ def test_of_many_one_becomes_the_owner(tmp_path, monkeypatch, dead):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypatch, other, links):
-    """No locks of open files, so that nothing but the file's creation decides; some file systems have no links."""
+    """Without flock, so that only the creation of the file decides; some file systems have no hard links."""
     monkeypatch.setattr(fcntl, "flock", _no_flock)
     link = os.link
 

@@ -1,4 +1,4 @@
-"""Who takes the lock: a stage, and a trainer that runs in none."""
+"""Who takes the lock: a stage, or a trainer outside a stage."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""run.json tells the truth about a stage, and files are whole or absent."""
+"""run.json tells the truth about a stage, and files are complete or absent."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints hold what is trained, are made whole while the run goes on, and come by the clock where asked for."""
+"""Checkpoints hold what is trained, are completed while training continues, and may be saved by the clock."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ GROWN = {"kl_target": 0.05, "lr_scheduler_type": "linear", "optim": "adamw_torch
 
 
 class At(TrainerCallback):
-    """Does something as a step begins."""
+    """Runs a function when a step begins."""
 
     def __init__(self, step, act):
         self.step, self.act = step, act
@@ -56,7 +56,7 @@ def test_adapters_alone_are_in_a_checkpoint_and_go_on_to_the_bit(tmp_path, famil
     for name, weights in trained(whole).items():
         assert torch.equal(weights, trained(again)[name]), name
     assert timeless(metrics(tmp_path / "again")[-1]) == timeless(metrics(tmp_path / "whole")[-1])
-    # What is asked for in between is whole, as ever.
+    # A state_dict requested in between is complete.
     assert len(whole.roles.trained.state_dict()) > len(saved)
 
 
@@ -69,7 +69,7 @@ def saved(tmp_path_factory):
 
 
 def changed(checkpoint, to, weights=None, facts=None):
-    """A copy of a checkpoint with other weights or facts in it, as whole as the first."""
+    """An intact copy of a checkpoint with other weights or facts."""
     to.mkdir()
     for path in checkpoint.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
@@ -136,7 +136,7 @@ def test_norms_tell_weights_apart_and_not_machines():
 
 @pytest.fixture
 def held(monkeypatch, request):
-    """The manifest of one step waits for a word."""
+    """The manifest of one step is written only when the test says so."""
     go, write = threading.Event(), module.write_manifest
 
     def late(folder):
@@ -173,7 +173,7 @@ def test_the_one_before_stays_until_the_next_is_whole(tmp_path, held):
 
 
 def full_after(monkeypatch, calls):
-    """From then on the disk is full for a manifest."""
+    """From a given step on, writing a manifest fails with a full disk."""
     write, made = module.write_manifest, []
 
     def fail(folder):
@@ -196,7 +196,7 @@ def test_what_goes_wrong_meanwhile_ends_the_run_by_one_line(tmp_path, monkeypatc
     assert str(failed.value).endswith("earlier checkpoints are kept: step-1")
     assert names(tmp_path) == ["step-1"]
     assert run.state.global_step <= 3
-    assert [thread for thread in threading.enumerate() if "_make_whole" in thread.name] == []
+    assert [thread for thread in threading.enumerate() if "_complete" in thread.name] == []
 
 
 @pytest.mark.parametrize("held", [1], indirect=True)
@@ -240,7 +240,7 @@ def test_a_loop_of_ones_own_waits_for_each(tmp_path):
     ],
 )
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch, options, saved):
-    """A step takes three minutes here."""
+    """Pretend that each step takes three minutes."""
     clock = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
@@ -253,7 +253,7 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch, options, saved):
 
 
 def test_the_optimizer_is_read_in_main_memory(saved, tmp_path, monkeypatch):
-    """Also where Accelerate would read it on each of several GPUs, beside the states that it goes to."""
+    """Also if Accelerate would read it on each of several GPUs, next to the states themselves."""
     places = []
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **o: (places.append(str(o.get("map_location"))), load(*a, **o))[1])

@@ -1,4 +1,4 @@
-"""Trackers get the project and the name of the run that the arguments give."""
+"""Trackers get project and run name from the arguments; rows and events are kept up to the resumed step."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from rlhf.tracking.skipped_updates import Skips, skip_line
 
 
 class Run:
-    """In the place of a tracker's own run."""
+    """Stands for a tracker's own run object."""
 
     def set_name(self, name):
         self.name = name
 
 
 class Fake(GeneralTracker):
-    """Keeps what Accelerate starts it with."""
+    """Records the arguments with which Accelerate starts it."""
 
     name, requires_logging_directory, main_process_only = "", False, True
     started = []  # noqa: RUF012
@@ -50,7 +50,7 @@ class Fake(GeneralTracker):
 
 
 def started(folder, monkeypatch, name, **options):
-    """What the tracker of that name, and TensorBoard beside it, are started with."""
+    """The arguments with which the tracker of that name, and TensorBoard, are started."""
     fake = type("Fake_" + name, (Fake,), {"name": name, "requires_logging_directory": name == "aim"})
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, fake)
     there = [LoggerType("tensorboard"), LoggerType(name)]
