@@ -1,4 +1,4 @@
-"""Blind human rating of a run's responses: python scripts/rate.py sheet|serve|import --run NAME [--field value …]."""
+"""Blind human rating of a run's responses: rlhf rate sheet|serve|import --run NAME [--field value …]."""
 
 from rlhf.cli.rate import main
 from rlhf.cli.script import run_script

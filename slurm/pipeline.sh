@@ -29,17 +29,17 @@ for name in signal cpus; do
         exit 2
     }
 done
-# What the options say comes after these, and wins.
+# Options on the command line come after these and override them.
 defaults=(--signal="B:USR1@$signal")
 said=" ${options[*]-} ${SBATCH_GRES:+--gres=$SBATCH_GRES} ${SBATCH_GPUS_PER_NODE:+--gpus-per-node=$SBATCH_GPUS_PER_NODE} "
 if [[ "$said" =~ \ --gpus-per-(node|task)[=\ ]([^\ ]+) || "$said" =~ \ --gres[=\ ]([^\ ]*,)?gpu:?([^,\ \(]*) ]]; then
-    gpus="${BASH_REMATCH[2]##*:}" # behind the type, where there is one
+    gpus="${BASH_REMATCH[2]##*:}" # after the type, if there is one
     gpus="${gpus:-1}"
     [[ ! "$gpus" =~ ^[0-9]+$ || "$said" =~ \ (-c|--cpus-per-task|--cpus-per-gpu) || -n "${SBATCH_CPUS_PER_GPU:-}" ]] ||
         defaults+=(--cpus-per-task="$((cpus * gpus))")
 fi
 : "${RECIPE:?expected --recipe NAME}" "${RUN:?expected --run NAME}"
-# The name becomes a folder and part of sbatch's options, where % stands for other things.
+# The name becomes a folder and part of sbatch's options, where % has a meaning.
 [[ "$RUN" =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] || {
     printf 'error: run: expected letters, digits, . _ and -, found %q\n' "$RUN" >&2
     exit 2
@@ -54,7 +54,7 @@ venv="${RLHF_VENV:-.venv}/bin/activate"
 [ ! -f "$venv" ] || source "$venv"
 # Which stages there are, what each one needs and whether it is done: one line per stage.
 plan="$(python -m rlhf.cli.plan --recipe "$RECIPE" --run "$RUN" --runs_dir "$RUNS_DIR")" || exit 2
-# sbatch starts no job whose log folder is missing, and says nothing.
+# sbatch silently fails a job whose log folder is missing.
 logs="$RUNS_DIR/$RUN/logs"
 mkdir -p "$logs"
 
@@ -73,7 +73,7 @@ submit() {
 declare -A jobs
 submitted=""
 while read -r stage state _ _ needs _; do
-    # With seeds the runs are others: RUN-seed1, ... Their jobs look for themselves.
+    # With seeds the runs are RUN-seed1, ...: each job checks whether its own stage is done.
     if [ "$state" = "done" ] && [ -z "$seeds" ]; then
         echo "$stage: already done" >&2
         submitted+=" -"

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the .sbatch files: one stage of a run on all nodes of the job, which Slurm may stop and requeue.
 #
-# From the environment: RECIPE (a name in rlhf/recipes, or a folder), RUN (name of the run). Optional: RLHF_HOME (the
-# repository; the folder of submission when not set), RUNS_DIR (runs), RLHF_VENV (its .venv), RLHF_ENGINE (a name in
-# accelerate_configs), RLHF_PROCESSES (a node; its GPUs when not set, 1 without), RLHF_FLAGS (more flags for the script).
+# Variables: RECIPE (a name in rlhf/recipes, or a folder), RUN (name of the run). Optional: RLHF_HOME (the repository;
+# default: the folder of submission), RUNS_DIR (runs), RLHF_VENV (.venv), RLHF_ENGINE (a name in accelerate_configs),
+# RLHF_PROCESSES (per node; default: its GPUs, or 1), RLHF_FLAGS (more flags for the script).
 
 set -u
 cd "${RLHF_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
@@ -22,7 +22,7 @@ plan() {
         ${SLURM_ARRAY_TASK_ID:+--seed "$SLURM_ARRAY_TASK_ID"}
 }
 
-# pass_on PID: tell the training to stop until srun, PID, has ended. Before the training has begun a signal is lost.
+# pass_on PID: repeat the signal to the training until srun, PID, has ended. A signal before training starts is lost.
 pass_on() {
     while kill -0 "$1" 2>/dev/null; do
         scancel --signal=USR1 "$SLURM_JOB_ID.0"
@@ -30,8 +30,8 @@ pass_on() {
     done
 }
 
-# run_stage STAGE [SCRIPT]: the stage over all nodes, by its own script or another. On USR1 (Slurm's warning before the time limit, or a preemption) it
-# ends its step and saves; the job then requeues itself.
+# run_stage STAGE [SCRIPT]: run the stage on all nodes, with its own script or another one. On USR1 (Slurm's warning
+# before the time limit, or a preemption) it finishes its step and saves; the job then requeues itself.
 run_stage() {
     local stage=$1 line state command seed step code told=0
     line="$(plan "$stage")" || exit 2
@@ -42,13 +42,13 @@ run_stage() {
     fi
     mkdir -p "$RUNS_DIR/$RUN/logs"
     PROCESSES="${RLHF_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
-    [[ "$PROCESSES" =~ ^[0-9]+$ ]] || { # arithmetic below would run what stands in it
+    [[ "$PROCESSES" =~ ^[0-9]+$ ]] || { # bash arithmetic would execute commands in it
         printf 'error: RLHF_PROCESSES: expected a number, found %q\n' "$PROCESSES" >&2
         exit 2
     }
     WORLD=$((SLURM_JOB_NUM_NODES * PROCESSES))
     MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-    PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have ids of their own
+    PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have different ids
     SCRIPT="${2:-scripts/$command.py}" SEED="${seed#-}" ENGINE="${RLHF_ENGINE:-}"
     LOGS="$RUNS_DIR/$RUN/logs/$stage-$SLURM_JOB_ID"
     export LOGS PROCESSES WORLD MASTER PORT SCRIPT CONFIG SEED ENGINE RLHF_WORLD_SIZE="$WORLD"
@@ -56,16 +56,16 @@ run_stage() {
     if [ -n "${SLURM_GPUS_ON_NODE:-}" ] && [ "${SLURM_CPUS_ON_NODE:-1000}" -lt $((2 * PROCESSES)) ]; then
         echo "$stage: $SLURM_CPUS_ON_NODE CPUs for $PROCESSES processes: slow; sbatch --cpus-per-task=$((8 * PROCESSES))"
     fi
-    # In the background, or bash would run the trap only when srun has ended.
-    # srun takes no --cpus-per-task from sbatch from Slurm 22.05 on, and would bind the node's processes to one CPU.
-    # --export: the variables above, and NCCL's and gloo's, reach it even where sbatch was told to export few.
+    # In the background, or bash would run the trap only after srun has ended.
+    # From Slurm 22.05 on, srun ignores sbatch's --cpus-per-task and would bind the node's processes to one CPU.
+    # --export: the variables above, and NCCL's and gloo's, reach it even if sbatch was told to export few.
     srun --kill-on-bad-exit=1 --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
         --cpu-bind=none --export=ALL --output="$LOGS-node%n.log" --open-mode=append bash slurm/node.sh &
     step=$!
     trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; pass_on "$step" &' USR1
     wait "$step"
     code=$?
-    while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the trap cut the wait short
+    while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the trap interrupted the wait
         wait "$step"
         code=$?
     done

@@ -33,7 +33,7 @@ def main() -> None:
     if from_main(lambda: is_done(folder)):
         print(f"evaluation: already done in {folder}")
         return
-    check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # with it, one process alone would load weights
+    check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # it would load weights in one process only
     reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path))
     tuned, runs = from_main(lambda: tuned_models(run.folder()))
     paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}

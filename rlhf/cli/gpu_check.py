@@ -131,7 +131,7 @@ def tests(config: GpuCheckConfig, folder: Path, limit: float) -> dict[str, Any]:
     try:
         child([*command, "tests/gpu"], limit, RLHF_GPU_CHECK_DEVICE=config.device)
     except ItemError as error:
-        if not report.exists():  # pytest itself came to no end
+        if not report.exists():  # pytest itself failed
             raise
         last = str(error)
     else:
@@ -215,13 +215,13 @@ def _phases(results: list[dict[str, Any]]) -> dict[str, float]:
 def make_items(config: GpuCheckConfig, folder: Path) -> list[Item]:
     """In the order in which they run."""
     trl = Path(config.trl).resolve() if config.trl else None
-    # Full lengths: each prompt and each response has all the tokens that it may have.
+    # Full lengths: every prompt and response has the maximum number of tokens.
     full = {} if config.quick else {"prompt": MAX_PROMPT, "mean_response": ENDLESS}
     given: dict[str, Any] = {"shape": "tiny" if config.quick else "gpt2-medium", "precision": "bf16", "change": full}
     given["steps"] = 2 if config.quick else 3
     steps = {kind: Steps(given | {"work": f"ppo_{kind}"}, trl, config.slower) for kind in ("full", "lora")}
     name = f"{given['shape']} step"
-    # A record of every kernel of a whole step would take minutes to read.
+    # The profile of a whole step would take minutes to read.
     small = given | {"steps": 2, "change": full | {"response": 16 if config.quick else 32, "n_ppo_epochs": 1}}
 
     def profile(kind: str) -> Callable[[float], dict[str, Any]]:

@@ -12,9 +12,9 @@ from trl import TrlParser
 
 from rlhf.errors import UserError
 
-_MAX_BYTES = 1 << 20  # of a recipe; ours have a thousandth
+_MAX_BYTES = 1 << 20  # of a recipe; ours are a thousand times smaller
 
-_MAX_NUMBER = 1e12  # no size or rate is larger; lists of that many rows would be built
+_MAX_NUMBER = 1e12  # larger than any sensible size or rate
 
 
 class _Parser(TrlParser):
@@ -114,7 +114,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
         raise UserError(f"recipe {recipe}: expected at most {_MAX_BYTES:,} bytes; the file is larger")
     try:
         found = yaml.load(content, _Loader)
-    except Exception as error:  # of many kinds: beside its own, what it calls for numbers and dates may fail
+    except Exception as error:  # of many kinds: also from the parsers of numbers and dates
         raise UserError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(found, dict):
         kind = "nothing" if found is None else type(found).__name__

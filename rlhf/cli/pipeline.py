@@ -56,7 +56,7 @@ def main() -> None:
     recipe = recipe_folder(config.recipe)
     devices = _devices()
     name = config.engine
-    if name is None and config.executor == "local":  # a cluster's devices are not this machine's
+    if name is None and config.executor == "local":  # a cluster's devices differ from this machine's
         name = "cpu" if devices == 0 else "single_gpu" if (config.num_processes or devices) == 1 else "multi_gpu"
     engine = engine_file(name or "multi_gpu")
     if config.executor == "slurm":
@@ -114,12 +114,12 @@ def _processes(engine: str, asked: int | None, devices: int) -> int | None:
 
 def _launcher(engine: Path, processes: int | None) -> list[str]:
     if engine.stem in ("cpu", "multi_cpu"):
-        # For one process on the CPU `accelerate launch` only sets this variable, and takes ten seconds to do so.
+        # For one process on the CPU, `accelerate launch` only sets this variable, and takes ten seconds for it.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     if engine.stem == "cpu":
         return [sys.executable]
     if processes is not None and engine.stem != "multi_cpu":
-        # The launcher would give each one thread, which is few for optimizer states in main memory (zero3_offload).
+        # The launcher's default is one thread per process: too few for an optimizer in main memory (zero3_offload).
         threads = max(1, (os.cpu_count() or 1) // processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(engine)]

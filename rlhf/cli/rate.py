@@ -1,4 +1,4 @@
-"""Blind human rating of a run's responses: python scripts/rate.py sheet|serve|import --run NAME [--field value …].
+"""Blind human rating of a run's responses: rlhf rate sheet|serve|import --run NAME [--field value …].
 
 sheet    write ratings/sheet.html, the page for raters, and ratings/key.json, which they must not see
 serve    offer the page on loopback (reach it from elsewhere by `ssh -L PORT:127.0.0.1:PORT HOST`), store what comes in
@@ -29,13 +29,13 @@ def write_sheet(run: RunConfig, config: RatingConfig) -> None:
     folder = run.folder() / "ratings"
     if (folder / "key.json").exists():
         raise UserError(
-            f"{folder / 'key.json'}: expected no sheet yet, found one: ratings belong to its key; "
-            f"move the folder away to make another sheet"
+            f"{folder / 'key.json'}: there is a sheet already, and ratings belong to its key; "
+            "move the folder away to make another sheet"
         )
     rows = read_responses(require_stage(run.folder() / "evaluation") / "rating_responses.jsonl")
     key = make_key(rows, config.rating_repeats)
     write_text(folder / "sheet.html", render_sheet(key))
-    before = os.umask(0o077)  # the key is nobody else's, from the moment that it is written
+    before = os.umask(0o077)  # only the owner may read the key, from the start
     try:
         write_json(folder / "key.json", key)
     finally:
@@ -71,7 +71,7 @@ def main() -> None:
     if action in ("-h", "--help"):
         print(__doc__)
     elif action not in ACTIONS:
-        raise UserError(f"rate.py: expected one of {', '.join(ACTIONS)} first, found {action!r}")
+        raise UserError(f"rate: give one of {', '.join(ACTIONS)} first, not {action!r}")
     run, config = parse([RunConfig, RatingConfig], sys.argv[1:] if action.startswith("-") else sys.argv[2:])
     {"sheet": write_sheet, "serve": serve, "import": import_ratings}[action](run, config)
 

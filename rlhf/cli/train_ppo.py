@@ -42,9 +42,9 @@ from rlhf.storage.stages import is_done, require_stage
 
 
 def hold_out(prompts: list[TextPrompt], args: PPOStageConfig, seed: int) -> tuple[list[TextPrompt], list[TextPrompt]]:
-    """(to train on, to evaluate on), no conversation tree in both; none to evaluate on where none is asked for.
+    """Split prompts into (training, evaluation), with no conversation tree in both. Without evaluation: all, none.
 
-    The recipe's evaluation prompts stay unseen: they are to judge what is chosen by these.
+    The recipe's evaluation prompts stay unseen: they measure what was chosen with the help of these.
     """
     if args.eval_strategy == "no" and not args.eval_on_start:
         return prompts, []
@@ -55,7 +55,7 @@ def hold_out(prompts: list[TextPrompt], args: PPOStageConfig, seed: int) -> tupl
 
 
 def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str], lengths: list[int]) -> None:
-    """The dry run. names: policy and reward model; lengths: tokens of each training prompt."""
+    """Print what training would take. names: policy and reward model; lengths: tokens of each training prompt."""
     for name, found in (
         ("load_in_4bit", model_args.load_in_4bit),
         ("load_in_8bit", model_args.load_in_8bit),
@@ -84,9 +84,9 @@ def build(
     """The trainer, with its models loaded. names: policy and reward model."""
     peft_config = cast(LoraConfig | None, get_peft_config(model_args))
     where = base_options(names[0], model_args, args.trust_remote_code)
-    # Reward model and critic are found elsewhere than the policy, but held in memory as it is.
+    # Reward model and critic come from another place than the policy, but load with the same dtype and device options.
     options = model_options(model_args, args.trust_remote_code)
-    # Weights that ZeRO-3 spreads as they load cannot be copied: the roles are read one by one.
+    # ZeRO-3 shards weights as they load, and sharded weights cannot be copied: load each role by itself.
     own = is_deepspeed_zero3_enabled() and peft_config is None
     return PPOTrainer(
         args=args,
@@ -135,7 +135,7 @@ def main() -> None:
     trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
     config: Settings = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
-    # A signal while the models are loaded ends the run at once; one after that, with all of it kept.
+    # A signal while models load ends the run at once; a later one stops it after a step, with a checkpoint.
     with StopRequest(), Stage(folder, name, config, args.seed) as stage:
         stage.record(
             data={"prompts": counts},
@@ -153,7 +153,7 @@ def main() -> None:
             return
         trainer.save_model(folder)
     if stage.is_main:
-        write_card(folder)  # once more: the stage has ended
+        write_card(folder)  # again: now the stage has ended
         print(f"{name}: policy in {folder}")
 
 

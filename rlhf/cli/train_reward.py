@@ -46,7 +46,7 @@ CHUNK = 500  # pairs tokenised per update of the progress bar
 
 
 def show_outcome(folder: Path, report: RewardEvaluation, pairs: list[Pair], config: Settings) -> None:
-    """The test's figures and four of its pairs to the trackers, the accuracy to the terminal."""
+    """Send the test figures and four pairs to the trackers; print the accuracy."""
     numbers = {
         f"test/{when}/{name}": value
         for when, figures in (("before", report["before"]), ("after", report["after"]))
@@ -96,8 +96,8 @@ def split_fitting(
     data: PreferenceConfig,
     args: RewardStageConfig,
 ) -> dict[str, list[Pair]]:
-    """The splits, of pairs that fit into max_length; counts gets those that do not, and the splits' sizes."""
-    # All of them, for a few: which pairs fit decides which are dealt to what split.
+    """Split the pairs that fit into max_length; adds the number of longer pairs and the splits' sizes to counts."""
+    # Tokenise all pairs, even for small splits: which pairs fit decides which split each one gets into.
     show = PartialState().is_main_process and not args.disable_tqdm
     fitting: list[Pair] = []
     with tqdm(total=len(pairs), desc="tokenise pairs", unit="pair", disable=not show) as bar:
@@ -113,7 +113,7 @@ def split_fitting(
 
 
 def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: dict[str, list[Any]]) -> None:
-    """The dry run. rows: token rows of the pairs, by split."""
+    """Print what training would take. rows: token rows of the pairs, by split."""
     for name, found, expected in (
         ("dtype", model_args.dtype or "float32", "float32"),
         ("trust_remote_code", args.trust_remote_code, False),
@@ -159,7 +159,7 @@ def main() -> None:
     check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
     config: Settings = asdict(run) | asdict(data) | loaded | args.to_dict()
-    with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # told after the training, it ends by itself
+    with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # a signal after training changes nothing
         trainable, total = trainable_share(model)
         stage.record(
             data={"preferences": counts},

@@ -53,7 +53,7 @@ def test_from_responses_to_ratings(run_dir, rate):
 
     code, _, error = rate("sheet")  # another key would orphan the sheets that are out
     assert code == 2
-    assert "expected no sheet yet, found one" in error
+    assert "there is a sheet already" in error
     assert json.loads((ratings / "key.json").read_text()) == key
 
     files = []
@@ -97,7 +97,7 @@ def test_serve_until_it_is_stopped(run_dir, rate):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["look"], "expected one of sheet, serve, import first, found 'look'"),
+        (["look"], "rate: give one of sheet, serve, import first, not 'look'"),
         (["serve"], "key.json: expected a JSON file, found: No such file"),
         (["sheet", "--rating_repeats", "9"], "rating_repeats: expected 0 to 4"),
         (["serve", "--port", "70000"], "port: expected 0 to 65535"),

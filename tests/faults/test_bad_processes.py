@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "no arguments": (
         ["rate.py"],
-        r"error: rate\.py: expected one of sheet, serve, import first, found ''",
+        r"error: rate: give one of sheet, serve, import first, not ''",
     ),
     "run": (["report.py", "--run", ".."], r"error: run: expected a plain folder name, found '\.\.'"),
 }
