@@ -16,6 +16,7 @@ import tiny_ppo
 import transformers
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from test_architecture import FLOORS
 
 from rlhf import file_types
 from rlhf.cli.__main__ import COMMANDS as RLHF
@@ -165,6 +166,20 @@ def test_the_readme_shows_every_folder():
     assert [
         name for name in named if not any((ROOT / base / name).is_dir() for base in (".", "rlhf", "rlhf/models"))
     ] == []
+
+
+def test_the_floors_are_those_of_the_imports():
+    rows = re.findall(r"^\| (\d+) \| (`.*) \|$", TEXTS["docs/architecture.md"], re.M)
+    named = {int(number): set(re.findall(r"`(\w+)`", rooms)) for number, rooms in rows}
+    assert [named[number] for number in sorted(named)] == FLOORS
+
+
+def test_the_architecture_names_what_is_in_the_code():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlhf").rglob("*.py"))
+    rooms = set().union(*FLOORS)
+    for name in inline_code(TEXTS["docs/architecture.md"]):
+        if re.fullmatch(r"\w+", name) and name not in rooms:
+            assert re.search(rf"\b{name}\b", code), name
 
 
 # --- Command lines ----------------------------------------------------------------------------------------------
