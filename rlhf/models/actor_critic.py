@@ -82,6 +82,8 @@ class ValueHead(nn.Module):
 class ActorCritic(nn.Module):
     """What PPO trains. Its forward pass returns per-token numbers, so that no logits leave an engine."""
 
+    policy_base: Any
+    critic_base: Any
     is_gradient_checkpointing = False  # of the module as a whole; TRL asks when it gathers weights
 
     def __init__(self, policy: Model, critic: Model | ValueHead, temperature: float) -> None:
@@ -89,7 +91,9 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
-        self._bases = unwrap_peft(policy), unwrap_peft(critic)  # in a tuple, so that they are no modules once more
+        # The transformers models inside; set so that they are not registered as modules a second time.
+        object.__setattr__(self, "policy_base", unwrap_peft(policy))
+        object.__setattr__(self, "critic_base", unwrap_peft(critic))
         # What FSDP2 shards one by one, by the name of its class, as in transformers' models.
         names = {
             name for part in (policy, critic) for name in getattr(unwrap_peft(part), "_no_split_modules", None) or ()
@@ -132,18 +136,9 @@ class ActorCritic(nn.Module):
 
     def packs(self, longest: int) -> bool:
         """Whether texts of at most so many tokens go through both trunks without padding."""
-        trunks = self._bases[:1] if isinstance(self.critic, ValueHead) else self._bases
+        shared = isinstance(self.critic, ValueHead)
+        trunks = [self.policy_base] if shared else [self.policy_base, self.critic_base]
         return all(packs(trunk, longest) for trunk in trunks)
-
-    @property
-    def policy_base(self) -> Any:
-        """The transformers model inside the policy."""
-        return self._bases[0]
-
-    @property
-    def critic_base(self) -> Any:
-        """The transformers model inside the critic."""
-        return self._bases[1]
 
     @cached_property
     def _is_sharded(self) -> bool:
@@ -156,7 +151,7 @@ class ActorCritic(nn.Module):
         critic = self.critic
         if isinstance(critic, ValueHead):
             return states, critic(states)
-        return states, column_values(self._bases[1], texts.ids, texts.lengths)
+        return states, column_values(self.critic_base, texts.ids, texts.lengths)
 
 
 @torch.no_grad()

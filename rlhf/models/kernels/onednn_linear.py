@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.distributed.collectives import local_part
 from rlhf.distributed.sharding import numel
 
 _FEWEST = 2**14  # elements of a weight; below, a call costs more than it saves
@@ -167,8 +166,8 @@ def _whole(layer: Any) -> Tensor:
 
 
 def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
-    there = weight.device.type == "cpu" and weight.layout == torch.strided and not hasattr(weight, "ds_id")
-    there = there and local_part(weight) is weight  # not sharded
+    whole = type(weight) in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id")  # sharded by no engine
+    there = whole and weight.device.type == "cpu" and weight.layout == torch.strided
     return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST and available()
 
 
