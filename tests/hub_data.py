@@ -48,7 +48,7 @@ def make_pairs(folder: Path) -> Path:
 
 
 def messages() -> list[dict[str, Any]]:
-    """Real ones where they are at hand."""
+    """Real ones if they are on this machine."""
     if (real := DATA / "oasst/messages.jsonl.gz").exists():
         return [json.loads(line) for line in gzip.open(real, "rt", encoding="utf-8")]
     return [message("prompter", "One?", 0), message("assistant", "1.", 0), message("prompter", "Zwei?", 1, "de")]
@@ -60,7 +60,7 @@ def message(role: str, text: str, tree: int, lang: str = "en") -> dict[str, Any]
 
 
 def make_messages(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """Two parquet files, and trees that nobody reads."""
+    """Two parquet files, and a file of trees that is never read."""
     from datasets import Dataset
 
     keep = ("message_id", "message_tree_id", "role", "lang", "text", "deleted")

@@ -1,4 +1,4 @@
-"""Before an allocation is burnt: what a run would take, held against what it takes."""
+"""The dry run's estimate of memory and steps, compared with what the run takes."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def test_an_engine_that_training_refuses_is_refused(study, monkeypatch, capsys, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo_full", "ppo_lora"])
 def test_zero3_is_counted_and_not_applied(study, tmp_path, name):
-    """Under it no model could be copied, nor a layer of it be run without an engine."""
+    """Under ZeRO-3 a model cannot be copied, and its layers do not run without the engine."""
     folder, where = study
     argv = ["--config", folder / f"{name}.yaml", *where, "--dry_run", "true"]
     said = workers.run(Path("train_ppo"), argv, 2, "zero3", tmp_path, as_shipped=True)

@@ -38,10 +38,10 @@ def launch(engine, script, *argv):
 
 
 def stage(engine, folder, run, name, script, by_launcher=False):
-    """A stage under an engine as accelerate_configs has it, or by one process where the engine is None.
+    """A stage under an engine's file of accelerate_configs, or in one process if the engine is None.
 
-    by_launcher: by `accelerate launch` itself, whose processes each import everything; otherwise by forks which are
-    given the environment that it gives.
+    by_launcher: start it by `accelerate launch`, whose processes each import everything. Otherwise fork the ranks, with
+    the environment that it would give them.
     """
     where = ["--config", folder / f"{name}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
     if by_launcher:
@@ -63,7 +63,7 @@ def rows(folder, run, name):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The recipe and its stages by one process, made once: what every engine is held against."""
+    """The recipe and its stages run by one process, once: every engine is compared with it."""
     top = tmp_path_factory.mktemp("engines")
     folder = recipe(top / "recipe")
     for name, script in (("reward", "train_reward"), ("ppo_full", "train_ppo"), ("ppo_lora", "train_ppo")):

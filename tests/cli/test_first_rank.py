@@ -1,4 +1,4 @@
-"""Whether a stage is done, or the one before it is, all ranks hear from rank 0: their own file systems may be late."""
+"""All ranks learn from rank 0 which stages are done: their own file systems may lag behind."""
 
 import pytest
 
@@ -17,7 +17,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("done", [True, False])
 def test_a_rank_looks_at_no_stage_itself(script, done, tmp_path, monkeypatch, capsys):
-    """On another rank from_main returns what rank 0 has found, and asks nothing."""
+    """On other ranks from_main returns rank 0's answer and does not call its argument."""
     argv, said = SCRIPTS[script]
     answers = iter([True] if done else said)
     monkeypatch.setattr(stages, "read_json", None)

@@ -44,7 +44,7 @@ def files(tmp_path_factory):
 
 
 def start(folder: Path, stage: str, script: str, processes: int, reward_of: int | None = None) -> str:
-    """A stage by the recipe's file on so many processes, in a run named after their number; what they said."""
+    """Run a stage on this many processes, in a run named after their number; returns their output."""
     run = f"on-{processes}"
     argv = ["--config", folder / f"{stage}.yaml", "--run", run, "--runs_dir", folder.parent / "runs"]
     if reward_of is not None:

@@ -1,4 +1,4 @@
-"""The check of a GPU goes on after a failure, ends in time, leaves nothing behind, and says what it found."""
+"""The GPU check continues after a failure, ends in time, leaves nothing behind and reports what it found."""
 
 import json
 import os

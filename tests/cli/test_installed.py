@@ -1,4 +1,4 @@
-"""The package as a wheel installs it: all its files, and the command `rlhf` in a folder that is no repository."""
+"""The package as a wheel installs it: all its files, and the command `rlhf` outside the repository."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that pip installs a wheel of this project to. The build works on a copy, as it writes beside it."""
+    """The folder that pip installs this project's wheel into. Built from a copy: a build leaves files behind."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "rlhf", source / "rlhf", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -66,7 +66,7 @@ def test_the_command_lists_its_commands(installed, tmp_path):
 
 
 def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_path):
-    """It starts the stage, which reads its recipe; modules in the current folder are not what it imports."""
+    """It starts the stage, which reads its recipe and imports nothing from the current folder."""
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     (recipe / "reward.yaml").write_text(yaml.safe_dump({"learning_rat": 1.0}))

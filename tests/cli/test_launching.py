@@ -1,4 +1,4 @@
-"""How many processes pipeline.py starts, and under what: the commands, without running them."""
+"""How many processes pipeline.py starts, and under which engine: the commands, without running them."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from rlhf.storage.stages import STAGES
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Call pipeline.py on a machine with so many accelerators; returns the commands of its stages."""
+    """Call pipeline.py as if this machine had that many accelerators; returns the commands of its stages."""
     commands = []
 
     def start(devices, *flags):

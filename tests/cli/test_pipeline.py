@@ -18,7 +18,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTH
 
 
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """pipeline.py; the stages that it starts are processes as a user's are."""
+    """Run pipeline.py; it starts the stages as for a user, as real processes."""
     return workers.python([str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments], ENVIRONMENT, ROOT)
 
 

@@ -1,4 +1,4 @@
-"""rate.py from a run folder to ratings.json, and what it says to a mistake."""
+"""rate.py from a run folder to ratings.json, and its answers to mistakes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""train_reward.py shows how far it is with tokenising, and splits the pairs as one pass over them would."""
+"""train_reward.py shows progress while it tokenises, and splits the pairs as a single pass would."""
 
 import pytest
 import tiny

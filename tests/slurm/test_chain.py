@@ -69,12 +69,12 @@ def logs(top, run):
 
 
 def errors(path):
-    """The lines for the user; the launcher's own follow them, and are longer than what is shown of the file."""
+    """The lines for the user. The launcher's own follow, and would push them out of the part that is shown."""
     return "".join(line for line in path.open() if "error:" in line)
 
 
 def rank_logs(top, run, stage):
-    """What each rank has printed, in the order of the ranks: a node has one process here."""
+    """Each rank's output, by rank; there is one process per node."""
     folders = sorted((top / "runs" / run / "logs").glob(f"{stage}-[0-9]*-node*/*/attempt_0/*"))
     assert all((folder / "stderr.log").exists() for folder in folders)
     return [(folder / "stdout.log").read_text() for folder in folders]
@@ -121,7 +121,7 @@ def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
 
 
 def branch(top, run):
-    """A run whose reward model is there already."""
+    """A new run with the reward model of the whole chain."""
     (top / "runs" / run).mkdir(parents=True)
     shutil.copytree(top / "runs" / "whole" / "reward", top / "runs" / run / "reward")
 
@@ -142,7 +142,7 @@ def same_policy(top, run):
 
 
 def test_a_time_limit_costs_nothing(cluster, top, chain):
-    """Slurm warns at its first look at a limit of 2 minutes; the job saves, requeues itself and goes on."""
+    """Slurm warns when it first checks the limit of 2 minutes; the job saves, requeues itself and resumes."""
     branch(top, "limited")
     # Slurm looks every 30 s: a checkpoint a step makes sure that the training is still at it then.
     options = ["--nodes=2", "--time=2", "--signal=B:USR1@115"]
@@ -218,7 +218,7 @@ run_stage reward "$TELLER"
 
 
 def test_every_node_gets_the_cpus_and_the_variables_of_the_job(cluster, top):
-    """Although the job exports few, and srun takes no CPUs from sbatch by itself."""
+    """Even if the job exports few variables; and srun ignores sbatch's CPUs by itself."""
     (top / "runs" / "told" / "logs").mkdir(parents=True)
     (top / "tell.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
     (top / "tell.sbatch").write_text(TELL)

@@ -1,4 +1,4 @@
-"""What the job files ask Slurm for, with stand-ins for its commands that say what they were given."""
+"""What the job files ask Slurm for: its commands are replaced by scripts that print their arguments."""
 
 import os
 import re
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def commands(tmp_path):
-    """A folder of stand-ins that comes first in PATH, and an environment to activate that changes nothing else."""
+    """Run a job file with replaced commands first in PATH, and an environment to activate that changes nothing."""
     there = tmp_path / "bin"
     there.mkdir()
     says = '#!/bin/bash\necho "NAME $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
     for name in ("srun", "sbatch", "python"):
         (there / name).write_text(says.replace("NAME", name))
-    # Which stages there are is not for a stand-in to say.
+    # The plan of the stages is the real one.
     real = f'[ "$2" != rlhf.cli.plan ] || exec {sys.executable} "$@"\n'
     (there / "python").write_text(says.replace("NAME", "python").replace("\n", "\n" + real, 1))
     (there / "scontrol").write_text("#!/bin/bash\necho n1\n")
@@ -127,7 +127,7 @@ def test_the_warning_before_the_limit_is_a_setting(commands):
 
 
 def submitted(said):
-    """Stage -> the stages that its job waits for. A stand-in's job ids are all 7, so these have their own."""
+    """Stage -> the stages that its job waits for. Needs job ids that count from 1: see `counting`."""
     jobs = re.findall(r"^sbatch .*$", said, re.MULTILINE)
     names = [job.rpartition("/")[2].removesuffix(".sbatch") for job in jobs]
     waits = [re.search(r"--dependency=\w+:([\d:]+)", job) for job in jobs]
