@@ -1,1 +1,1 @@
-"""The same work through this trainer and through TRL 1.12's, in processes of their own."""
+"""Benchmarks: the same work done by this trainer and by TRL 1.12's, each run in a separate process."""

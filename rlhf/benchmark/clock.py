@@ -1,4 +1,4 @@
-"""Where a run's time and memory went."""
+"""Time per phase and peak memory of a run."""
 
 import time
 from typing import Any
@@ -10,15 +10,15 @@ from rlhf.perf.hardware import peak_memory
 
 
 class Clock(TrainerCallback):
-    """Seconds of each phase of each step; a GPU's queue is empty at every mark."""
+    """Seconds of each phase of each step; waits for the GPU at every mark."""
 
     def __init__(self, last: str) -> None:
-        """last: the phase that ends with a step."""
+        """last: the phase that ends at the end of a step."""
         self.steps: list[dict[str, float]] = [{}]
         self.end, self.at = last, time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """All the time since the last mark was this phase's."""
+        """Add the time since the last mark to this phase."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         now = time.perf_counter()
@@ -26,15 +26,15 @@ class Clock(TrainerCallback):
         self.at = now
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """The first step starts."""
+        """Start the clock."""
         self.at = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """A step ends, and the next one starts."""
+        """End the step and start the next one."""
         self.mark(self.end)
         self.steps.append({})
 
 
 def most_memory() -> int:
-    """The most bytes that were held so far: resident, or on the accelerator."""
+    """Peak memory so far in bytes: on the accelerator, otherwise resident."""
     return peak_memory(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))

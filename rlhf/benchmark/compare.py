@@ -1,4 +1,4 @@
-"""Both sides in turn, A B A B, and what came of it as numbers and as a table."""
+"""Run both sides in turn, A B A B; results as numbers and as a table."""
 
 import json
 import os
@@ -21,9 +21,9 @@ PHASES = ("generate", "score", "learn", "rest", "evaluation")
 
 
 def run_side(side: str, given: dict[str, Any], trl: Path | None, limit: float = _LIMIT) -> dict[str, Any]:
-    """One run in a process of its own, of `limit` seconds at most.
+    """One run in a separate process, with a limit in seconds.
 
-    trl: a folder with TRL 1.12 that comes first on its path.
+    trl: a folder with TRL 1.12, put first on the path for TRL's PPO.
     """
     root = str(Path(__file__).resolve().parents[2])
     first = [str(trl)] if side == "trl" and trl is not None and given["work"].startswith("ppo") else []
@@ -59,16 +59,16 @@ def compare(given: dict[str, Any], pairs: int, trl: Path | None) -> dict[str, An
 
 
 def check_equal(pair: dict[str, dict[str, Any]]) -> None:
-    """A UserError where the two sides did not do the same: prompts, optimizer steps, counted steps."""
+    """A UserError if the two sides differ in prompt tokens, optimizer steps or counted steps."""
     for name in ("prompt_tokens", "updates", "steps"):
         one, two = (pair[side][name] for side in ("rlhf", "trl"))
         one, two = (len(x) if isinstance(x, list) else x for x in (one, two))
         if one != two:
-            raise UserError(f"benchmark: expected as many {name} of both, found {one} and {two}")
+            raise UserError(f"benchmark: expected equal {name} on both sides, found {one} and {two}")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine: device, peak rates and bandwidth."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return {
         "device": device_name(device),
@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
 
 
 def seconds(result: dict[str, Any]) -> float:
-    """Of the counted steps, on average."""
+    """Mean seconds of the counted steps."""
     return statistics.mean(sum(step.values()) for step in result["steps"])
 
 
@@ -88,23 +88,23 @@ def _rate(result: dict[str, Any], given: dict[str, Any]) -> float:
 
 
 def batch(given: dict[str, Any]) -> int:
-    """Responses, or pairs, of a step."""
+    """Responses, or pairs, per step."""
     return PAIRS if given["work"] == "reward" else SHAPES[given["shape"]].batch
 
 
 def _token_rate(result: dict[str, Any]) -> float:
-    """Prompt and response tokens of the counted steps, each once, a second."""
+    """Prompt and response tokens of the counted steps, each counted once, per second."""
     counted = result["response_tokens"][1:]
     return (result["prompt_tokens"] + (statistics.mean(counted) if counted else 0)) / seconds(result)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median and most."""
+    """Minimum, median and maximum."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """The result of `compare` as text."""
     given, lines = found["run"], []
     rows = batch(given)
     lines.append(f"{given['work']}, shape {given['shape']}, {given['precision']}, {len(found['pairs'])} pairs of runs")
@@ -116,7 +116,7 @@ def table(found: dict[str, Any]) -> str:
         peak, before = (max(r[f"memory_{when}"] for r in results) / 2**20 for when in ("peak", "before"))
         lines.append(
             f"  {side:4} {rows / whole:8.2f} episodes/s {statistics.median(map(_token_rate, results)):9.0f} tokens/s"
-            f" {whole:8.2f} s a step ({phases}); memory {peak:.0f} MiB, of it {before:.0f} "
+            f" {whole:8.2f} s per step ({phases}); memory {peak:.0f} MiB, {before:.0f} of it "
             f"before training; response tokens {answers}"
         )
     for name in ("ratio", "tokens_ratio", "memory_ratio"):
@@ -125,7 +125,7 @@ def table(found: dict[str, Any]) -> str:
     lines.append("  pair by pair: " + ", ".join(_pair(pair, given) for pair in found["pairs"]))
     last = found["pairs"][-1]["rlhf"]
     needed = (f"{name} {flops / 1e9:,.0f}" for name, flops in last.get("flops", {}).items())
-    lines.append("  GFLOP that the last step needed: " + (", ".join(needed) or "not counted"))
+    lines.append("  GFLOP needed by the last step: " + (", ".join(needed) or "not counted"))
     perf = last.get("perf", {})
     lines += [f"  {name} {value:.3g}" for name, value in sorted(perf.items()) if not name.endswith("second")]
     of = found["machine"]

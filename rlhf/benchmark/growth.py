@@ -1,4 +1,4 @@
-"""Time and memory of a PPO step as the work grows, one size at a time, with the exponent of the growth."""
+"""How time and memory of a PPO step grow with one size at a time, and the exponents of the growth."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf.benchmark.compare import run_side, seconds
 
-# Beside the one that grows: batch 16, one PPO epoch, responses of at most 128 tokens (half of it on average).
+# The fixed sizes: batch 16, one PPO epoch, responses of at most 128 tokens (half of that on average).
 _BASE = {"batch": 16, "micro": 16, "n_ppo_epochs": 1}
 _SERIES: dict[str, tuple[str, list[tuple[float, dict[str, Any]]]]] = {
     "batch (rows)": ("ppo_full", [(n, {"change": _BASE | {"batch": n, "micro": 8}}) for n in (8, 32, 128, 256)]),
@@ -27,7 +27,7 @@ _SERIES: dict[str, tuple[str, list[tuple[float, dict[str, Any]]]]] = {
 
 
 def growth(precision: str) -> list[dict[str, Any]]:
-    """One series a size: values, seconds a step, MiB beyond what models and libraries took, and both exponents."""
+    """One series per size: values, seconds per step, MiB on top of models and libraries, and both exponents."""
     found = []
     for name, (work, points) in _SERIES.items():
         rows = []
@@ -42,12 +42,12 @@ def growth(precision: str) -> list[dict[str, Any]]:
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """k of the best y = c * x^k, least squares in logarithms."""
+    """The k of y = c * x^k, by least squares on logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def growth_table(found: Sequence[dict[str, Any]]) -> str:
-    """The same for people."""
+    """The result of `growth` as text."""
     lines = []
     for one in found:
         points = (

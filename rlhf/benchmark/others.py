@@ -1,4 +1,4 @@
-"""Reward training and evaluation, of either side."""
+"""Reward training and evaluation, by either side."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from rlhf.functional.batching import left_pad
 
 
 def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
-    """`steps` optimizer steps of 8 pairs under the Bradley-Terry loss, by our trainer or by TRL's alone."""
+    """`steps` optimizer steps of 8 pairs with the Bradley-Terry loss, by our trainer or TRL's."""
     from trl import RewardConfig, RewardTrainer
 
     from rlhf.config import RewardStageConfig
@@ -47,7 +47,7 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     trainer.train()
     return {
         "steps": [step for step in clock.steps if step][1:],
-        "prompt_tokens": sum(map(len, sides)) / run.steps,  # with the responses; of a step, on average
+        "prompt_tokens": sum(map(len, sides)) / run.steps,  # with the responses; mean per step
         "response_tokens": [],
         "updates": trainer.state.global_step,
         "memory_before": before,
@@ -57,14 +57,14 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
-    """Respond to one batch of prompts and score it, `steps` times: as evaluate.py does, or by a loop of `generate`."""
+    """Respond to one batch of prompts and score it, `steps` times: as our evaluation does, or with plain `generate`."""
     tokenizer = work.tokenizer_of(run.shape)
-    policy, judge = (model.eval() for model in work.models_of(run.shape, tokenizer, run.seed))
+    policy, reward_model = (model.eval() for model in work.models_of(run.shape, tokenizer, run.seed))
     prompts = work.prompts_of(run.shape, tokenizer, run.seed)
     before, steps, tokens = most_memory(), [], []
     for step in range(run.steps):
         start = time.perf_counter()
-        answers = (_ours if ours else _plain)(run, tokenizer, policy, judge, prompts, step)
+        answers = (_ours if ours else _plain)(run, tokenizer, policy, reward_model, prompts, step)
         steps.append({"evaluation": time.perf_counter() - start})
         tokens.append(sum(map(len, answers)))
     return {
@@ -77,28 +77,28 @@ def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     }
 
 
-def _ours(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
+def _ours(run: work.Run, tokenizer: Any, policy: Any, reward_model: Any, prompts: list[list[int]], step: int) -> Any:
     from rlhf.generation.decode import generate, uniforms
     from rlhf.models.kernels.dropout_gelu import fuse_gelu
     from rlhf.reward.scoring import score_rows
 
     fuse_gelu(policy)
-    fuse_gelu(judge)
+    fuse_gelu(reward_model)
     u = uniforms(run.seed, step, [str(i) for i in range(len(prompts))], run.shape.response)
     answers = generate(policy, prompts, u, [tokenizer.eos_token_id], 1.0)
-    score_rows(judge, [p + a for p, a in zip(prompts, answers, strict=True)], run.shape.micro)
+    score_rows(reward_model, [p + a for p, a in zip(prompts, answers, strict=True)], run.shape.micro)
     return answers
 
 
-def _plain(run: work.Run, tokenizer: Any, policy: Any, judge: Any, prompts: list[list[int]], step: int) -> Any:
+def _plain(run: work.Run, tokenizer: Any, policy: Any, reward_model: Any, prompts: list[list[int]], step: int) -> Any:
     torch.manual_seed(run.seed * 1000 + step)
     eos, pad, answers = tokenizer.eos_token_id, tokenizer.pad_token_id, []
-    judge.config.pad_token_id = pad
+    reward_model.config.pad_token_id = pad
     for start in range(0, len(prompts), run.shape.micro):
         ids, mask = left_pad(prompts[start : start + run.shape.micro], pad, policy.device)
         options = {"do_sample": True, "top_k": 0, "temperature": 1.0, "pad_token_id": pad, "eos_token_id": eos}
         out = policy.generate(input_ids=ids, attention_mask=mask.long(), max_new_tokens=run.shape.response, **options)
-        judge(input_ids=out, attention_mask=(out != pad).long())
+        reward_model(input_ids=out, attention_mask=(out != pad).long())
         rows = out[:, ids.shape[1] :].tolist()
         answers += [row[: row.index(eos) + 1] if eos in row else row for row in rows]
     return answers

@@ -1,4 +1,4 @@
-"""PPO steps of either side."""
+"""PPO steps by either side."""
 
 import copy
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from rlhf.benchmark.clock import Clock, most_memory
 
 
 class Feed:
-    """The rows in their order, `times` over, whatever is asked for: each step of TRL's shuffling loader sees all.
+    """The rows in order, repeated `times` times, whatever index is asked for: each step of TRL's shuffling loader
+    sees all rows.
 
-    Its last batch is never reached: at a loader's end TRL 1.12 takes an optimizer step a micro-batch.
+    The last batch is never reached: at the end of a loader, TRL 1.12 takes one optimizer step per micro-batch.
     """
 
     def __init__(self, rows: list[list[int]], times: int) -> None:
@@ -29,7 +30,7 @@ class Feed:
 
 
 class _Watched:
-    """TRL's module with three of its functions wrapped to read the clock; they change nothing."""
+    """Wraps functions of TRL's module to read the clock; their results do not change."""
 
     def __init__(self, module: Any, eos: int) -> None:
         self.clock, self.tokens, self.eos = Clock("learn"), list[int](), eos
@@ -45,7 +46,7 @@ class _Watched:
         self.tokens.append(sum(row.index(self.eos) + 1 if self.eos in row else len(row) for row in rows))
         return sequences, logits
 
-    def _whiten(self, *args: Any, **kwargs: Any) -> Any:  # of the advantages: what follows is learning
+    def _whiten(self, *args: Any, **kwargs: Any) -> Any:  # of the advantages; learning follows
         result = self.whiten(*args, **kwargs)
         self.clock.mark("score")
         return result
@@ -61,7 +62,7 @@ class _Watched:
 
 
 def trl(run: work.Run, folder: str) -> dict[str, Any]:
-    """TRL 1.12's PPOTrainer as it is."""
+    """TRL 1.12's PPOTrainer, unchanged."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     tokenizer = work.tokenizer_of(run.shape)
@@ -78,7 +79,7 @@ def trl(run: work.Run, folder: str) -> dict[str, Any]:
         value_model=value,
         train_dataset=Feed(rows, run.steps + 1),
         eval_dataset=Feed(rows[:1], 1),
-        # GPT-2's query, key and value are one matrix there.
+        # There, GPT-2's query, key and value are one matrix.
         peft_config=work.lora_of(("q_proj", "v_proj") if run.shape.path else ("c_attn",), run.rank) if lora else None,
         callbacks=[watched.clock],
     )
@@ -89,7 +90,7 @@ def trl(run: work.Run, folder: str) -> dict[str, Any]:
 
 
 def rlhf(run: work.Run, folder: str, kind: Any = None, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """This package's PPOTrainer, or a class of its kind."""
+    """This package's PPOTrainer. kind: a subclass of it."""
     from rlhf import PPOConfig, PPOTrainer
 
     tokenizer = work.tokenizer_of(run.shape)

@@ -1,4 +1,4 @@
-"""Predicted time of a PPO step on a GPU that is not here: from counted kernels, bytes and FLOPs, beside the floor."""
+"""Predicted time of a PPO step on a GPU, from counted kernels, bytes and FLOPs, and the ideal time."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from rlhf.perf.work import Flops
 from rlhf.ppo.roles import build_roles
 
 KERNELS = Path(__file__).with_name("kernels.json")
-# By phase, what a step does how often; `step`: once.
+# The units of work of each phase; `step` occurs once.
 UNITS = {
     "generate": ("tokens", "step"),
     "score": ("passes", "step"),
@@ -26,23 +26,23 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How often a step does what."""
+    """How often a step does each unit of work."""
 
     layers: int
-    tokens: int  # of a response; as many calls of the policy, the one that reads the prompts included
-    passes: int  # over finished texts; each goes through all roles
-    micro_batches: int  # of an optimizer step
+    tokens: int  # per response; as many calls of the policy, including the one on the prompts
+    passes: int  # over complete texts; each through all roles
+    micro_batches: int  # per optimizer step
     optimizer_steps: int
 
     def times(self, unit: str) -> int:
-        """How often a step does `unit`, one of UNITS."""
+        """How often a step does `unit`, a unit in UNITS."""
         if unit == "micro_batches":
             return self.micro_batches * self.optimizer_steps
         return 1 if unit == "step" else int(getattr(self, unit))
 
 
 def stored_kernels() -> dict[str, Any]:
-    """What tests/cuda/count_kernels.py wrote.
+    """The content of kernels.json, written by tests/cuda/count_kernels.py.
 
     works -> full or lora -> phase -> unit -> kernels or waits: a unit takes fixed + layer x layers of them.
     """
@@ -51,7 +51,7 @@ def stored_kernels() -> dict[str, Any]:
 
 
 def counted(work: dict[str, Any], sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """Kernels and waits by phase. work: coefficients of full or lora."""
+    """Kernels and waits by phase. work: the coefficients of full or lora."""
     return {
         phase: {
             what: sum(
@@ -66,21 +66,21 @@ def counted(work: dict[str, Any], sizes: Sizes) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class GPU:
-    """What is assumed of a GPU: from its data sheet the first two, estimated the others."""
+    """Assumptions about a GPU: the first two from its data sheet, the others estimated."""
 
     peak_tflops: float  # of dense bf16 matrix products
     bandwidth_gbs: float  # of its memory
-    share: float = 0.45  # of the peak that passes reach, with the element-wise kernels between the products
-    launch_us: float = 16.0  # of the host a kernel: Python, PyTorch's dispatch, the launch itself
-    captured_us: float = 2.0  # of a kernel that is replayed from a CUDA graph
-    wait_us: float = 20.0  # each time that the host waits for the GPU, whose queue runs empty and fills again
+    share: float = 0.45  # of the peak that passes reach, including element-wise kernels
+    launch_us: float = 16.0  # host time per kernel: Python, PyTorch's dispatch, the launch itself
+    captured_us: float = 2.0  # per kernel replayed from a CUDA graph
+    wait_us: float = 20.0  # per wait of the host for the GPU, while its queue empties and fills again
 
 
 GPUS = {"h100": GPU(989, 3350), "h200": GPU(989, 4800), "a100": GPU(312, 2039)}
 
 
 def gpu_of(name: str, **changes: float | None) -> GPU:
-    """One of GPUS, or a JSON file with the fields of a GPU. changes: fields that are other; None: as it is."""
+    """One of GPUS, or a JSON file with the fields of a GPU. changes: fields to replace; None keeps one."""
     fields: Any = asdict(GPUS[name]) if name in GPUS else _read(name)
     try:
         gpu = GPU(**fields | {field: value for field, value in changes.items() if value is not None})
@@ -105,32 +105,32 @@ def _read(name: str) -> dict[str, Any]:
 
 
 # Bytes read and written in bf16 autocast from float32 weights.
-_CAST = 6  # a weight a pass: read in float32, written in bf16
-_USED = 2  # a weight a product: read in bf16
-_GRADIENT = 20  # a trained weight a micro-batch: written in bf16, cast to float32, added to the sum
-_OPTIMIZER = 40  # a trained weight an optimizer step: norm and clipping 12, Adam 28
-_STATE = 70  # a number of a token's state a layer: what a GPT-2 block writes and reads between its products
+_CAST = 6  # per weight and pass: read in float32, written in bf16
+_USED = 2  # per weight and product: read in bf16
+_GRADIENT = 20  # per trained weight and micro-batch: written in bf16, cast to float32, added to the sum
+_OPTIMIZER = 40  # per trained weight and optimizer step: norm and clipping 12, Adam 28
+_STATE = 70  # per number of a token's state and layer: what a GPT-2 block writes and reads between its products
 _STATE_TRAINED = 210  # the same with its backward pass
-_LOGIT = 32  # a logit: softmax, entropy, KL in float32
-_LOGIT_TRAINED = 70  # the same with its gradient
+_LOGIT = 32  # per logit: softmax, entropy, KL in float32
+_LOGIT_TRAINED = 70  # the same with the gradient
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase of a step does."""
+    """The work of one phase of a step."""
 
     name: str
     kernels: float
     waits: float
     flops: float = 0
-    bytes: float = 0  # as the code is
-    least_bytes: float = 0  # that no code can do without, where memory is the floor
+    bytes: float = 0  # by the present code
+    least_bytes: float = 0  # needed by any code, if memory is the limit
     captured: bool = False  # its kernels are replayed from a CUDA graph
 
     def seconds(self, gpu: GPU) -> dict[str, float]:
         """launch, compute, memory, waiting, predicted and floor.
 
-        The first three go on at the same time, so the longest one counts; waits come on top.
+        The first three overlap, so the longest one counts; waits are added.
         """
         found = {
             "launch": self.kernels * (gpu.captured_us if self.captured else gpu.launch_us) / 1e6,
@@ -143,9 +143,9 @@ class Phase:
 
 
 def phases(shape: Shape, kind: str, captured: bool | None = None) -> list[Phase]:
-    """Of one step at full lengths: prompts of MAX_PROMPT tokens, responses of all that they may have.
+    """The phases of one step at full lengths: prompts of MAX_PROMPT tokens, responses of maximum length.
 
-    kind: full or lora. captured: whether decoding is replayed from a CUDA graph; None: as was stored.
+    kind: full or lora. captured: whether decoding is replayed from a CUDA graph; None: as stored.
     """
     if shape.path:
         raise UserError(f"shape: expected a GPT-2, whose kernels are counted, found {shape.name!r}")
@@ -191,7 +191,7 @@ def _weights(model: Flops) -> int:
 
 @cache
 def _roles(shape: Shape, kind: str) -> tuple[Flops, ...]:
-    """Policy, critic, reference, reward model: built without weights."""
+    """Policy, critic, reference and reward model, built without weights."""
     with torch.device("meta"):
         policy, reward = models_of(shape, tokenizer_of(shape), 0)
         lora = lora_of(("q_proj", "v_proj"), Run(shape).rank) if kind == "lora" else None
@@ -206,7 +206,7 @@ def _roles(shape: Shape, kind: str) -> tuple[Flops, ...]:
 
 
 def predict(shape: Shape, gpu: GPU, captured: bool | None = None) -> dict[str, Any]:
-    """Of full and lora: what each phase does, and its seconds."""
+    """For full and lora: the work of each phase, and its seconds."""
     works = {kind: phases(shape, kind, captured) for kind in ("full", "lora")}
     return {
         "gpu": asdict(gpu),
@@ -219,7 +219,7 @@ _COLUMNS = ("launch", "compute", "memory", "waiting", "predicted", "floor")
 
 
 def prediction_table(found: dict[str, Any], shape: Shape, name: str) -> str:
-    """The same for people, with what is assumed."""
+    """The result of `predict` as text, with the assumptions."""
     gpu = GPU(**found["gpu"])
     lines = [
         f"Predicted, not measured: one PPO step of {shape.name} on one {name}. Batch {shape.batch}, micro-batch "
@@ -234,17 +234,17 @@ def prediction_table(found: dict[str, Any], shape: Shape, name: str) -> str:
         lines.append(_line("a step", whole, f"{whole['predicted'] / whole['floor']:.1f} x the floor"))
         answers = shape.response - 1
         kernels, waits = (rows[1][what] / answers for what in ("kernels", "waits"))
-        lines.append(f"  {kernels:.0f} kernels and {waits:.2f} waits a token; {_others(rows, gpu)}")
+        lines.append(f"  {kernels:.0f} kernels and {waits:.2f} waits per token; {_others(rows, gpu)}")
     versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     lines += [
         "",
         "Seconds. predicted = the longest of launch, compute, memory, + waiting. Assumed:",
-        f"  launch: {gpu.launch_us:g} us of the host a kernel, {gpu.captured_us:g} us where a CUDA graph replays it; "
+        f"  launch: {gpu.launch_us:g} us of host time per kernel, {gpu.captured_us:g} us if a CUDA graph replays it; "
         f"kernels as counted on the pretend CUDA device ({versions})",
         f"  compute: {gpu.share:.0%} of {gpu.peak_tflops:g} TFLOP/s; FLOPs of rlhf/perf/work.py, causal attention, "
         "logits of response tokens only",
         f"  memory: {gpu.bandwidth_gbs:g} GB/s; decoding: weights and keys and values in bf16; learning: weights cast "
-        "from float32 a micro-batch, gradients summed in float32, Adam, states between products",
+        "from float32 per micro-batch, gradients summed in float32, Adam, states between products",
         f"  waiting: {gpu.wait_us:g} us each time that the host waits for the GPU",
         "  floor: all FLOPs at the peak, decoding at the bandwidth; no launches, no optimizer, products only",
     ]
@@ -257,11 +257,11 @@ def _line(name: str, row: dict[str, Any], end: str) -> str:
 
 
 def _others(rows: list[dict[str, Any]], gpu: GPU) -> str:
-    """The step with a faster and a slower host: launch time is the least certain of what is assumed."""
+    """The step with a faster and a slower host: launch time is the least certain assumption."""
     parts = []
     for factor in (0.5, 1.5):
         hosts = [row["launch"] * (1 if row["captured"] else factor) for row in rows]
         longest = (max(host, row["compute"], row["memory"]) for host, row in zip(hosts, rows, strict=True))
         step = sum(longest) + sum(row["waiting"] for row in rows)
         parts.append(f"{step:.2f} s at {factor * gpu.launch_us:g} us")
-    return "a step " + ", ".join(parts) + " a launch"
+    return "a step " + ", ".join(parts) + " per launch"

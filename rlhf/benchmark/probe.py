@@ -1,4 +1,4 @@
-"""What gpu_check asks of the device, in a process of its own: python -m rlhf.benchmark.probe device|profile [RUN]."""
+"""Measurements of the device for gpu_check, in its own process: python -m rlhf.benchmark.probe device|profile [RUN]."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _ROWS = 25  # of the profiler's table
 
 
 def device_report() -> dict[str, Any]:
-    """Device, libraries, and what this machine was measured to reach."""
+    """Device, libraries and measured speeds."""
     there = torch.cuda.is_available()
     device = torch.device("cuda" if there else "cpu")
     found: dict[str, Any] = {
@@ -67,7 +67,7 @@ def _version(package: str) -> str:
 
 
 def _a_call(call: Callable[[torch.Tensor], Any], device: torch.device, wait: bool, n: int = 2000) -> float:
-    """Seconds of one of n calls on a tensor of one number; wait: each is waited for."""
+    """Seconds per call, over n calls on a tensor of one number; wait: synchronise after each call."""
     x = torch.zeros(1, device=device)
     call(x)
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -77,13 +77,13 @@ def _a_call(call: Callable[[torch.Tensor], Any], device: torch.device, wait: boo
         call(x)
         if wait:
             synchronise()
-    seconds = time.perf_counter() - start  # the queue holds as many kernels: the host did not wait for room in it
+    seconds = time.perf_counter() - start  # the queue has room for n kernels, so the host did not wait
     synchronise()
     return seconds / n
 
 
 class _MarkedTimer(PhaseTimer):
-    """Phases carry their names in the profiler's record."""
+    """Names the phases in the profiler's record."""
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -101,25 +101,25 @@ class _Marked(PPOTrainer):
 
 
 class _Profiled(TrainerCallback):
-    """Profiles one step: the second, since the first one warms up."""
+    """Profiles the second step; the first one warms up."""
 
     def __init__(self, profiler: AbstractContextManager[Any]) -> None:
         self.profiler, self.begun = profiler, 0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start at the second one."""
+        """Start the profiler at the second step."""
         self.begun += 1
         if self.begun == 2:
             self.profiler.__enter__()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """And stop at its end."""
+        """Stop the profiler at the end of the second step."""
         if self.begun == 2:
             self.profiler.__exit__(None, None, None)
 
 
 def profiled(given: dict[str, Any]) -> dict[str, Any]:
-    """Calls by phase, and the profiler's table, of a PPO step. given: a Run, as `worker` takes it."""
+    """Calls by phase and the profiler's table for one PPO step. given: a Run as for `worker`."""
     there = torch.cuda.is_available()
     profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if there else [])])
     with tempfile.TemporaryDirectory() as folder:
@@ -135,9 +135,9 @@ def profiled(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def calls_by_phase(events: list[tuple[str, float, float]], cuda: bool) -> dict[str, dict[str, int]]:
-    """(name, start, end) of each event -> counts by phase, and of the `rest`.
+    """(name, start, end) of each event -> counts by phase; `rest` for events outside phases.
 
-    On CUDA: launches, waits, and other calls by their names; on a CPU: operations.
+    On CUDA: launches, waits, and other calls by name; on a CPU: operations.
     """
     marks = [(name.removeprefix(_MARK), start, end) for name, start, end in events if name.startswith(_MARK)]
     found: dict[str, Counter[str]] = {name: Counter() for name in [*dict.fromkeys(m[0] for m in marks), "rest"]}

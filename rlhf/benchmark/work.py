@@ -1,4 +1,4 @@
-"""What is timed: models, prompts with the lengths of real ones, and the settings that both sides share."""
+"""The timed work: models, prompts of realistic lengths, and the settings that both sides share."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-# Tokens (SmolLM2's) of 564 English prompts of oasst1: each share of them is at most so long.
+# Lengths in SmolLM2's tokens of 564 English oasst1 prompts: the quantiles at these shares.
 _SHARES = (*(i / 20 for i in range(20)), 0.97, 0.98, 0.99, 0.995)
 _LENGTHS = (1, 6, 8, 9, 10, 11, 12, 14, 15, 17, 18, 20, 21, 24, 26, 30, 35, 40, 52, 67, 85, 101, 288, 765)
 MAX_PROMPT = 256
@@ -19,21 +19,21 @@ MAX_PROMPT = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of work. Rows are responses, lengths are tokens."""
+    """One size of work. Rows are responses, lengths are in tokens."""
 
     name: str
-    batch: int  # rows a PPO step
-    micro: int  # rows a pass, with and without gradients
-    response: int  # most tokens of a response
+    batch: int  # rows per PPO step
+    micro: int  # rows per pass, with and without gradients
+    response: int  # maximum length of a response
     n_ppo_epochs: int = 4
-    path: str = ""  # of a model with weights of its own; otherwise a GPT-2 with random ones:
+    path: str = ""  # of a trained model; otherwise a GPT-2 with random weights:
     width: int = 0
     layers: int = 0
     heads: int = 0
     vocabulary: int = 0
     positions: int = 1024
-    prompt: int = 0  # tokens of every prompt; 0: lengths as those of oasst1
-    mean_response: int = 0  # of responses that could go on for ever; random weights never end one by themselves
+    prompt: int = 0  # length of every prompt; 0: lengths as in oasst1
+    mean_response: int = 0  # expected length without a limit; random weights would never sample EOS
 
 
 SHAPES = {
@@ -46,8 +46,8 @@ SHAPES = {
         Shape("gpt2-medium", 64, 16, 128, width=1024, layers=24, heads=16, vocabulary=50257, mean_response=64),
     )
 }
-ENDLESS = 10**9  # mean_response with which every response has all the tokens that it may have
-PAIRS = 8  # of an optimizer step of reward training
+ENDLESS = 10**9  # a mean_response with which every response has maximum length
+PAIRS = 8  # per optimizer step of reward training
 WORKS = ("ppo_full", "ppo_lora", "reward", "evaluation")
 
 
@@ -59,25 +59,25 @@ class Run:
     work: str = "ppo_full"
     steps: int = 2  # the first one warms up and is not counted
     seed: int = 0
-    precision: str = "default"  # fp32, bf16, or what each side does by itself
+    precision: str = "default"  # fp32, bf16, or each side's default
     rank: int = 8  # of LoRA
 
 
 def prompt_lengths(n: int, seed: int) -> list[int]:
-    """n lengths drawn from oasst1's distribution, cut at MAX_PROMPT."""
+    """n lengths drawn from oasst1's distribution, at most MAX_PROMPT."""
     u = np.random.default_rng(seed).random(n) * _SHARES[-1]
     drawn: list[int] = np.interp(u, _SHARES, _LENGTHS).round().astype(int).clip(1, MAX_PROMPT).tolist()
     return drawn
 
 
 def tokenizer_of(shape: Shape) -> Any:
-    """The path's own, or one of `vocabulary` words whose last two are EOS and pad."""
+    """The tokenizer at the shape's path, or one of `vocabulary` words whose last two are EOS and pad."""
     if shape.path:
         from rlhf.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(shape.path)
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
-            tokenizer.pad_token = "<|endoftext|>"  # TRL reads lengths off the first pad
+            tokenizer.pad_token = "<|endoftext|>"  # TRL takes the first pad as the end
         return tokenizer
     last = shape.vocabulary - 2
     words = {f"w{i}": i for i in range(last)} | {"<eos>": last, "<pad>": last + 1}
@@ -142,9 +142,9 @@ def models_of(shape: Shape, tokenizer: Any, seed: int) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _give_ends(policy: Any, eos: int, pad: int, mean: int) -> None:
-    """Let EOS come with probability 1 / mean at each token, and pad never."""
+    """Give EOS the probability 1 / mean at each token, and pad the probability 0."""
     table, norm = policy.transformer.wte.weight, policy.transformer.ln_f
-    # The first entry of every last state is 1: a logit is what it was, plus the first entry of the token's row.
+    # The first entry of every last state is 1, so a token's logit grows by the first entry of its row.
     norm.weight[0], norm.bias[0] = 0, 1
     table[:, 0] = 0
     table[[eos, pad]] = 0
@@ -158,7 +158,7 @@ def lora_of(names: tuple[str, ...], rank: int) -> LoraConfig:
 
 
 def precision(run: Run) -> dict[str, Any]:
-    """What both sides are told of the machine."""
+    """Device and precision arguments for both sides."""
     given = {} if run.precision == "default" else {"bf16": run.precision == "bf16"}
     return given | {"use_cpu": not torch.accelerator.is_available()}
 

@@ -1,4 +1,4 @@
-"""One run of one side, in a process of its own: python -m rlhf.benchmark.worker SIDE RUN; prints one JSON line."""
+"""One run of one side, in a separate process: python -m rlhf.benchmark.worker SIDE RUN; prints one JSON line."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ RESULT = "RESULT "
 
 
 def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
-    """side: rlhf, or trl (for reward and evaluation: the plain way)."""
+    """side: rlhf, or trl (for evaluation: plain transformers)."""
     ours = side == "rlhf"
     if run.work.startswith("ppo"):
         from rlhf.benchmark import ppo
@@ -24,7 +24,7 @@ def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
 
 
 def read_run(given: dict[str, Any]) -> work.Run:
-    """A Run from its fields, with its shape's name and what is other in it under `change`."""
+    """A Run from its fields: the shape's name, and changed fields of the shape under `change`."""
     rest = dict(given)
     shape = replace(work.SHAPES[rest.pop("shape")], **rest.pop("change", {}))
     return work.Run(shape, **rest)

@@ -73,7 +73,7 @@ def test_a_comparison_from_end_to_end(capsys):
     assert found["ratio"]["min"] == found["ratio"]["max"] > 0
     words = table(found)
     assert f"pair by pair: {found['ratio']['min']:.2f}\n" in words
-    assert "GFLOP that the last step needed: not counted\n" in words
+    assert "GFLOP needed by the last step: not counted\n" in words
 
 
 def test_the_work_of_our_side_is_that_of_its_models(tmp_path):

@@ -105,6 +105,6 @@ def test_the_table_names_what_is_assumed():
     rows = {"generate, prompts": 2, "generate, tokens": 2, "score": 2, "learn": 2, "a step": 2}
     assert {name: words.count(f"  {name:18}") for name in rows} == rows
     assert "50% of 1000 TFLOP/s" in words
-    assert "10 us of the host a kernel, 1 us where a CUDA graph replays it" in words
+    assert "10 us of host time per kernel, 1 us if a CUDA graph replays it" in words
     with pytest.raises(UserError, match="shape"):
         predict.phases(work.SHAPES["smollm2"], "full")
