@@ -149,25 +149,30 @@ class WarningRow(TypedDict):
     helps: str
 
 
-class SkippedRow(TypedDict, total=False):
-    """A prompt's response, or a pair, of an update that was skipped. No texts."""
-
-    prompt_id: str
-    pair_id: str
-    not_finite: list[str]
-    scores: dict[str, Number]
-    prompt_tokens: int
-    response_tokens: int
-    chosen_tokens: int
-    rejected_tokens: int
-    score: Number
-    logp: Number  # of the response, nats
-    ref_logp: Number
-    values: Number
-    advantage: Number  # the largest of its tokens by magnitude
-    policy_loss: Number
-    value_loss: Number
-    loss: Number
+# A prompt's response, or a pair, of an update that was skipped. No texts. In this form because `return` is a keyword.
+SkippedRow = TypedDict(
+    "SkippedRow",
+    {
+        "prompt_id": str,
+        "pair_id": str,
+        "not_finite": list[str],
+        "scores": dict[str, Number],
+        "prompt_tokens": int,
+        "response_tokens": int,
+        "chosen_tokens": int,
+        "rejected_tokens": int,
+        "score": Number,
+        "logp": Number,  # of the response, nats
+        "ref_logp": Number,
+        "values": Number,
+        "advantage": Number,  # the largest of its tokens by magnitude
+        "return": Number,  # likewise
+        "policy_loss": Number,  # of its micro-batch
+        "value_loss": Number,
+        "loss": Number,
+    },
+    total=False,
+)
 
 
 class SkippedUpdate(TypedDict):

@@ -208,12 +208,6 @@ class Shard:
         return [result for _, result in sorted(zip(order, by_rank, strict=True), key=lambda pair: pair[0])]
 
 
-def equal_share(items: Sequence[Item], state: PartialState | Accelerator) -> tuple[list[Item], Tensor]:
-    """`Shard.of` and `Shard.is_valid` in one call."""
-    shard = Shard.of_rank(len(items), state)
-    return shard.of(items), shard.is_valid
-
-
 def from_main(ask: Callable[[], Answer]) -> Answer:
     """Run `ask` on rank 0 and return its result on every rank; one collective.
 

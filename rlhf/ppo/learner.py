@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import all_rows, all_sum, full_tensor, sum_and_max
 from rlhf.distributed.launch import is_deepspeed
 from rlhf.distributed.sharding import step_taken
+from rlhf.file_types import SkippedRow
 from rlhf.functional.batching import passes_of
 from rlhf.functional.gae import wide
 from rlhf.functional.losses import policy_loss, value_loss
@@ -130,15 +131,15 @@ class Learner:
         statistics = Statistics(*total.unbind())
         return Update(statistics, n_tokens, ratio_max, norms, minibatches, updates, skipped, passes)
 
-    def skip(self, step: int, rows: Sequence[dict[str, Any]]) -> Update:
+    def skip(self, step: int, rows: Sequence[SkippedRow]) -> Update:
         """A PPO step whose rollout is not finite: it counts as one skipped update. rows: see `nonfinite_rows`."""
         self.skips.report(step, sorted({what for row in rows for what in row["not_finite"]}), rows)
         zeros = wide(torch.zeros(len(Statistics._fields), device=self.accelerator.device))
         return Update(Statistics(*zeros.unbind()), 0, zeros[0], zeros[:2], 0, 0, 1, [])
 
-    def _record_skipped(self, step: int, rows: list[dict[str, Any]], norms: Tensor) -> None:
+    def _record_skipped(self, step: int, rows: list[SkippedRow], norms: Tensor) -> None:
         rows = all_rows(rows)
-        lost = any(isinstance(row[name], str) for row in rows for name in ("policy_loss", "value_loss"))
+        lost = any(isinstance(loss, str) for row in rows for loss in (row["policy_loss"], row["value_loss"]))
         what = ["loss", "gradient"] if lost else ["gradient"]
         self.skips.report(step, what, rows, grad_norm=[json_number(norm) for norm in norms])
 
@@ -317,13 +318,14 @@ class DeepSpeedBackend(PlainBackend):
         return torch.tensor([norm, norm], dtype=torch.float64), taken
 
 
-def update_rows(rollout: Rollout, advantages: Advantages, batch: Minibatch, losses: Tensor) -> list[dict[str, Any]]:
+def update_rows(rollout: Rollout, advantages: Advantages, batch: Minibatch, losses: Tensor) -> list[SkippedRow]:
     """This rank's rows of a skipped optimizer step. losses: [passes, 2], policy and value, of each micro-batch."""
     rows = []
     for one, (policy, value) in zip(batch.passes, losses.tolist(), strict=True):
         for i in one.rows:
-            aims = {"advantage": advantages.advantages[i], "return": advantages.returns[i]}
-            largest = {name: json_number(x.abs().max()) for name, x in aims.items()}
-            loss = {"policy_loss": json_number(policy), "value_loss": json_number(value)}  # of its micro-batch
-            rows.append(row_facts(rollout, i) | largest | loss)
+            row = row_facts(rollout, i)
+            row["advantage"] = json_number(advantages.advantages[i].abs().max())
+            row["return"] = json_number(advantages.returns[i].abs().max())
+            row["policy_loss"], row["value_loss"] = json_number(policy), json_number(value)  # of its micro-batch
+            rows.append(row)
     return rows

@@ -17,6 +17,7 @@ from rlhf.distributed.collectives import Shard, all_rows, all_sum
 from rlhf.distributed.launch import is_fsdp
 from rlhf.distributed.sharding import gathered, is_sharded
 from rlhf.errors import UserError
+from rlhf.file_types import SkippedRow
 from rlhf.functional.batching import left_pad, passes_of, right_pad, to_device, to_device_together
 from rlhf.generation.decode import Samples, decode, uniforms
 from rlhf.generation.static import StaticDecoder, cuda_graph
@@ -337,20 +338,20 @@ def find_nonfinite(raw_score: Tensor, seen: Mapping[str, Tensor], mask: Tensor, 
     }
 
 
-def nonfinite_rows(rollout: Rollout, accelerator: Accelerator) -> list[dict[str, Any]]:
+def nonfinite_rows(rollout: Rollout, accelerator: Accelerator) -> list[SkippedRow]:
     """Rows of all ranks with a number that is not finite: which number, and every reward's score. One collective."""
     bad = torch.stack(list(rollout.nonfinite.values())).any(0)
     if not all_sum(accelerator, bad.sum().reshape(1)) > 0:
         return []
-    rows = []
+    rows: list[SkippedRow] = []
     for i in bad.nonzero().flatten().tolist():
         scores = dict(zip(rollout.reward_names, map(json_number, rollout.scores[i]), strict=True))
         what = [name for name, where in rollout.nonfinite.items() if where[i]]
-        rows.append(row_facts(rollout, i) | {"not_finite": what, "scores": scores})
+        rows.append({**row_facts(rollout, i), "not_finite": what, "scores": scores})
     return all_rows(rows)
 
 
-def row_facts(rollout: Rollout, i: int) -> dict[str, Any]:
+def row_facts(rollout: Rollout, i: int) -> SkippedRow:
     """What skipped.jsonl says of a row: id, lengths, numbers; log-probs are sums over the response, nats. No texts."""
     width = rollout.mask.shape[1]
     mask = rollout.attention[i, -width:]

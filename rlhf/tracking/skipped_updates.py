@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
 
 from torch import Tensor
 
@@ -38,7 +37,7 @@ class Skips:
         self,
         step: int,
         what: Sequence[str],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[SkippedRow],
         grad_norm: Number | list[Number] | None = None,
     ) -> None:
         """Report a skipped update. what: kinds of numbers that are not finite; rows: of all ranks, each with its id."""
@@ -47,7 +46,7 @@ class Skips:
             "step": step,
             "not_finite": list(what),
             "in_a_row": self.in_a_row,
-            "rows": cast(list[SkippedRow], list(rows)),
+            "rows": list(rows),
         }
         if grad_norm is not None:
             update["grad_norm"] = grad_norm
@@ -61,12 +60,13 @@ class Skips:
         )
 
 
-def names_of(rows: Sequence[Mapping[str, Any]], of: str = "prompt") -> str:
+def names_of(rows: Sequence[SkippedRow], of: str = "prompt") -> str:
     """Ids of prompts or pairs, with those scores that are not finite. No texts, which may contain anything."""
 
-    def named(row: Mapping[str, Any]) -> str:
-        odd = [f"{name} {score}" for name, score in row.get("scores", {}).items() if isinstance(score, str)]
-        return f"{row[f'{of}_id']} ({', '.join(odd)})" if odd else str(row[f"{of}_id"])
+    def named(row: SkippedRow) -> str:
+        name = row["pair_id"] if of == "pair" else row["prompt_id"]
+        odd = [f"{source} {score}" for source, score in row.get("scores", {}).items() if isinstance(score, str)]
+        return f"{name} ({', '.join(odd)})" if odd else name
 
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"{of}s {', '.join(map(named, rows[:_SHOWN]))}{more}"
