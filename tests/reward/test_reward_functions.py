@@ -1,4 +1,4 @@
-"""Rewards as people have them: models of any head and family, functions, several with weights."""
+"""Rewards of all kinds: models with any head and tokenizer family, functions, several with weights."""
 
 import math
 
@@ -182,8 +182,8 @@ def test_prompts_as_rows_of_any_kind_train(tmp_path):
         assert "never" not in str(run.prompts[0].text)
 
 
-def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
-    """Token by token by hand: an EOS where a response was cut, nothing beside one that ended."""
+def test_eos_is_appended_to_truncated_responses_if_asked_for(tmp_path):
+    """By hand, token by token: an EOS after a truncated response, nothing after one that ended."""
     completions = Completions(
         prompts=["say", "say"],
         prompt_ids=[[5, 6], [5, 6]],
@@ -201,7 +201,7 @@ def test_a_cut_response_is_closed_for_the_reward_model_where_asked(tmp_path):
 
 @pytest.mark.parametrize("family", ["same", "other"])
 def test_close_truncated_reaches_every_model(tmp_path, family):
-    """The tiny policy answers 6 tokens and is cut: the score is that of the text with an EOS."""
+    """The tiny policy's responses are truncated at 6 tokens: the score is that of the text with an EOS."""
     model, given = tiny.gpt2_reward(), {"reward_processing_classes": tiny.gpt2_tokenizer()} if family == "other" else {}
     model = model if family == "other" else tiny.llama_reward()
     cut, closed = (

@@ -1,4 +1,4 @@
-"""Pairs whose loss or gradient is not finite change nothing: the step is left out, and at some point the run ends."""
+"""Pairs whose loss or gradient is not finite change nothing: the step is skipped, and after too many the run ends."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_before_stays(train):
     assert "checkpoint-3" in kept
     assert not [name for name in kept if name > "checkpoint-3"]
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "checkpoint-3" / "model.safetensors").values())
-    # Called again, mended, it goes on from there and says nothing twice.
+    # Once fixed, the same call resumes from there and logs nothing twice.
     trainer, _ = train("hit", **options)
     assert trainer.state.global_step == 16
     assert not (folder / "skipped.jsonl").exists()
@@ -134,7 +134,7 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_before_stays(train):
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_a_checkpoint_waits_for_the_next_step_that_is_taken(train, strategy):
-    """An epoch has 4 steps, and steps 4 and 5 are left out."""
+    """An epoch has 4 steps; steps 4 and 5 are skipped."""
     options = {"num_train_epochs": 2, "eval_strategy": strategy, "eval_steps": 4, "save_total_limit": 9}
     train("hit", {4: POISONS["nan"], 5: POISONS["nan"]}, **options)
     folder = train.folder / "hit"

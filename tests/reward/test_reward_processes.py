@@ -1,4 +1,4 @@
-"""Two processes leave a reward update out together, and go on, under each engine, as if nothing had been."""
+"""Under each engine, two processes skip a reward update together, and continue as if it had not happened."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_a_reward_run_that_was_cut_ends_as_one_that_was_not(base, engine):
 
 @pytest.mark.slow
 def test_a_reward_run_goes_on_with_another_number_of_processes(base):
-    """The same pairs a step: the same run up to floating point. Two begin, one goes on, two end it."""
+    """The same pairs per step: the same run up to floating point. Two processes start, one resumes, two finish."""
     alone = OPTIONS | {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8}
     whole, cut = base / "whole", base / "cut"
     launch(whole, WORKER, OPTIONS, processes=2)

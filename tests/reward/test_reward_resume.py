@@ -1,4 +1,4 @@
-"""A reward run that was cut logs what one that was not cut logs, whatever became of its files since a checkpoint."""
+"""A resumed reward run logs what an uninterrupted one logs, whatever happened to its files since the checkpoint."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def stop(loss):
 
 
 def test_means_go_on_in_the_middle_of_a_row(train):  # noqa: F811
-    """Rows at steps 3, 6, ...; the cut is after step 5, and step 4 was left out before it."""
+    """Rows at steps 3, 6, ...; the interruption is after step 5, and step 4 was skipped."""
     options = {"num_train_epochs": 2, "logging_steps": 3, "eval_steps": 4, "save_total_limit": 9}
     bad = {4: lambda loss: loss * math.nan}
     whole, _ = train("whole", bad, **options)
