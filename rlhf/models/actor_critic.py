@@ -203,7 +203,7 @@ class FrozenRole:
         elif self.model.device.type != device.type:
             name = unwrap_peft(self.model).config.name_or_path or type(unwrap_peft(self.model)).__name__
             raise UserError(
-                f"{name}: expected a quantised model on {device.type}, where PPO runs, found it on "
+                f"{name}: the quantised model must be on {device.type}, where PPO runs, but is on "
                 f"{self.model.device.type}; load it with device_map={{'': {(device.index or 0)!r}}}"
             )
 

@@ -47,7 +47,7 @@ class Callbacks:
         self.state.save_to_json(str(checkpoint / STATE_FILE))
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from what `save` wrote; the number of the step is the caller's."""
+        """Continue from what `save` wrote, except the step number, which the caller sets."""
         saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         remembered: Any = saved.stateful_callbacks
         self.state.log_history = saved.log_history
@@ -64,7 +64,7 @@ class Callbacks:
                 self.control = answer
 
     def listens(self, name: str) -> bool:
-        """Whether any callback does something when it is told of this event."""
+        """Whether any callback handles this event."""
         return any(getattr(type(callback), name) is not getattr(TrainerCallback, name) for callback in self.callbacks)
 
     def pop(self, wish: str) -> bool:

@@ -126,7 +126,7 @@ class Checkpoints:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """How many prompts there are, and which, in what order: ids alone may be numbers of rows."""
+    """How many prompts there are, which, and in what order: ids alone may be row numbers."""
     found = hashlib.sha256()
     for prompt in prompts:
         found.update(repr((prompt.prompt_id, prompt.input_ids)).encode("utf-8", "surrogatepass"))
@@ -139,12 +139,12 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, found: dict[str,
     found: what of this run is to be as it was, beside `run_facts`.
     """
     facts = from_main(lambda: _read_facts(checkpoint, {**run_facts(accelerator), **found}))
-    on_all(lambda: check_pickles(checkpoint))  # Accelerate unpickles what it takes for its own
-    if is_deepspeed(accelerator):  # it has collectives of its own in there
+    on_all(lambda: check_pickles(checkpoint))  # Accelerate unpickles files in there
+    if is_deepspeed(accelerator):  # it runs its own collectives in there
         _load_state(accelerator, checkpoint, custom_load_fn=load_trained)
     elif is_fsdp(accelerator):
         _load_state(accelerator, checkpoint)
-    else:  # in main memory: on several GPUs Accelerate would hold the optimizer's file on each beside its own states
+    else:  # via main memory: Accelerate would load the optimizer's file onto each GPU, beside the states it replaces
         on_all(lambda: _load_state(accelerator, checkpoint, map_location="cpu"))
     return facts
 

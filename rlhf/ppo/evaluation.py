@@ -13,8 +13,8 @@ from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.rollout import RolloutCollector
 
-# Of the sampling streams' (seed, step, prompt): PPO's steps count from 1. Each evaluation gets the same random
-# numbers, so that two of them differ by the policy and not by luck.
+# The step of the sampling streams (seed, step, prompt). PPO counts from 1. Each evaluation gets the same random
+# numbers, so that two of them differ because of the policy and not by luck.
 STEP = 0
 GREEDY = 0.01  # TRL's temperature for the table of completions
 _NONFINITE = "not_finite"

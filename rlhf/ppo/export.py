@@ -61,7 +61,7 @@ def save_policy(
         if main:
             tokenizer.save_pretrained(aside)
     if main:
-        write_card(folder, facts)  # in the place of the one that PEFT leaves with an adapter
+        write_card(folder, facts)  # replaces the card that PEFT writes with an adapter
     accelerator.wait_for_everyone()
 
 

@@ -1,4 +1,4 @@
-"""What a PPO run shows when it goes wrong, in words, while it still runs."""
+"""Warnings while a PPO run goes wrong: what is wrong, and what usually helps."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 from rlhf.config import PPOConfig
 from rlhf.file_types import WarningRow, WarningState
 
-EXPLODED = 0.5  # nats a token; the usual band is 0.02 to 0.1
+EXPLODED = 0.5  # nats per token; the usual band is 0.02 to 0.1
 
-BAND = 0.05  # nats a token, where kl_target is not set
+BAND = 0.05  # nats per token, if kl_target is not set
 
-JUMP, WITHIN = 3, 5  # times, within so many steps
+JUMP, WITHIN = 3, 5  # a jump is three times the lowest of five steps
 
-COLLAPSED = 0.1  # of the entropy that a run began with
+COLLAPSED = 0.1  # share of the entropy at the beginning
 
-BEGINNING = 3  # steps whose mean that is
+BEGINNING = 3  # steps whose mean entropy that is
 
 PATIENCE = 3  # steps in a row before a warning; an exploding KL does not wait
 
 AGAIN = 50  # steps until a warning is repeated
 
-WORSE = 2  # times the value that was warned of: repeated at once
+WORSE = 2  # times the value of the last warning: repeated at once
 
 _HELPS = {
     "kl_exploded": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target), fewer num_ppo_epochs, "
-    "updates that end early (target_kl)",
-    "kl_jumped": "a lower learning_rate or a longer warmup_steps, updates that end early (target_kl), score_clip",
-    "all_empty": "a reward that likes an answer better than none, a higher kl_coef, a lower learning_rate",
+    "stopping updates early (target_kl)",
+    "kl_jumped": "a lower learning_rate or a longer warmup_steps, stopping updates early (target_kl), score_clip",
+    "all_empty": "a reward that prefers an answer to none, a higher kl_coef, a lower learning_rate",
     "all_cut": "a longer response_length, the stop_token_id that the policy was trained with, missing_eos_penalty",
-    "all_same": "a higher kl_coef, a lower learning_rate, a higher temperature; see in samples.jsonl what it earns",
-    "scores_flat": "a reward that tells responses apart: see samples.jsonl; nothing but KL is learned from these",
+    "all_same": "a higher kl_coef, a lower learning_rate, a higher temperature; look in samples.jsonl at what it earns",
+    "scores_flat": "a reward that tells responses apart: look at samples.jsonl; from equal scores only KL is learned",
     "entropy_collapsed": "a higher kl_coef, a lower learning_rate, fewer num_ppo_epochs, a higher temperature",
 }
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """Something that a row of metrics shows. value grows as it gets worse, and is 0 where there is no more or less."""
+    """Something wrong in a row of metrics. value: grows as it gets worse; 0 if there are no degrees."""
 
     kind: str
     seen: str
@@ -45,15 +45,15 @@ class Symptom:
 
 
 class HealthMonitor:
-    """Looks at the rows of a run, one a step, and says each kind once; again when it got worse, or AGAIN steps later.
+    """Checks the metrics of each step and reports each kind of symptom once; again if it got worse, or AGAIN steps later.
 
-    say gets a row of warnings.jsonl: step, kind, since (the step from which on it is so), seen, helps.
+    say gets a row of warnings.jsonl: step, kind, since (the first step with it), seen, helps.
     """
 
     def __init__(self, args: PPOConfig, say: Callable[[WarningRow], None]) -> None:
         self.args, self.say = args, say
         self.kls: deque[float] = deque(maxlen=WITHIN)
-        self.entropies: list[float] = []  # nats a token, of the beginning
+        self.entropies: list[float] = []  # nats per token, of the beginning
         self.since: dict[str, int] = {}
         self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
 
@@ -69,7 +69,7 @@ class HealthMonitor:
 
     def check(self, step: int, row: dict[str, float], n: int) -> None:
         """n: responses of the step, over all ranks."""
-        if row["objective/response_length"] == 0:  # nothing finite in it: skipped.jsonl tells
+        if row["objective/response_length"] == 0:  # nothing in it was finite: see skipped.jsonl
             return
         symptoms = [*self._kl(row), *_responses(row, n), *self._entropy(row)]
         self.since = {symptom.kind: self.since.get(symptom.kind, step) for symptom in symptoms}
@@ -93,9 +93,9 @@ class HealthMonitor:
         self.kls.append(kl)
         limit = max(EXPLODED, 5 * target)
         if kl > limit:
-            yield Symptom("kl_exploded", f"KL to the reference is {kl:.3g} nats a token, over {limit:g}", kl)
+            yield Symptom("kl_exploded", f"KL to the reference is {kl:.3g} nats per token, over {limit:g}", kl)
         elif kl > max(2 * target, JUMP * lowest):
-            yield Symptom("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats a token", kl)
+            yield Symptom("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats per token", kl)
 
     def _entropy(self, row: dict[str, float]) -> Iterator[Symptom]:
         entropy = row["objective/entropy"] / row["objective/response_length"]
@@ -104,7 +104,7 @@ class HealthMonitor:
             return
         first = sum(self.entropies) / BEGINNING
         if entropy < COLLAPSED * first:
-            yield Symptom("entropy_collapsed", f"entropy is {entropy:.3g} nats a token, and was {first:.3g} at first")
+            yield Symptom("entropy_collapsed", f"entropy is {entropy:.3g} nats per token, and was {first:.3g} at first")
 
 
 def _responses(row: dict[str, float], n: int) -> Iterator[Symptom]:
@@ -114,7 +114,7 @@ def _responses(row: dict[str, float], n: int) -> Iterator[Symptom]:
     elif row["val/all_responses_same"]:
         yield Symptom("all_same", "all responses are the same text")
     if ended == 0:
-        yield Symptom("all_cut", f"no response ends by itself, all are cut after {length:.0f} tokens")
+        yield Symptom("all_cut", f"no response ends by itself, all are truncated after {length:.0f} tokens")
     mean = row["objective/scores"]
     if n > 1 and row["objective/scores_std"] <= 1e-6 * max(1, abs(mean)):
         yield Symptom("scores_flat", f"all scores are {mean:.4g}")

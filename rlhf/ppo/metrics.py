@@ -1,4 +1,4 @@
-"""One row a PPO step, under TRL's names, of numbers that no sharding changes."""
+"""One row of metrics per PPO step, under TRL's names; the numbers do not depend on the sharding."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,7 +34,7 @@ def metrics_row(
     sums: dict[str, Tensor | float] = {**rollout_sums(rollout, args.kl_estimator)}
     sums |= _advantage_sums(rollout, advantages) | _fingerprint_sums(rollout)
     sums |= {**update.statistics._asdict(), "tokens": update.tokens}
-    # The same on all ranks: rank 0 sends them, so that they cost no wait of their own.
+    # The same on all ranks: only rank 0 sends them, so that they ride along with the sums.
     norms: list[Tensor | float] = [*update.norms.unbind()] if rank == 0 else [0.0, 0.0]
     sums |= dict(zip(("grad_norm", "grad_norm_critic"), norms, strict=True))
     # A maximum: each rank sends its own in its own place, so that one sum serves it, too.
@@ -63,7 +63,7 @@ def metrics_row(
         "loss/policy_avg": total["policy_loss"] / minibatches,
         "loss/value_avg": total["value_loss"] / minibatches,
         "value/grad_norm": total["grad_norm_critic"],
-        # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that says the mean.
+        # 1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that predicts the mean.
         "value/explained_variance": 1 - (_std(total, "value_errors", tokens) / (spread or 1)) ** 2,
         "val/clipfrac_avg": total["value_clipfrac"] / seen,
         "val/ratio": total["ratio"] / seen,
@@ -82,7 +82,7 @@ def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict
     device = next(x.device for x in sums.values() if isinstance(x, Tensor))
     plain = [x for x in sums.values() if not isinstance(x, Tensor)]
     numbers = iter(to_device(torch.tensor(plain, dtype=widest(device)), device).unbind())
-    # In the order of the names, which is the same on all ranks: which of them are plain numbers is not.
+    # In the order of the names, which is the same on all ranks.
     values = torch.stack([x.to(widest(device)) if isinstance(x, Tensor) else next(numbers) for x in sums.values()])
     return dict(zip(sums, all_sum(accelerator, values).tolist(), strict=True))
 
@@ -157,20 +157,20 @@ def _advantage_sums(rollout: Rollout, advantages: Advantages) -> dict[str, Tenso
 
 
 def _fingerprint_sums(rollout: Rollout) -> dict[str, Tensor]:
-    """Sum and sum of squares of a 20-bit number a response, which depends on its tokens and nothing else.
+    """Sum and sum of squares of one 20-bit hash per response, which depends on its tokens only.
 
     Doubles hold both exactly for 4096 responses.
     """
     response = rollout.ids[:, -rollout.mask.shape[1] :].long() * rollout.mask
     place = torch.arange(1, response.shape[1] + 1, device=response.device)
-    # Products wrap alike everywhere. A token and its place are mixed, so that an order counts, too.
+    # Integer products wrap the same way everywhere. Token and position are mixed, so that order counts.
     mixed = (response + 1) * rollout.mask * (place * 2_654_435_761 + 40_503)
     number = ((mixed ^ (mixed >> 15)).sum(1) % 2**20).to(widest(mixed.device)) * rollout.is_valid
     return {"fingerprint": number.sum(), "fingerprint_squared": (number**2).sum()}
 
 
 def _all_same(total: dict[str, float]) -> bool:
-    """Cauchy-Schwarz: n times the sum of squares is the square of the sum where all are the same, and only there."""
+    """Cauchy-Schwarz: n times the sum of squares equals the square of the sum only if all are the same."""
     return int(total["n"]) * int(total["fingerprint_squared"]) == int(total["fingerprint"]) ** 2
 
 

@@ -12,8 +12,7 @@ from rlhf.models.actor_critic import ActorCritic
 
 
 def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, Any]]:
-    """What is trained, in groups: policy and critic, each with its learning rate, matrices with weight decay
-    and biases and norms without."""
+    """Parameter groups: policy and critic, each with its learning rate; weight decay for matrices only."""
     groups = []
     critic_rate = args.critic_learning_rate or args.learning_rate
     for role, part, rate in (
@@ -30,13 +29,13 @@ def optimizer_groups(trained: ActorCritic, args: PPOConfig) -> list[dict[str, An
 
 
 def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
-    """Optimizer and schedule over `steps` PPO steps; those that the user gave, where they did."""
+    """Optimizer and schedule over `steps` PPO steps; given: the user's own, None where there is none."""
     optimizer, scheduler = given
     if optimizer is None:
         try:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        except (ValueError, ImportError) as error:  # unknown, not installed, or one that wants the model itself
-            raise UserError(f"optim: expected an optimizer that can be had, found {args.optim}: {error}") from error
+        except (ValueError, ImportError) as error:  # unknown, not installed, or it needs the model itself
+            raise UserError(f"optim: {args.optim} is unavailable: {error}") from error
         optimizer = kind(optimizer_groups(trained, args), **options)
     if scheduler is None:
         scheduler = make_schedule(args, optimizer, steps)
@@ -53,9 +52,7 @@ def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:
         return max(1, math.ceil(args.total_episodes / batch_size))
     # Epoch by epoch: each ends with its own partial batch.
     if n_prompts == 0:
-        raise UserError(
-            "max_steps: expected max_steps or total_episodes where there is no train_dataset, found neither"
-        )
+        raise UserError("max_steps: set max_steps or total_episodes, since there is no train_dataset")
     whole, rest = divmod(args.num_train_epochs, 1)
     per_epoch = math.ceil(n_prompts / batch_size)
     return max(1, int(whole) * per_epoch + math.ceil(rest * n_prompts / batch_size))

@@ -23,7 +23,7 @@ class Prompt:
 
     prompt_id: str
     input_ids: list[int]
-    content: str | Messages  # as the row gives it; decoded where the row gives tokens
+    content: str | Messages  # as in the row; decoded if the row has token ids
     columns: dict[str, Any]
 
     @property
@@ -72,7 +72,7 @@ def _read_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple
             content = content[:-1]
         try:
             return content, encode_prompt(tokenizer, content) if content else []
-        except UserError as error:  # a template may ask for turns that alternate, and so on
+        except UserError as error:  # for example, a template may require alternating turns
             raise UserError(f"{where}: {error}") from error
     if "input_ids" in row:
         ids = _checked_ids(row["input_ids"], where)
@@ -121,7 +121,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: A
 
 
 def batches(prompts: list[Prompt], size: int, seed: int, steps: int) -> Iterator[list[Prompt]]:
-    """`steps` global batches: every prompt once an epoch, reshuffled by (seed, epoch), a last partial one too."""
+    """`steps` global batches: every prompt once per epoch, shuffled by (seed, epoch), with a last partial batch."""
     epoch = 0
     while True:
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -134,11 +134,11 @@ def batches(prompts: list[Prompt], size: int, seed: int, steps: int) -> Iterator
 
 
 def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
-    """A UserError where the arguments ask for evaluations and there is nothing to evaluate on."""
+    """A UserError if the arguments ask for evaluation and there is no eval_dataset."""
     asked = {"eval_strategy": args.eval_strategy != IntervalStrategy.NO, "eval_on_start": args.eval_on_start}
     for name, wanted in asked.items():
         if wanted and not eval_dataset:
-            raise UserError(f"eval_dataset: expected one for {name}, found none")
+            raise UserError(f"eval_dataset: {name} needs one, but none was passed")
 
 
 def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -149,14 +149,14 @@ def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
 def prompts_that_fit(
     args: PPOConfig, rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, model: Any, name: str
 ) -> list[Prompt]:
-    """Rows as prompts, none of which overruns the model's positions with its response."""
+    """Rows as prompts; a UserError if one is too long for the model together with its response."""
     prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
     check_positions(args, unwrap_peft(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
     return prompts
 
 
 def check_positions(args: PPOConfig, config: PretrainedConfig, longest: int, name: str) -> None:
-    """A UserError where the longest of the prompts, with its response, has more tokens than the model has positions."""
+    """A UserError if the longest prompt and its response have more tokens than the model has positions."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest + args.response_length > positions:
         raise UserError(

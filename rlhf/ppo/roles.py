@@ -33,7 +33,7 @@ class Roles:
 
     trained: ActorCritic
     reference: FrozenRole
-    reward: FrozenRole | None  # the reward model that the critic starts from, where there is one
+    reward: FrozenRole | None  # the reward model that the critic starts from, if there is one
 
 
 def build_roles(
@@ -46,12 +46,12 @@ def build_roles(
 ) -> Roles:
     """Full fine-tuning: up to four models. With adapters: two backbones, and an adapter that can be off on each.
 
-    The policy given is trained in place; the reward model is never changed: the critic is a copy of it, or an
-    adapter on it. reward_model: one that reads the policy's tokens, or None; then the critic starts from
-    value_model, or as the policy under a new head. A policy that has an adapter already goes on training it and
-    is its own reference; with a peft_config, that adapter is merged first and a fresh one is trained.
-    Weights that ZeRO-3 has spread cannot be copied: full fine-tuning then takes all four models as arguments.
-    Dropout of the base models is off; that of the adapters stays as configured.
+    The policy is trained in place. The reward model's weights never change: the critic is a copy of it, or an adapter
+    on it; its activation, attention and dropout modules are replaced by faster ones. reward_model: one that reads the
+    policy's tokens, or None; then the critic starts from value_model, or as the policy under a new head. A policy that
+    already has an adapter trains it further and is its own reference; with a peft_config, that adapter is merged first
+    and a new one is trained. Weights that ZeRO-3 has sharded cannot be copied: full fine-tuning then takes all four
+    models as arguments. Dropout of the base models is off; that of the adapters stays as configured.
     """
     for name, part in (
         ("model", model),
@@ -66,8 +66,10 @@ def build_roles(
             fuse_gelu(part)
             use_cpu_attention(unwrap_peft(part))
     if peft_config is not None and isinstance(model, PeftModel):
-        if is_quantised(model):  # what is saved, an adapter for the base as it was, would lack the one merged here
-            raise UserError("peft_config: expected none beside a quantised policy with an adapter, found one")
+        if is_quantised(model):  # a saved adapter would lack the one merged here
+            raise UserError(
+                "peft_config: leave it out: the adapter of a quantised policy cannot be merged; it is trained further instead"
+            )
         model = merged_model(_copyable("peft_config", model))
     policy, reference = _policy_and_reference(args, model, ref_model, peft_config)
     critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
@@ -94,7 +96,7 @@ def _policy_and_reference(
         return policy, FrozenRole(ref_model) if ref_model is not None else FrozenRole(policy, shared=True)
     if not isinstance(model, PeftModel):
         if is_quantised(model):
-            raise UserError("model: expected a peft_config beside a quantised policy, found none")
+            raise UserError("model: pass a peft_config: quantised weights cannot be trained")
         reference = FrozenRole(ref_model if ref_model is not None else frozen_copy(_copyable("ref_model", model)))
         return model.requires_grad_(True), reference
     _prepared(model)
@@ -117,7 +119,7 @@ def _critic_and_reward(
     own_reward = None if reward_model is None else FrozenRole(reward_model)
     if args.critic == "shared":
         if value_model is not None:
-            raise UserError("value_model: expected none with critic: shared, found a model")
+            raise UserError("value_model: leave it out: critic: shared uses the policy")
         return ValueHead(policy.get_output_embeddings().in_features).to(policy.device), own_reward
     start = value_model
     if start is None and reward_model is not None and has_token_head(reward_model):
@@ -130,7 +132,7 @@ def _critic_and_reward(
             return critic_from(policy), own_reward
         if is_quantised(start):
             name = "reward_model" if value_model is None else "value_model"
-            raise UserError(f"{name}: expected a peft_config beside a quantised model for the critic, found none")
+            raise UserError(f"{name}: pass a peft_config: the quantised weights of the critic cannot be trained")
         if isinstance(start, PeftModel) or start is not value_model:
             _copyable("value_model", start)
         critic = merged_model(start) if isinstance(start, PeftModel) else start
@@ -140,10 +142,10 @@ def _critic_and_reward(
     elif isinstance(start, PeftModel):
         start = merged_model(_copyable("value_model", start))
     adapted = add_lora(_prepared(start), _critic_config(lora))
-    # The reward model's backbone serves both roles, unless the critic has one of its own.
+    # The reward model's backbone serves both roles, unless the critic has its own.
     shares = reward_model is not None and value_model is None and has_token_head(reward_model)
     if is_quantised(reward_model) and isinstance(reward_model, PeftModel):
-        shares = False  # the critic's is a merged one, rounded once more: its scores are others
+        shares = False  # the critic's backbone is merged, so rounded again: its scores differ
     return adapted, FrozenRole(adapted, shared=True) if shares else own_reward
 
 
@@ -159,14 +161,16 @@ def critic_from(policy: Model) -> PreTrainedModel:
     _copyable("value_model", policy)
     inner = merged_model(policy) if isinstance(policy, PeftModel) else policy
     if is_quantised(inner):
-        raise UserError("value_model: expected a model, or critic: shared, beside a quantised policy, found none")
+        raise UserError("value_model: pass one or set critic: shared: a quantised policy cannot be copied")
     config = copy.deepcopy(inner.config)
     config.num_labels = 1
     try:
         critic = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
     except ValueError as error:
         kind = type(inner).__name__
-        raise UserError(f"value_model: expected a model, or critic: shared, for a {kind}, found none") from error
+        raise UserError(
+            f"value_model: pass one or set critic: shared: transformers has no critic for a {kind}"
+        ) from error
     critic.base_model.load_state_dict(inner.base_model.state_dict())
     torch.nn.init.zeros_(critic.score.weight)
     disable_dropout(critic)
@@ -175,7 +179,7 @@ def critic_from(policy: Model) -> PreTrainedModel:
 
 def _copyable(role: str, model: Any) -> Any:
     if is_sharded(model):
-        raise UserError(f"{role}: expected a model of its own under ZeRO-3, which copies none, found none")
+        raise UserError(f"pass {role} explicitly: ZeRO-3 weights cannot be copied")
     return model
 
 
@@ -206,7 +210,7 @@ def describe_roles(roles: Roles) -> list[ModelSize]:
 
 
 def parameter_lines(models: list[ModelSize]) -> list[str]:
-    """What is trained, one line a role: parameters, trainable ones and their share."""
+    """One line per role: parameters, trainable parameters and their share."""
     return [
         f"{row['role']:>9}: {row['name']}, {row['parameters']:,} parameters, {row['trainable']:,} trained"
         + (f" ({row['trainable'] / row['parameters']:.2%})" if row["parameters"] else "")
@@ -222,12 +226,12 @@ def _name(model: Any) -> str:
 
 
 def check_shardable(accelerator: Accelerator, trained: ActorCritic) -> None:
-    """A UserError where FSDP2 cannot shard what is trained: quantised weights, or a block's in several precisions."""
+    """A UserError if FSDP2 cannot shard the trained model: quantised weights, or several precisions in one block."""
     if not is_fsdp(accelerator):
         return
     if is_quantised(trained.policy) or is_quantised(trained.critic):
-        raise UserError("engine: expected no quantised weights under FSDP2, found them; use multi_gpu")
-    if accelerator.mixed_precision != "no":  # Accelerate makes float32 of what is trained then
+        raise UserError("engine: FSDP2 cannot shard quantised weights; use multi_gpu")
+    if accelerator.mixed_precision != "no":  # then Accelerate trains in float32
         return
     blocks = [module for module in trained.modules() if type(module).__name__ in trained._no_split_modules]
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}

@@ -385,7 +385,7 @@ class PPOTrainer:
         """
         sets = self.eval_prompts if eval_dataset is None else {"": self._read(eval_dataset, "eval_dataset")}
         if not sets:
-            raise UserError("eval_dataset: expected one for evaluation, found none")
+            raise UserError("eval_dataset: pass one to evaluate on")
         metrics: dict[str, float] = {}
         for name, prompts in sets.items():
             metrics |= evaluate(self.collector, prompts, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
@@ -401,7 +401,7 @@ class PPOTrainer:
         """
         rows = [row for prompts in self.eval_prompts.values() for row in completions(self.collector, prompts, sampling)]
         if not rows:
-            raise UserError("eval_dataset: expected one for completions, found none")
+            raise UserError("eval_dataset: pass one to complete")
         self.recorder.completions(rows)
         return rows
 
@@ -470,7 +470,7 @@ class PPOTrainer:
 
     def _fit_scores(self, n: int) -> None:
         if not self.prompts:
-            raise UserError("score_norm_samples: expected a train_dataset to sample from, found none")
+            raise UserError("score_norm_samples: pass a train_dataset to sample from")
         order = next(batches(self.prompts, n, self.args.seed, 1))
         scores, is_valid = self.collector.score_reference(order)
         mean, std = self.scaler.fit(scores, is_valid, lambda x: all_sum(self.accelerator, x))

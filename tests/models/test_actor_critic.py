@@ -127,7 +127,7 @@ def test_a_frozen_model_is_moved_or_refused(quantised):
     if quantised:
         role.to(torch.device("cpu"))  # where it is
         with pytest.raises(
-            UserError, match=r"^LlamaForCausalLM: expected a quantised model on meta, .* found it on cpu"
+            UserError, match=r"^LlamaForCausalLM: the quantised model must be on meta, .* but is on cpu"
         ):
             role.to(torch.device("meta"))
     else:

@@ -178,7 +178,7 @@ def test_the_data_order_follows_data_seed_and_sampling_does_not(tmp_path):
 
 @pytest.mark.parametrize("options", [{"eval_strategy": "steps", "eval_steps": 2}, {"eval_on_start": True}])
 def test_evaluations_without_an_evaluation_set_are_refused_before_training(tmp_path, options):
-    with pytest.raises(UserError, match=f"^eval_dataset: expected one for {next(iter(options))}, found none"):
+    with pytest.raises(UserError, match=f"^eval_dataset: {next(iter(options))} needs one"):
         trainer(tmp_path, **options)
 
 

@@ -85,11 +85,11 @@ def test_one_response_a_step_has_no_spread_to_speak_of():
 
 
 def test_entropy_is_held_against_the_first_three_steps():
-    """2 nats a token at first; less than a tenth of it for three steps."""
+    """2 nats per token at first; less than a tenth of it for three steps."""
     begin, low = [{}] * 4, {"objective/entropy": 1.9}
     assert said([*begin, *[{"objective/entropy": 2.1}] * 9]) == []
     assert said([*begin, low, low, low]) == [(7, "entropy_collapsed", 5)]
-    shorter = {"objective/entropy": 5.0, "objective/response_length": 2.5}  # still 2 nats a token
+    shorter = {"objective/entropy": 5.0, "objective/response_length": 2.5}  # still 2 nats per token
     assert said([*begin, *[shorter] * 9]) == []
 
 

@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_named(tmp_path, responses, scores, words):
 
 
 def test_a_loop_needs_a_number_of_steps(tmp_path):
-    with pytest.raises(UserError, match="max_steps: expected max_steps or total_episodes"):
+    with pytest.raises(UserError, match="max_steps: set max_steps or total_episodes"):
         trainer(tmp_path, given={"train_dataset": None})
 
 

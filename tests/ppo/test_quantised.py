@@ -214,10 +214,10 @@ def test_a_quantised_reward_model_with_an_adapter_scores_as_given(tmp_path, fold
 
 
 def test_what_cannot_be_trained_or_saved_is_refused(tmp_path, folders):
-    with pytest.raises(UserError, match="expected a peft_config beside a quantised policy") as error:
+    with pytest.raises(UserError, match="model: pass a peft_config: quantised weights") as error:
         trainer(tmp_path, given={"model": load_policy(folders)})
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="reward_model: expected a peft_config"):
+    with pytest.raises(UserError, match="reward_model: pass a peft_config"):
         trainer(tmp_path, given={"reward_model": load_reward(folders)})
     policy = adapted(load_policy, folders, tmp_path / "adapter", TaskType.CAUSAL_LM)
     with pytest.raises(UserError, match="peft_config: expected none"):
