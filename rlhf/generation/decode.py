@@ -120,7 +120,7 @@ def _decode_group(
             logits_to_keep=1,
         ).logits[:, -1]
         ids = inverse_cdf(logits, u[rows, t], temperature).unsqueeze(1)
-        responses[rows, t] = ids[:, 0]  # after its EOS a row goes on until it leaves; that is cut off later
+        responses[rows, t] = ids[:, 0]  # a finished row continues until it leaves; `_until_eos` drops that
         ended |= torch.isin(ids[:, 0], stop)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = positions[:, -1:] + 1

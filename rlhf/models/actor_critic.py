@@ -183,7 +183,7 @@ def read_texts(
 
 
 class FrozenRole:
-    """A role that is never trained: a model of its own, or a trained one with another adapter, or none, on."""
+    """A role that is never trained: a separate model, or a trained one with another adapter on, or with none."""
 
     def __init__(self, model: Model, shared: bool = False, adapter: str | None = None) -> None:
         self.model, self.shared, self.adapter = model, shared, adapter

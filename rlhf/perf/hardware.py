@@ -27,7 +27,7 @@ _AT_ONCE = {"cpu": 1, "gpu": 10}  # calls between two looks at the clock: a GPU'
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest square matrix product, as PyTorch is set here (threads, TF32); once a process.
 
-    inf where there was no memory for any: shares of the limit are 0 then, and training goes on.
+    inf if there was no memory to measure it: shares of the limit are then 0, and training continues.
     """
     kind, best = _kind(device), 0.0
     for n in _SIZES[kind]:

@@ -274,7 +274,7 @@ class Flops:
     def training(self, lengths: Sequence[int], responses: int = 0, again: Sequence[int] = ()) -> float:
         """The same with its backward pass: twice as much again, where weights are frozen once.
 
-        What gradient checkpointing computes anew is not needed, so not in it.
+        What gradient checkpointing computes again is not needed, so not in it.
         """
         tokens, square = _distinct(lengths, again)
         trunk = (3 * self.trained + 2 * self.frozen) * tokens

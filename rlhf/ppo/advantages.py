@@ -141,7 +141,7 @@ class AdaptiveKLController:
         """Measured KL per token and samples seen since the last update -> the new coefficient."""
         error = min(max(kl / self.target - 1, -CLIP), CLIP)
         # A coefficient of 0 would stay there, and one below would reward KL: n is to be under horizon / CLIP, which
-        # PPOConfig sees to for its batch size, but not for rows that a loop of one's own brings.
+        # PPOConfig sees to for its batch size, but not for the rows of a user's own loop.
         self.kl_coef *= max(1 + error * n / self.horizon, _SMALLEST)
         return self.kl_coef
 

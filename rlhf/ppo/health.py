@@ -45,7 +45,7 @@ class Symptom:
 
 
 class HealthMonitor:
-    """Checks the metrics of each step and reports each kind of symptom once; again if it got worse, or AGAIN steps later.
+    """Checks the metrics of each step. Reports each kind of symptom once; again if it got worse or AGAIN steps passed.
 
     say gets a row of warnings.jsonl: step, kind, since (the first step with it), seen, helps.
     """

@@ -68,7 +68,7 @@ def build_roles(
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # a saved adapter would lack the one merged here
             raise UserError(
-                "peft_config: leave it out: the adapter of a quantised policy cannot be merged; it is trained further instead"
+                "peft_config: leave it out: the adapter of a quantised policy cannot be merged; it is trained further"
             )
         model = merged_model(_copyable("peft_config", model))
     policy, reference = _policy_and_reference(args, model, ref_model, peft_config)

@@ -368,9 +368,9 @@ class PPOTrainer:
         self.callbacks.callbacks.append(callback() if isinstance(callback, type) else callback)
 
     def generate(self, prompts: Sequence[Any]) -> list[list[int]]:
-        """Responses of the policy as token ids, for a loop of one's own: texts, messages or token ids in.
+        """Responses of the policy as token ids, for your own loop: texts, messages or token ids in.
 
-        Each rank passes prompts of its own, equally many on all ranks. `step` learns from what comes out.
+        Each rank passes its own prompts, equally many on all ranks. `step` learns from what comes out.
         """
         rank = self.accelerator.process_index
         rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]

@@ -123,7 +123,7 @@ def test_completions_over_the_whole_set_and_over_one_batch(tmp_path):
 def test_without_an_evaluation_set_it_says_so(tmp_path):
     run = trainer(tmp_path)
     for call in (run.evaluate, run.generate_completions):
-        with pytest.raises(UserError, match="eval_dataset: expected one"):
+        with pytest.raises(UserError, match="eval_dataset: pass one"):
             call()
 
 

@@ -69,7 +69,7 @@ def test_messages_that_are_a_text_are_one():
 def test_what_a_chat_template_refuses_is_answered_in_its_words():
     strict = tokenizer()
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match=r"train_dataset row 0: .*found: roles must alternate"):
+    with pytest.raises(UserError, match=r"train_dataset row 0: .*: roles must alternate"):
         read_prompts([{"prompt": [{"role": "user", "content": "a"}]}], strict)
 
 

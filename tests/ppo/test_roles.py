@@ -83,7 +83,7 @@ def test_a_value_model_of_ones_own(tmp_path):
     values = tiny.llama_reward(seed=9)
     run = trainer(tmp_path, given={"value_model": values}, max_steps=1)
     assert run.roles.trained.critic is values
-    with pytest.raises(UserError, match="value_model: expected none with critic: shared"):
+    with pytest.raises(UserError, match="value_model: leave it out: critic: shared"):
         trainer(tmp_path, given={"value_model": values}, critic="shared")
 
 

@@ -13,12 +13,12 @@ from rlhf.distributed.sharding import is_sharded
 
 @contextmanager
 def frozen_cast(*models: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Inside, float32 weights of layers that are never trained are there in the precision that autocast computes in.
+    """Inside, the float32 weights of frozen layers are replaced by copies in the precision that autocast computes in.
 
-    dtype: that precision; not given, that of the autocast which is on, and nothing is done where none is.
-    Autocast keeps what it casts of trained weights only: the base under an adapter it casts anew at each call, for each
-    token that is sampled. The numbers are the same, since it rounds all the same; layers whose weights an adapter reads
-    by itself (DoRA's norms) are left alone. Costs half the weights' memory.
+    dtype: that precision; None for that of the autocast that is on, or for nothing to do if none is. Autocast caches
+    its casts of trained weights only: without this, the base under an adapter is cast again at each call, for each
+    sampled token. The numbers are the same. Layers whose weights an adapter reads itself (DoRA's norms) are left alone.
+    Costs half the weights' memory.
     """
     kind = next((p.device.type for model in models for p in model.parameters()), "cpu")
     if dtype is None and torch.is_autocast_enabled(kind):
