@@ -36,6 +36,7 @@ def test_all_stages_end_and_say_so(run):
         facts = json.loads((folder / stage / "run.json").read_text())
         assert facts["status"] == "done"
         assert facts["world_size"] == 1
+        assert facts["command"].startswith("python -m rlhf.cli.")
     assert "tensorboard --logdir" in result.stdout.splitlines()[-1]
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 

@@ -1,13 +1,15 @@
 """run.json tells the truth about a stage, and files are complete or absent."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import Stage, append_row, write_json
+from rlhf.storage.run_folder import Stage, append_row, command_line, write_json
 from rlhf.storage.stages import is_done, read_run, require_stage
 from rlhf.tracking.recorder import keep_rows
 
@@ -25,6 +27,21 @@ def test_a_stage_is_running_then_done(tmp_path):
     assert facts["versions"].keys() >= {"torch", "transformers", "trl", "peft", "accelerate"}
     assert facts["seconds"] >= 0
     assert require_stage(folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "typed"),
+    [
+        ("rlhf.cli.train_ppo", "/any/rlhf/cli/train_ppo.py", "python -m rlhf.cli.train_ppo"),
+        ("rlhf.cli.__main__", "rlhf ppo", "rlhf ppo"),
+        (None, "scripts/train_ppo.py", "scripts/train_ppo.py"),
+        ("pytest.__main__", "/any/pytest/__main__.py", "/any/pytest/__main__.py"),
+    ],
+)
+def test_the_command_is_as_one_would_type_it(monkeypatch, module, first, typed):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None if module is None else SimpleNamespace(name=module))
+    monkeypatch.setattr("sys.argv", [first, "--run", "a"])
+    assert command_line() == f"{typed} --run a"
 
 
 def test_a_token_on_the_command_line_is_not_kept(tmp_path, monkeypatch):
