@@ -21,9 +21,9 @@ CASES = {
 }
 WORKER = """
 import tiny
-from rlhf.models import prepacked
+from rlhf.models.kernels import onednn_linear
 
-prepacked._FEWEST = 0  # layouts of weights as small as these, too
+onednn_linear._FEWEST = 0  # layouts of weights as small as these, too
 
 def short(prompts, completions, **columns):
     return [-float(len(str(answer))) for answer in completions]
