@@ -116,37 +116,49 @@ def _critic_and_reward(
     value_model: Model | None,
     peft_config: LoraConfig | None,
 ) -> tuple[Model | ValueHead, FrozenRole | None]:
-    own_reward = None if reward_model is None else FrozenRole(reward_model)
+    """What the critic starts from: value_model, else reward_model if it has a head for tokens, else the policy."""
+    reward = None if reward_model is None else FrozenRole(reward_model)
     if args.critic == "shared":
         if value_model is not None:
             raise UserError("value_model: leave it out: critic: shared uses the policy")
-        return ValueHead(policy.get_output_embeddings().in_features).to(policy.device), own_reward
-    start = value_model
-    if start is None and reward_model is not None and has_token_head(reward_model):
-        start = reward_model
-    if start is not None and not has_token_head(start):
-        raise UserError(f"value_model: expected a model with a head 'score', found {type(unwrap_peft(start)).__name__}")
+        return ValueHead(policy.get_output_embeddings().in_features).to(policy.device), reward
+    if value_model is not None and not has_token_head(value_model):
+        kind = type(unwrap_peft(value_model)).__name__
+        raise UserError(f"value_model: expected a model with a head 'score', found {kind}")
+    from_reward = value_model is None and reward_model is not None and has_token_head(reward_model)
+    start = reward_model if from_reward else value_model
     lora = peft_config or (policy.active_peft_config if isinstance(policy, PeftModel) else None)
     if lora is None:
-        if start is None:
-            return critic_from(policy), own_reward
-        if is_quantised(start):
-            name = "reward_model" if value_model is None else "value_model"
-            raise UserError(f"{name}: pass a peft_config: the quantised weights of the critic cannot be trained")
-        if isinstance(start, PeftModel) or start is not value_model:
-            _copyable("value_model", start)
-        critic = merged_model(start) if isinstance(start, PeftModel) else start
-        return (critic if start is value_model else copy.deepcopy(critic)).requires_grad_(True), own_reward
+        return _full_critic(policy, start, is_own=start is value_model), reward
+    critic = _lora_critic(policy, start, lora)
+    # The reward model's backbone serves both roles, unless the critic's is merged from a quantised one: rounded again,
+    # it scores differently.
+    if from_reward and not (is_quantised(reward_model) and isinstance(reward_model, PeftModel)):
+        reward = FrozenRole(critic, shared=True)
+    return critic, reward
+
+
+def _full_critic(policy: Model, start: Model | None, is_own: bool) -> Model:
+    """All weights are trained: of the model itself if it is the critic's own, otherwise of a copy."""
+    if start is None:
+        return critic_from(policy)
+    if is_quantised(start):
+        name = "value_model" if is_own else "reward_model"
+        raise UserError(f"{name}: pass a peft_config: the quantised weights of the critic cannot be trained")
+    if isinstance(start, PeftModel):
+        merged = merged_model(_copyable("value_model", start))
+        return merged.requires_grad_(True)
+    critic = start if is_own else copy.deepcopy(_copyable("value_model", start))
+    return critic.requires_grad_(True)
+
+
+def _lora_critic(policy: Model, start: Model | None, lora: Any) -> Model:
+    """An adapter is trained, and the head."""
     if start is None:
         start = critic_from(policy)
     elif isinstance(start, PeftModel):
         start = merged_model(_copyable("value_model", start))
-    adapted = add_lora(_prepared(start), _critic_config(lora))
-    # The reward model's backbone serves both roles, unless the critic has its own.
-    shares = reward_model is not None and value_model is None and has_token_head(reward_model)
-    if is_quantised(reward_model) and isinstance(reward_model, PeftModel):
-        shares = False  # the critic's backbone is merged, so rounded again: its scores differ
-    return adapted, FrozenRole(adapted, shared=True) if shares else own_reward
+    return add_lora(_prepared(start), _critic_config(lora))
 
 
 def _critic_config(lora: Any) -> LoraConfig:
