@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.models.actor_critic import exact_kl, head_logits, in_chunks, texts_of, trunk_states
+from rlhf.models.actor_critic import check_head, exact_kl, head_logits, in_chunks, texts_of, trunk_states
 from rlhf.models.unwrap import unwrap_peft
 
 _ROWS = 16  # responses per batch
@@ -23,8 +23,10 @@ def response_kl(
     """KL of policy to base in nats per response: exact over the vocabulary at each position, summed over positions.
 
     Both distributions are those sampled from, softmax(logits / temperature). The mean over responses of the policy
-    estimates the KL between the two distributions over responses.
+    estimates the KL between the two distributions over responses. A UserError for a model that `check_head` refuses.
     """
+    for model in (policy, base):
+        check_head(unwrap_peft(model).config.name_or_path, model)
 
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
         return (exact_kl(head_logits(unwrap_peft(policy), mine), head_logits(unwrap_peft(base), other), temperature),)

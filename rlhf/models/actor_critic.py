@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
@@ -317,43 +316,62 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
     return packed.spread(base.base_model(**given, use_cache=False, packed=packed).last_hidden_state[0])
 
 
-class _Output(BaseModelOutputWithPast):
-    """Whatever else a model's own kind of output would hold is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Given(nn.Module):
-    """In a trunk's place: answers with states that are there already."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
-
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return _Output(last_hidden_state=self.states)
-
-
-@contextmanager
-def _trunk_replaced(base: Any, by: nn.Module) -> Iterator[None]:
-    name, trunk = base.base_model_prefix, base.base_model
-    setattr(base, name, by)
-    try:
-        yield
-    finally:
-        setattr(base, name, trunk)
+# Fields of transformers' configs that scale or cap what the output embeddings give; `check_head` refuses models that do
+# anything else with it.
+_DIVISORS = ("logits_scaling",)  # Granite; MiniCPM3 divides the states
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+_CAPS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "softcap",
+)  # Gemma, RecurrentGemma, xLSTM
+_MULTIPLIES = "hyperclovax"  # by the field that is a divisor elsewhere
 
 
 def head_logits(base: Any, states: Tensor) -> Tensor:
     """A causal model's logits of trunk states: float [N, d] -> [N, V].
 
-    By the model's own forward pass, since some scale or cap what their output embeddings give.
+    The output embeddings, times the scale and under the cap of the model's config: cap * tanh(logits / cap).
     """
-    with _trunk_replaced(base, _Given(states.unsqueeze(0))):
-        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
-        return base(input_ids=ids, use_cache=False).logits.squeeze(0)
+    logits: Tensor = base.get_output_embeddings()(states)
+    config = base.config.get_text_config(decoder=True)
+    for divisor in _numbers(config, _DIVISORS):
+        logits = logits * divisor if config.model_type.startswith(_MULTIPLIES) else logits / divisor
+    for factor in _numbers(config, _FACTORS):
+        logits = logits * factor
+    for cap in _numbers(config, _CAPS):
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def _numbers(config: Any, names: Sequence[str]) -> list[float]:
+    found = [getattr(config, name, None) for name in names]
+    return [x for x in found if isinstance(x, int | float)]
+
+
+@torch.no_grad()
+def check_head(name: str, model: Model) -> None:
+    """A UserError where `head_logits` are not the logits of the model's own forward pass, tried on four tokens.
+
+    name: the model's, in the error. Weights must be whole (`RolloutCollector.gathered_params`).
+    """
+    base = unwrap_peft(model)
+    in_training = [module for module in base.modules() if module.training]
+    ids = torch.arange(1, 5, device=base.device).unsqueeze(0)
+    base.eval()
+    try:
+        own = base(input_ids=ids, use_cache=False).logits[0]
+        found = None if base.get_output_embeddings() is None else head_logits(base, trunk_states(base, ids)[0])
+    finally:
+        for module in in_training:
+            module.training = True
+    close = 8 * torch.finfo(own.dtype).eps * own.abs().max().item()
+    if found is None or found.shape != own.shape or not torch.allclose(found.to(own.dtype), own, 0, close, True):
+        raise UserError(
+            f"{name}: logits of a {type(base).__name__} are more than its output embeddings, scaled and capped; "
+            "use a model of another kind"
+        )
 
 
 def _dot(one: Tensor, two: Tensor) -> Tensor:

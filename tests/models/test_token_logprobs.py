@@ -7,14 +7,26 @@ import pytest
 import tiny
 import torch
 from torch.testing import assert_close
-from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForCausalLM,
+)
 
+from rlhf.errors import UserError
 from rlhf.functional.batching import left_pad, right_pad
 from rlhf.functional.losses import policy_loss, value_loss
 from rlhf.models import actor_critic as response
 from rlhf.models.actor_critic import (
     ActorCritic,
     ValueHead,
+    check_head,
     exact_kl,
     head_logits,
     in_chunks,
@@ -116,23 +128,71 @@ def gemma():
     return Gemma2ForCausalLM(config)
 
 
-@pytest.mark.parametrize("make", [cohere, gemma, tiny.gpt2])
+def of_kind(kind, **options):
+    """A tiny model of a kind; its weights are large enough that a scale or a cap tells."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1}
+    config = CONFIG_MAPPING[kind](**sizes | heads | {"eos_token_id": 2, "initializer_range": 0.2} | options)
+    return AutoModelForCausalLM.from_config(config)
+
+
+SCALED_OR_CAPPED = {
+    "cohere": cohere,
+    "gemma2": gemma,
+    "gpt2": tiny.gpt2,
+    "gemma3_text": lambda: of_kind("gemma3_text", final_logit_softcapping=0.3),
+    "granite": lambda: of_kind("granite", logits_scaling=8.0),
+    "hyperclovax": lambda: of_kind("hyperclovax", logits_scaling=0.125),
+    "minicpm3": lambda: of_kind("minicpm3", q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8),
+    "nanochat": lambda: of_kind("nanochat", final_logit_softcapping=0.3),
+    "recurrent_gemma": lambda: of_kind("recurrent_gemma", logits_soft_cap=0.3, lru_width=32, num_hidden_layers=3),
+    "falcon_h1": lambda: of_kind(
+        "falcon_h1", lm_head_multiplier=0.25, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=16, mamba_d_state=8
+    ),
+    "phi": lambda: of_kind("phi"),
+}
+
+
+@pytest.mark.parametrize("kind", SCALED_OR_CAPPED)
 @torch.no_grad()
-def test_a_model_that_scales_or_caps_its_logits_does_so_here_too(make):
+def test_a_model_that_scales_or_caps_its_logits_does_so_here_too(kind):
     torch.manual_seed(0)
-    model = make().eval()
+    model = SCALED_OR_CAPPED[kind]().eval()
     ids = torch.randint(3, 60, (1, 9), generator=torch.Generator().manual_seed(1))
-    trunk = model.base_model
-    assert_close(head_logits(model, trunk_states(model, ids)[0]), model(ids).logits[0], atol=1e-6, rtol=0)
-    assert model.base_model is trunk
+    states = trunk_states(model, ids)[0]
+    assert_close(head_logits(model, states), model(ids).logits[0], atol=1e-6, rtol=0)
+    if kind not in ("gpt2", "phi"):
+        assert not torch.allclose(model.get_output_embeddings()(states), model(ids).logits[0], atol=1e-3)
+    check_head("model", model)
 
 
-def test_a_trunk_comes_back_after_an_error():
-    model = tiny.llama()
-    trunk = model.base_model
-    with pytest.raises(RuntimeError):
-        head_logits(model, torch.zeros(2, 5))
-    assert model.base_model is trunk
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["cohere", "gemma2", "gpt2", "granite"])
+def test_models_in_16_bits_pass_the_check_of_their_heads(kind, dtype):
+    model = SCALED_OR_CAPPED[kind]().to(dtype).train()
+    check_head("model", model)
+    assert all(module.training for module in model.modules())
+
+
+class Odd(LlamaForCausalLM):
+    """Doubles its logits by no field of its config."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+
+def bert():
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertLMHeadModel(BertConfig(vocab_size=64, is_decoder=True, **sizes))
+
+
+@pytest.mark.parametrize("make", [lambda: Odd(tiny.llama().config), bert])
+def test_a_model_whose_logits_are_made_in_another_way_is_refused(make):
+    model = make()
+    with pytest.raises(UserError, match=f"^ref_model: logits of a {type(model).__name__} are more than its output"):
+        check_head("ref_model", model)
 
 
 def test_texts_have_no_gap_and_know_where_their_tokens_are():
