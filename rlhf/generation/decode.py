@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
 from rlhf.generation.static import StaticDecoder, is_static
 from rlhf.models.kernels.autocast_cache import frozen_cast
-from rlhf.models.kernels.onednn_linear import prepacked
+from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.perf.work import key_values
 
 # The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
@@ -69,7 +69,7 @@ def decode(
     calls = []
     groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
     cast = frozen_cast(model) if torch.is_autocast_enabled(model.device.type) else nullcontext()
-    with prepacked(model), cast:
+    with decoding_layouts(model), cast:
         for group in groups:
             rows = _decode_group(model, [prompts[i] for i in group], u[group], eos_ids, temperature, calls)
             for i, row in zip(group, rows, strict=True):

@@ -26,7 +26,7 @@ from rlhf.memory_estimate.account import (
     verdict,
 )
 from rlhf.models.actor_critic import ActorCritic, texts_of
-from rlhf.models.kernels.onednn_linear import Prepacked, available, layout_bytes
+from rlhf.models.kernels.onednn_linear import FrozenLayouts, available, layout_bytes
 from rlhf.models.sampling_copy import can_copy, copied_bytes
 from rlhf.perf.work import key_values
 from rlhf.ppo.optim import count_steps
@@ -103,7 +103,7 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
 def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
     """Bytes that autograd saves for one text. layouts: frozen layers compute with oneDNN layouts."""
     (texts,) = texts_of([[0] * width], [[0] * args.response_length], [[0]], args.response_length, "cpu")
-    frozen = Prepacked().active(*([trained] if layouts else []))
+    frozen = FrozenLayouts().active(*([trained] if layouts else []))
     with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
         return kept_bytes(lambda: trained.train()(texts), trained)
 

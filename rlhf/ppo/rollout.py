@@ -24,7 +24,7 @@ from rlhf.generation.static import StaticDecoder, cuda_graph
 from rlhf.models.actor_critic import check_head, read_texts, texts_of
 from rlhf.models.kernels.attention import packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
-from rlhf.models.kernels.onednn_linear import Prepacked
+from rlhf.models.kernels.onednn_linear import FrozenLayouts
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.models.unwrap import Model
 from rlhf.perf.work import TextPasses
@@ -112,7 +112,7 @@ class RolloutCollector:
         self._gathers = is_sharded(roles.trained) or is_fsdp(accelerator)
         self._is_gathered = False
         self._autocast_dtype = _AUTOCAST.get(accelerator.mixed_precision)
-        self._prepacked = Prepacked()
+        self._layouts = FrozenLayouts()
         self._decoder = StaticDecoder(cuda_graph() if use_cuda_graphs(args, self.device, self._gathers) else None)
         self._samples_from_copy = self.device.type != "cpu" and not self._gathers and can_copy(roles.trained.policy)
         self._copy: SamplingCopy | None = None
@@ -262,7 +262,7 @@ class RolloutCollector:
 
     @contextmanager
     def fast_frozen_layers(self, *frozen: Model) -> Iterator[None]:
-        """Frozen layers as they compute fastest: on a CPU see `Prepacked`; elsewhere cast once, not in each pass.
+        """Frozen layers as they compute fastest: on a CPU see `FrozenLayouts`; elsewhere cast once, not in each pass.
 
         Those of the trained model, and of the frozen models given. On a CPU only with adapters: in full fine-tuning the
         reference would round differently from a policy with the same weights.
@@ -272,7 +272,7 @@ class RolloutCollector:
             with frozen_cast(*models, dtype=self._autocast_dtype):
                 yield
             return
-        with self._prepacked.active(*(models if isinstance(self.roles.trained.policy, PeftModel) else [])):
+        with self._layouts.active(*(models if isinstance(self.roles.trained.policy, PeftModel) else [])):
             yield
 
     @contextmanager

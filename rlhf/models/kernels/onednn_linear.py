@@ -4,12 +4,14 @@ PyTorch lays a weight out at each call, or, in float32, leaves it to MKL, which 
 cores with layers 256 to 1,536 wide: a product of 1 to 16 rows takes a half to a quarter of the time, one of thousands
 80 to 95 %. The two operators are those of PyTorch's own compiler, the same since 2.0, but with an underscore: in a
 PyTorch without them layers stay as they are.
+
+For the length of a block, a module of this file stands in the model in place of each such layer, with its parameters.
+Outside, the model is what it was.
 """
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import MethodType
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,143 +40,176 @@ def layout_bytes(model: nn.Module, size: int, frozen: bool = False) -> float:
     return float(size * sum(n for n in weights.values() if n >= _FEWEST))
 
 
-class Prepacked:
+class FrozenLayouts:
     """Layouts of weights that are never trained, made once and kept: they take their memory a second time, and a
     third time where there are gradients to pass on."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, _Layer] = {}
+        self._kept: dict[int, tuple[nn.Module, _ByLayout]] = {}  # by id of the layer, which is kept so that it has one
 
     @contextmanager
     def active(self, *models: nn.Module) -> Iterator[None]:
-        """Inside, the frozen linear layers of models on a CPU compute by their layouts."""
-        with ExitStack() as stack:
-            for layer in _layers(models):
-                if not any(parameter.requires_grad for parameter in layer.parameters()):
-                    if id(layer) not in self._layers:
-                        self._layers[id(layer)] = _Layer(layer)
-                    self._layers[id(layer)].look()
-                    stack.enter_context(_installed(layer, self._layers[id(layer)]))
+        """Inside, the frozen linear layers of models on a CPU compute with their layouts."""
+        places = []
+        for parent, name, layer in _linear_layers(models):
+            if not any(parameter.requires_grad for parameter in layer.parameters()):
+                _, module = self._kept.setdefault(id(layer), (layer, _in_place_of(layer)))
+                module.refresh()
+                places.append((parent, name, module))
+        with _replaced(places):
             yield
 
 
 @contextmanager
-def prepacked(model: nn.Module) -> Iterator[None]:
-    """Inside, all linear layers of a model on a CPU compute by layouts, without gradients; they are made anew.
+def decoding_layouts(model: nn.Module) -> Iterator[None]:
+    """Inside, all linear layers of a model on a CPU compute with layouts, without gradients; they are made for the
+    block.
 
-    In float32 those of a layer with an adapter are of their sum. In 16 bits that would round small changes away.
+    In float32 a layer with an adapter is replaced by one of their sum. In 16 bits that would round small changes away.
     """
-    with ExitStack() as stack:
-        for layer in _adapted(model):
-            stack.enter_context(_installed(layer, _Layer(layer.get_base_layer(), _whole(layer), layer.forward)))
-        for layer in _layers([model]):
-            stack.enter_context(_installed(layer, _Layer(layer)))
+    with (
+        _replaced([(parent, name, _sum(layer)) for parent, name, layer in _adapted_layers(model)]),
+        _replaced([(parent, name, _in_place_of(layer)) for parent, name, layer in _linear_layers([model])]),
+    ):
         yield
 
 
-class _Layer:
-    """One layer's weight in the layouts asked for so far."""
+class _ByLayout(nn.Module):
+    """A linear layer that lays its weight out when a layout is first needed, and keeps it until `refresh`.
 
-    def __init__(self, layer: Any, weight: Tensor | None = None, plain: Callable[..., Tensor] | None = None) -> None:
-        """weight, plain: where they are not the layer's own; for what is not for layouts, plain is called."""
-        self.layer, self.given, self.plain = layer, weight, plain or layer.forward
-        self.made: dict[tuple[torch.dtype, bool], Tensor] = {}  # by precision, and whether for the way back
-        self.state = (0, 0)  # of the weight that they were made from
-        self.look()
+    It has the parameters of the layer in whose place it stands, and its hooks. A copy of it is a copy of that layer.
+    """
 
-    def look(self) -> None:
-        """Forget layouts of a weight that is no longer what it was, as after loading."""
-        self.weight, self.bias = self.layer.weight if self.given is None else self.given, self.layer.bias
-        # Weights that inference_mode made count no versions, and do not change outside it.
-        state = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
-        if state != self.state:
-            self.state, self.made = state, {}
+    layouts: dict[tuple[torch.dtype, bool], Tensor]  # by precision, and whether of the transposed weight
+    version: tuple[int, int]  # of the weight that they were made of
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def refresh(self) -> None:
+        """Drop layouts of a weight that has changed since, as after loading."""
+        weight: Any = self._parameters["weight"]
+        # Weights that inference_mode made count no changes, and do not change outside it.
+        version = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        if version != self.version:
+            self.version, self.layouts = version, {}
+
+    def forward(self, input: Tensor) -> Tensor:
         """float [..., in] -> [..., out], as the layer itself."""
+        weight: Any = self._parameters["weight"]
+        bias: Tensor | None = self._parameters["bias"]
         autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
-        if args or kwargs or dtype not in _DTYPES or not (autocast or x.dtype == dtype):
-            return self.plain(x, *args, **kwargs)
-        x, bias = x.to(dtype), self.bias
-        bias = None if bias is None else bias.to(dtype)
-        if torch.is_grad_enabled() and x.requires_grad:
-            found: Tensor = _Linear.apply(x, bias, self)
+        dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
+        if dtype not in _DTYPES or not (autocast or input.dtype == dtype):
+            plain: Tensor = super().forward(input)
+            return plain
+        input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        if torch.is_grad_enabled() and input.requires_grad:
+            found: Tensor = _Product.apply(input, bias, self)
             return found
-        return _product(x, self.of(dtype), bias)
+        return _product(input, self.layout(dtype), bias)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        """What a copy of the layer computes by: it may be changed, so not by layouts."""
-        plain: Any = self.plain
-        owner = plain.__self__
-        return MethodType(type(owner).forward, memo[id(owner)])
+    def layout(self, dtype: torch.dtype, transposed: bool = False) -> Tensor:
+        """For a product with the weight, or, for gradients, with its transpose."""
+        if (dtype, transposed) not in self.layouts:
+            weight: Any = self._parameters["weight"]
+            out_first = weight.detach().t() if isinstance(self, Conv1D) else weight.detach()
+            rows = (out_first.t() if transposed else out_first).to(dtype)
+            self.layouts[dtype, transposed] = torch.ops.mkldnn._reorder_linear_weight(rows)
+        return self.layouts[dtype, transposed]
 
-    def of(self, dtype: torch.dtype, back: bool = False) -> Tensor:
-        """The layout for a product with the weight, or back: with its transpose."""
-        if (dtype, back) not in self.made:
-            weight = self.weight.detach()
-            out_first = weight.t() if isinstance(self.layer, Conv1D) else weight
-            rows = (out_first.t() if back else out_first).to(dtype)
-            self.made[dtype, back] = torch.ops.mkldnn._reorder_linear_weight(rows)
-        return self.made[dtype, back]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled as the layer itself: the weight of a copy may be trained, which no layout would follow."""
+        state = {name: value for name, value in vars(self).items() if name not in ("layouts", "version")}
+        return object.__new__, (Conv1D if isinstance(self, Conv1D) else nn.Linear,), state
 
 
-class _Linear(torch.autograd.Function):
-    """Through a frozen layer: a gradient for what went in, and none for weight and bias."""
+class OneDNNLinear(_ByLayout, nn.Linear):
+    """In place of a linear layer."""
+
+
+class OneDNNConv1D(_ByLayout, Conv1D):
+    """In place of GPT-2's kind of linear layer, whose weight is [in, out]."""
+
+
+class _Product(torch.autograd.Function):
+    """Through a frozen layer: a gradient for the input, and none for weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: _ByLayout) -> Tensor:
         ctx.layer = layer
-        return _product(x, layer.of(x.dtype), bias)
+        return _product(x, layer.layout(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _product(grads[0], ctx.layer.of(grads[0].dtype, back=True), None), None, None
+        return _product(grads[0], ctx.layer.layout(grads[0].dtype, transposed=True), None), None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(x: Tensor, layout: Tensor, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, layout, bias, "none", [], "")
     return found
 
 
-def _layers(models: Any) -> Iterator[Any]:
-    """Linear layers whose forward pass is their class's own, each once."""
+def _in_place_of(layer: nn.Module) -> _ByLayout:
+    """A module with the same dicts of parameters and hooks, so that what is set in one is set in both."""
+    kind = OneDNNConv1D if isinstance(layer, Conv1D) else OneDNNLinear
+    module = kind.__new__(kind)
+    module.__dict__.update(vars(layer), layouts={}, version=(0, 0))
+    return module
+
+
+def _sum(layer: Any) -> _ByLayout:
+    """A layer with its adapter added in."""
+    base = layer.get_base_layer()
+    module = _in_place_of(base)
+    weight = base.weight.detach() + layer.get_delta_weight(layer.active_adapters[0])
+    module.__dict__["_parameters"] = {**base._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+    return module
+
+
+@contextmanager
+def _replaced(places: list[tuple[nn.Module, str, _ByLayout]]) -> Iterator[None]:
+    """Inside, a module stands in each place, a parent's attribute; afterwards what stood there before."""
+    before = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
+    try:
+        for parent, name, module in places:
+            setattr(parent, name, module)
+        yield
+    finally:
+        for (parent, name, layer), (_, _, module) in zip(before, places, strict=True):
+            layer.training = module.training
+            setattr(parent, name, layer)
+
+
+def _children(models: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Parent, name and module of each module inside, but for those whose forward pass somebody has replaced."""
     seen = set[int]()
-    for layer in (layer for model in models for layer in model.modules()):
-        plain = type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer)
-        if plain and id(layer) not in seen and _fits(layer.weight):
-            seen.add(id(layer))
-            yield layer
+    for parent in (parent for model in models for parent in model.modules()):
+        if id(parent) not in seen:
+            seen.add(id(parent))
+            for name, child in parent.named_children():
+                if "forward" not in vars(child):
+                    yield parent, name, child
 
 
-def _adapted(model: nn.Module) -> Iterator[Any]:
+def _linear_layers(models: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+    for parent, name, layer in _children(models):
+        if type(layer) in (nn.Linear, Conv1D) and _fits(layer.weight):
+            yield parent, name, layer
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """Layers under one plain adapter that is on, where float32 is computed in."""
-    for layer in [] if torch.is_autocast_enabled("cpu") else model.modules():
-        if type(layer) is LoraLinear and len(layer.active_adapters) == 1 and "forward" not in vars(layer):
+    for parent, attribute, layer in [] if torch.is_autocast_enabled("cpu") else _children([model]):
+        if type(layer) is LoraLinear and len(layer.active_adapters) == 1:
             base: Any = layer.get_base_layer()
             name = layer.active_adapters[0]
             on = name in layer.lora_A and not (layer.disable_adapters or layer.merged or layer.training)
             plain = on and not layer.lora_variant and getattr(layer.lora_B[name], "bias", None) is None
-            if plain and type(base) in (nn.Linear, Conv1D) and _fits(base.weight, torch.float32):
-                yield layer
-
-
-def _whole(layer: Any) -> Tensor:
-    weight: Tensor = layer.get_base_layer().weight.detach() + layer.get_delta_weight(layer.active_adapters[0])
-    return weight
+            linear = type(base) in (nn.Linear, Conv1D, OneDNNLinear, OneDNNConv1D)
+            if plain and linear and _fits(base.weight, torch.float32):
+                yield parent, attribute, layer
 
 
 def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
     whole = type(weight) in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id")  # sharded by no engine
     there = whole and weight.device.type == "cpu" and weight.layout == torch.strided
     return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST and available()
-
-
-@contextmanager
-def _installed(layer: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward
