@@ -55,7 +55,7 @@ class FrozenLayouts:
             if not any(parameter.requires_grad for parameter in layer.parameters()):
                 _, module = self._kept.setdefault(id(layer), (layer, _in_place_of(layer)))
                 module.refresh()
-                places.append((parent, name, module))
+                places.append((parent, name, layer, module))
         with _replaced(places):
             yield
 
@@ -68,8 +68,8 @@ def decoding_layouts(model: nn.Module) -> Iterator[None]:
     In float32 a layer with an adapter is replaced by one of their sum. In 16 bits that would round small changes away.
     """
     with (
-        _replaced([(parent, name, _sum(layer)) for parent, name, layer in _adapted_layers(model)]),
-        _replaced([(parent, name, _in_place_of(layer)) for parent, name, layer in _linear_layers([model])]),
+        _replaced([(*place, _sum(place[-1])) for place in _adapted_layers(model)]),
+        _replaced([(*place, _in_place_of(place[-1])) for place in _linear_layers([model])]),
     ):
         yield
 
@@ -166,15 +166,17 @@ def _sum(layer: Any) -> _ByLayout:
 
 
 @contextmanager
-def _replaced(places: list[tuple[nn.Module, str, _ByLayout]]) -> Iterator[None]:
-    """Inside, a module stands in each place, a parent's attribute; afterwards what stood there before."""
-    before = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
+def _replaced(places: list[tuple[nn.Module, str, nn.Module, _ByLayout]]) -> Iterator[None]:
+    """Inside, parents have a module in place of a layer; afterwards the layer again.
+
+    places: parent, name of its attribute, layer and module.
+    """
     try:
-        for parent, name, module in places:
+        for parent, name, _, module in places:
             setattr(parent, name, module)
         yield
     finally:
-        for (parent, name, layer), (_, _, module) in zip(before, places, strict=True):
+        for parent, name, layer, module in places:
             layer.training = module.training
             setattr(parent, name, layer)
 
@@ -182,7 +184,7 @@ def _replaced(places: list[tuple[nn.Module, str, _ByLayout]]) -> Iterator[None]:
 def _children(models: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
     """Parent, name and module of each module inside, but for those whose forward pass somebody has replaced."""
     seen = set[int]()
-    for parent in (parent for model in models for parent in model.modules()):
+    for parent in (parent for model in models for parent in model.modules()) if available() else ():
         if id(parent) not in seen:
             seen.add(id(parent))
             for name, child in parent.named_children():
@@ -212,4 +214,4 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
     whole = type(weight) in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id")  # sharded by no engine
     there = whole and weight.device.type == "cpu" and weight.layout == torch.strided
-    return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST and available()
+    return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST
