@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import tiny
+import tiny_ppo
 import torch
 from obvious import token_values
 from torch import tensor
 from torch.testing import assert_close
+from transformers import LlamaForCausalLM
 
 from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import Shard
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
 from rlhf.ppo.advantages import compute_advantages
 from rlhf.ppo.roles import Roles
@@ -44,6 +47,21 @@ def rollout(**fields):
 
 def config(**options):
     return PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **options)
+
+
+class Doubling(LlamaForCausalLM):
+    """Its logits are twice what its output embeddings give."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+
+@pytest.mark.parametrize("name", ["model", "ref_model"])
+def test_a_policy_whose_logits_are_more_than_its_output_embeddings_is_refused_before_training(name, tmp_path):
+    with pytest.raises(UserError, match=f"^{name}: logits of a Doubling are more than its output embeddings"):
+        tiny_ppo.trainer(tmp_path, given={name: Doubling(tiny.llama().config)})
 
 
 def rewards_of(one, **options):
