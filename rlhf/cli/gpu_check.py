@@ -190,7 +190,7 @@ class Steps:
         phases = {side: _phases(results) for side, results in sides.items()}
         whole = {side: statistics.median(map(seconds, results)) for side, results in sides.items()}
         times = whole["rlhf"] / max(sum(floors.values()), 1e-9)
-        says = f"{whole['rlhf']:.2f} s a step, {times:.1f} x the floor of {sum(floors.values()):.3g} s"
+        says = f"{whole['rlhf']:.2f} s per step, {times:.1f} x the floor of {sum(floors.values()):.3g} s"
         if "trl" in whole:
             says += f"; TRL 1.12 {whole['trl']:.2f} s, {whole['trl'] / whole['rlhf']:.2f} times as long"
         shares = {phase: floors[phase] / max(phases["rlhf"].get(phase, 0.0), 1e-9) for phase in floors}

@@ -67,7 +67,7 @@ def batch_line(args: Any, rows: str) -> str:
     """`batch_facts` in one line. rows: what the rows are, such as "pairs"."""
     facts = batch_facts(args)
     return (
-        f"batch: {facts['global_batch_size']} {rows} a step = {facts['processes']} processes x "
+        f"batch: {facts['global_batch_size']} {rows} per step = {facts['processes']} processes x "
         f"{facts['per_device_train_batch_size']} {rows} at a time x {facts['gradient_accumulation_steps']} "
         "(gradient_accumulation_steps)"
     )

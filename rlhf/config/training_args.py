@@ -159,7 +159,7 @@ RENAMED = {
     "ratio_threshold": "target_kl",
     "steps": "total_episodes, or max_steps",
     "batch_size": "global_batch_size (over all processes; it was each one's own)",
-    "mini_batch_size": "num_mini_batches (optimizer steps a pass; per_device_train_batch_size is the micro-batch)",
+    "mini_batch_size": "num_mini_batches (optimizer steps per pass; per_device_train_batch_size is the micro-batch)",
     "backward_batch_size": "per_device_train_batch_size",
     "forward_batch_size": "local_rollout_forward_batch_size",
     "log_with": "report_to",

@@ -40,6 +40,11 @@ _FSDP_LIMITS: dict[str, tuple[str, Callable[[str], bool], str]] = {
 _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """The precision that autocast computes in; None without mixed precision."""
+    return _PRECISION.get(accelerator.mixed_precision)
+
+
 def wants_deepspeed() -> bool:
     """Whether `accelerate launch` was given a DeepSpeed config."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -120,6 +125,6 @@ def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_nor
 
 def configure_fsdp(accelerator: Accelerator) -> None:
     """Let FSDP2 gather weights in the precision of the training arguments."""
-    dtype = _PRECISION.get(accelerator.mixed_precision)
+    dtype = autocast_dtype(accelerator)
     if is_fsdp(accelerator) and dtype is not None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = precision_policy(dtype)

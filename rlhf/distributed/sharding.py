@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from rlhf.distributed.collectives import unsharded
 from rlhf.distributed.launch import (
-    _PRECISION,
+    autocast_dtype,
     is_deepspeed,
     is_fsdp,
 )
@@ -25,7 +25,7 @@ def cast_weights(accelerator: Accelerator, models: Iterable[torch.nn.Module]) ->
     that ZeRO-3 sharded while loading have that precision already, but adapters on them do not, and DeepSpeed requires
     one precision for all. Buffers stay, as in DeepSpeed itself.
     """
-    dtype = _PRECISION.get(accelerator.mixed_precision)
+    dtype = autocast_dtype(accelerator)
     if dtype is None or not (is_deepspeed(accelerator) or is_fsdp(accelerator)):
         return
     for model in models:

@@ -78,7 +78,7 @@ def decode(
 
 
 def _cost(model: Any, steps: int) -> Cost:
-    """Bytes moved, or what takes as long, by decoding `rows` prompts together: weights once a step for all of them,
+    """Bytes moved, or what takes as long, by decoding `rows` prompts together: weights once per step for all of them,
     keys and values at the width of the longest prompt for each. By constants: what is measured would change from run
     to run, and with it which rows meet and the last bits of their logits.
     """

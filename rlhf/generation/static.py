@@ -100,7 +100,7 @@ class State:
         self.cache = Cache([*self.layers])
 
     def tensors(self) -> list[Tensor]:
-        """Those that a step changes, but for the cache: what it writes there is written again before it is seen."""
+        """Those that a step changes, except the cache: what it writes there is written again before it is read."""
         return [self.column, self.t, self.ids, self.positions, self.mask, self.responses, self.ended]
 
     def head(self, rows: int) -> "State":

@@ -88,7 +88,7 @@ def unused_devices(device: torch.device) -> str | None:
     if seen <= processes:
         return None
     return (
-        f"devices: {processes} of the {seen} that this machine has, one a process; to use all: "
+        f"devices: {processes} of the {seen} that this machine has, one per process; to use all: "
         f"accelerate launch --num_processes {seen} --config_file accelerate_configs/multi_gpu.yaml"
     )
 

@@ -48,7 +48,7 @@ class StepPasses:
 class Work:
     """Of one phase: one rank's share, or summed over ranks or steps."""
 
-    tokens: float  # generate: response tokens sampled; score and learn: prompt and response tokens, once a pass
+    tokens: float  # generate: response tokens sampled; score and learn: prompt and response tokens, once per pass
     real: float  # token positions of all models that had to be computed
     computed: float  # token positions that were computed, with padding and finished rows
     ideal_seconds: float  # at this machine's limit
@@ -189,7 +189,7 @@ class Meter:
 class _Seen:
     """Texts in the passes in which they went through a model."""
 
-    lengths: list[int]  # of each text, once a pass
+    lengths: list[int]  # of each text, once per pass
     again: list[int]  # of beginnings that an earlier text of the pass has, too, where they are computed once
     real: int  # token positions that had to be computed
     computed: int  # and those that were
@@ -287,7 +287,7 @@ class Flops:
         return 2.0 * (self.matrices + self.head) * steps + 2 * self.attention * _read(prompts, responses)
 
     def decoded_bytes(self, prompts: Sequence[int], responses: Sequence[int], size: int) -> float:
-        """Moved by the same, in one batch: weights once a step, keys and values of the texts so far.
+        """Moved by the same, in one batch: weights once per step, keys and values of the texts so far.
 
         size: bytes of a number as it is computed in; weights that are stored in fewer move as they are.
         """

@@ -14,7 +14,7 @@ from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import Shard, all_rows, all_sum
-from rlhf.distributed.launch import is_fsdp
+from rlhf.distributed.launch import autocast_dtype, is_fsdp
 from rlhf.distributed.sharding import gathered, is_sharded
 from rlhf.errors import UserError
 from rlhf.file_types import SkippedRow
@@ -32,8 +32,6 @@ from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
 from rlhf.reward.reward_functions import Completions, FunctionReward, Reward, weighted_sum
 from rlhf.tracking.skipped_updates import json_number
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class RolloutCollector:
         # Weights that an engine gathers for each rollout do not stay where they are.
         self._gathers = is_sharded(roles.trained) or is_fsdp(accelerator)
         self._is_gathered = False
-        self._autocast_dtype = _AUTOCAST.get(accelerator.mixed_precision)
+        self._autocast_dtype = autocast_dtype(accelerator)
         self._layouts = FrozenLayouts()
         self._decoder = StaticDecoder(cuda_graph() if use_cuda_graphs(args, self.device, self._gathers) else None)
         self._samples_from_copy = self.device.type != "cpu" and not self._gathers and can_copy(roles.trained.policy)

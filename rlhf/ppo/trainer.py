@@ -27,7 +27,7 @@ from rlhf.config.trl_names import answers_old_names
 from rlhf.data.chat import decode_response, prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
 from rlhf.distributed.collectives import Shard, all_sum, from_main, full_state_dict
-from rlhf.distributed.launch import check_wrapped, is_deepspeed, is_fsdp
+from rlhf.distributed.launch import autocast_dtype, check_wrapped, is_deepspeed, is_fsdp
 from rlhf.distributed.offload import check_given_optimizer
 from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import cast_weights
@@ -72,7 +72,6 @@ from rlhf.storage.lock import one_writer
 from rlhf.tracking.recorder import SKIPPED, WARNINGS, Recorder
 from rlhf.tracking.skipped_updates import Skips, skip_line
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Rows: TypeAlias = Dataset | list[dict[str, Any]]
 
 
@@ -177,7 +176,7 @@ class PPOTrainer:
         self.state = self.callbacks.state
         skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.callbacks.event, skips)
-        dtype = _AUTOCAST.get(self.accelerator.mixed_precision, policy.dtype)
+        dtype = autocast_dtype(self.accelerator) or policy.dtype
         self.timer = PhaseTimer(device)
         self.meter = Meter(trained, self.roles.reference, reward_roles, device, dtype)
         self.health = HealthMonitor(args, lambda row: self.recorder.event(WARNINGS, row, warning_line(row)))

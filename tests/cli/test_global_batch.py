@@ -73,7 +73,7 @@ def test_ppo_is_the_same_experiment(files, processes):
     told = start(files, "ppo_full", "train_ppo", processes, reward_of=1)
     at_a_time, parts = {2: (2, 1), 4: (1, 1)}[processes]
     assert (
-        told.count(f"batch: 4 prompts a step = {processes} processes x {at_a_time} prompts at a time x {parts} ") == 1
+        told.count(f"batch: 4 prompts per step = {processes} processes x {at_a_time} prompts at a time x {parts} ") == 1
     )
     assert facts(files, processes, "ppo_full")["batch"] == {
         "global_batch_size": 4,
