@@ -109,7 +109,7 @@ def test_pairs_are_runs_in_turn_and_their_medians(monkeypatch):
     found = steps.pair(60)
     assert calls == [("rlhf", 0, None), ("trl", 0, Path("trl")), ("rlhf", 1, None), ("trl", 1, Path("trl"))]
     assert found["step"] == {"rlhf": 3.0, "trl": 9.0}
-    assert found["says"] == "3.00 s a step, 3.0 x the floor of 1 s; TRL 1.12 9.00 s, 3.00 times as long"
+    assert found["says"] == "3.00 s per step, 3.0 x the floor of 1 s; TRL 1.12 9.00 s, 3.00 times as long"
     assert found["verdict"] == "slower than 2.5 x the floor"
     assert found["share of the limit"] == {"generate": 0.5, "learn": 0.25}
 
