@@ -142,7 +142,7 @@ def test_phases_are_timed_to_the_end_of_what_was_queued(xpu, monkeypatch, tmp_pa
 
 
 def test_devices_that_are_not_used_are_pointed_out(xpu, monkeypatch):
-    line = "devices: 1 of the 4 that this machine has, one per process; to use all: accelerate launch --num_processes 4 "
+    line = "devices: 1 of the 4 that this machine has, one per process; to use all: accelerate launch --num_processes 4"
     assert hardware.unused_devices(xpu).startswith(line)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert hardware.unused_devices(xpu) is None
