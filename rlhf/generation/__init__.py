@@ -1,1 +1,1 @@
-"""Sampling with one seeded stream a prompt, and batched decoding."""
+"""Sampling with one seeded stream per prompt, and batched decoding."""

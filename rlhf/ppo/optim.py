@@ -1,4 +1,4 @@
-"""Optimizer, schedule, and how many steps there are."""
+"""Optimizer, parameter groups, schedule, and the number of PPO steps."""
 
 import math
 from typing import Any

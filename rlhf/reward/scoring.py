@@ -1,4 +1,4 @@
-"""Scores of finished texts."""
+"""Scores of finished texts by a reward model: which go through it together, and the score of each."""
 
 from collections.abc import Sequence
 from itertools import chain

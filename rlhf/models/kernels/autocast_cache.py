@@ -1,4 +1,4 @@
-"""Frozen weights under autocast."""
+"""Frozen weights under autocast: cast once, not at each call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

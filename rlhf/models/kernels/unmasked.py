@@ -1,4 +1,4 @@
-"""A pass over whole texts without a mask, for which a GPU need not wait.
+"""A pass over whole texts without an attention mask: making one would make a GPU wait for the host.
 
 transformers looks at positions and padding before it decides that plain causal attention needs no mask, and each look
 makes the host wait for the device. It looks at neither where a key-value cache is given. So the pass is given one that
