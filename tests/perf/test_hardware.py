@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def test_the_peak_is_what_numpy_reaches_too():
     a = numpy.ones((1024, 1024), dtype=numpy.float32)
     times = []
-    for _ in range(5):
+    for _ in range(60):  # where others use the machine, one of many is undisturbed
         start = time.perf_counter()
         a @ a
         times.append(time.perf_counter() - start)

@@ -57,5 +57,5 @@ def test_told_to_stop_meanwhile_it_keeps_its_place_and_what_was_good(tmp_path):
     assert run.stopped
     assert saved(tmp_path) == ["step-2", "step-3"]
     again = trainer(tmp_path, reward=bad_in(1, 2), max_steps=9, **options)
-    assert again._resume(True) == 3
+    assert again.checkpoints.load(True)[0] == 3
     assert again.learner.skips.in_a_row == 1

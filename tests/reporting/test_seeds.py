@@ -263,7 +263,7 @@ def test_script(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--runs", "study-1", "study-2"], "run: expected the name of a folder"),
+        (["--runs", "study-1", "study-2"], "run: give --run a name for the folder of this report"),
         (["--run", "study", "--runs", "study-1", "study-9"], "study-9: expected a run folder, found none"),
         (["--run", "study", "--runs", "study-1"], "runs: expected at least two runs, found 1"),
         (["--run", "study", "--runs", "study-1", "../x"], "runs: expected a plain folder name"),
