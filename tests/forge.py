@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 60  # seconds of one run
+LIMIT = 180  # seconds of one run
 # Most of what the scripts import, and slow to import. None of it reads Hugging Face's variables, or imports what does.
 GENERAL = [
     *["rlhf", "torch", "torch._inductor.compile_fx", "torch.distributed.tensor", "torch.distributed.fsdp", "pandas"],
@@ -90,7 +90,7 @@ class Forge:
 
     def close(self) -> None:
         self.server.stdin.close()
-        self.server.wait(timeout=30)
+        self.server.wait(timeout=60)
         self.server.stdout.close()
 
 

@@ -33,7 +33,7 @@ def launch(engine, script, *argv):
         env=os.environ | changes,
         capture_output=True,
         text=True,
-        timeout=480,  # a first run under an engine compiles what it needs
+        timeout=900,  # a first run under an engine compiles what it needs
     )
 
 

@@ -166,7 +166,7 @@ def test_from_end_to_end_on_a_cpu(tmp_path):
     env = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")],
-        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (item,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["items"]

@@ -20,7 +20,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTH
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pipeline.py; it starts the stages as for a user, as real processes."""
     command = [str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments]
-    return workers.python(command, ENVIRONMENT, ROOT, limit=550)  # on a busy machine six starts of a stage take minutes
+    return workers.python(
+        command, ENVIRONMENT, ROOT, limit=1200
+    )  # on a busy machine six starts of a stage take minutes
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_serve_until_it_is_stopped(run_dir, rate):
             assert answer.read() == (run_dir / "r" / "ratings" / "sheet.html").read_bytes()
     finally:
         server.send_signal(signal.SIGINT)  # as Ctrl+C does
-        _, error = server.communicate(timeout=20)
+        _, error = server.communicate(timeout=60)
     assert (server.returncode, error) == (130, "interrupted\n")
 
 
