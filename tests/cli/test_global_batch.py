@@ -92,7 +92,7 @@ def test_ppo_is_the_same_experiment(files, processes):
 def test_reward_training_is_the_same_experiment(files, processes):
     told = start(files, "reward", "train_reward", processes)
     at_a_time = 4 // processes
-    assert told.count(f"batch: 4 pairs a step = {processes} processes x {at_a_time} pairs at a time x 1 ") == 1
+    assert told.count(f"batch: 4 pairs per step = {processes} processes x {at_a_time} pairs at a time x 1 ") == 1
     assert facts(files, processes, "reward")["batch"]["global_batch_size"] == 4
     one, several = metrics(files, 1, "reward"), metrics(files, processes, "reward")
     losses = [[(row["step"], row["loss"]) for row in found if "loss" in row] for found in (one, several)]
