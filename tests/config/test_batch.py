@@ -42,7 +42,8 @@ def test_the_share_of_a_process_follows_from_the_global_batch(processes, kind, n
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (rows, parts)
     assert batch_facts(args)["global_batch_size"] == 64
     assert batch_line(args, "pairs") == (
-        f"batch: 64 pairs per step = {number} processes x {rows} pairs at a time x {parts} (gradient_accumulation_steps)"
+        f"batch: 64 pairs per step = {number} processes x {rows} pairs at a time x {parts} "
+        "(gradient_accumulation_steps)"
     )
 
 
