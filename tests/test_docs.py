@@ -1,6 +1,7 @@
 """What the documentation says is so: links, command lines, flags, files, metrics and Python blocks."""
 
 import argparse
+import ast
 import importlib
 import json
 import re
@@ -156,6 +157,17 @@ def test_files_that_are_named_are_there(name):
             assert word.startswith(made) or (ROOT / word).exists(), f"{name}: {word}"
         elif re.fullmatch(r"(\w+/)+\w+\.py", word):
             assert (TESTS / word).exists() or (ROOT / "rlhf" / word).exists(), f"{name}: {word}"
+
+
+def test_every_file_is_listed_by_its_first_line():
+    text = TEXTS["docs/files.md"]
+    found = []
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        room, _, rest = part.partition("\n")
+        found += [(f"{room}/{name}", line) for name, line in re.findall(r"^\* `([^`]+)`: (.*)$", rest, re.MULTILINE)]
+    files = sorted(path for path in (ROOT / "rlhf").rglob("*.py") if path.name != "__init__.py")
+    firsts = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
+    assert found == [(str(path.relative_to(ROOT)), line) for path, line in zip(files, firsts, strict=True)]
 
 
 def test_the_readme_shows_every_folder():

@@ -1,4 +1,4 @@
-"""The command `rlhf`, and `python -m rlhf.cli`: its sub-commands. Each is imported only when it is called."""
+"""The command `rlhf`: its sub-commands, each imported only when it is called."""
 
 import sys
 from importlib import import_module, metadata
