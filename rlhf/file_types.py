@@ -224,6 +224,8 @@ class PairedGain(TypedDict):
     wins: int
     ties: int
     losses: int
+    detectable: NotRequired[float | None]  # the gain that so many prompts can show, with a power of 80 %
+    prompts_needed: NotRequired[int | None]  # to show this gain
 
 
 class GoldGain(PairedGain):
@@ -270,6 +272,15 @@ class ModelSummary(TypedDict):
     path: NotRequired[str]
 
 
+class EndingEffect(TypedDict):
+    """By how much responses that end score higher than truncated ones of the same model."""
+
+    ended: int  # responses
+    truncated: int
+    difference: float  # reward units
+    interval: list[float]
+
+
 LengthGroup = TypedDict(
     "LengthGroup",
     {"from": int, "to": int, "n": int, "gains": dict[str, PairedGain]},  # prompts of so many tokens
@@ -284,6 +295,7 @@ class Evaluation(TypedDict, total=False):
     models: dict[str, ModelSummary]
     gains: dict[str, PairedGain]
     validity: dict[str, Validity]
+    ending: EndingEffect | None
     length_groups: list[LengthGroup]
 
 

@@ -1,12 +1,15 @@
 """Means and paired gains over prompts, with intervals and p-values."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import bootstrap, norm, permutation_test
 
 from rlhf.file_types import PairedGain
 
 RESAMPLES = 9999
+POWER = 0.8  # probability of showing a gain that is there, at a two-sided level of 1 - confidence
 
 
 def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[float, list[float]]:
@@ -36,7 +39,8 @@ def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: in
     """Mean before, after and gain over the same prompts, the gain's interval, and how often `after` wins.
 
     before, after: float [N], in the same order of prompts. The bootstrap resamples prompts, so pairs stay together.
-    The win rate counts a tie as half a win.
+    The win rate counts a tie as half a win. `detectable`: the gain that N prompts can show; `prompts_needed`: the
+    prompts that can show a gain of this size; both with a power of 80 %.
     """
     x, y = np.asarray(before, float), np.asarray(after, float)
     if x.shape != y.shape:
@@ -53,7 +57,33 @@ def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: in
         "wins": wins,
         "ties": ties,
         "losses": losses,
+        "detectable": detectable_gain(y - x, confidence),
+        "prompts_needed": prompts_needed(y - x, confidence, gain),
     }
+
+
+def detectable_gain(differences: ArrayLike, confidence: float) -> float | None:
+    """The mean difference that the N prompts of float [N] can show with a power of 80 %; None for fewer than two.
+
+    It is (z_(1 - alpha/2) + z_power) s / sqrt(N) for a paired comparison, s the standard deviation of the differences.
+    """
+    x = np.asarray(differences, float)
+    return None if len(x) < 2 else _z(confidence) * float(np.std(x, ddof=1)) / math.sqrt(len(x))
+
+
+def prompts_needed(differences: ArrayLike, confidence: float, gain: float) -> int | None:
+    """Prompts needed to show a mean difference of `gain` with a power of 80 %, from differences float [N].
+
+    None for fewer than two prompts, and for a gain of 0, which no number of prompts can show.
+    """
+    x = np.asarray(differences, float)
+    if len(x) < 2 or gain == 0:
+        return None
+    return math.ceil((_z(confidence) * float(np.std(x, ddof=1)) / gain) ** 2)
+
+
+def _z(confidence: float) -> float:
+    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER))
 
 
 def paired_p_value(differences: ArrayLike, seed: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf.evaluation.statistics import mean_interval, paired_gain
 from rlhf.evaluation.text import distinct, repetition
-from rlhf.evaluation.validity import validity
+from rlhf.evaluation.validity import ending_effect, validity
 from rlhf.file_types import Evaluation, LengthGroup, ModelSummary, ResponseRow
 from rlhf.reward.metrics import rank_correlation
 
@@ -40,6 +40,7 @@ def summarise(rows: Sequence[ResponseRow], models: Sequence[str], confidence: fl
         "models": {m: _describe(column, scores[m], confidence, seed) for m, column in columns.items()},
         "gains": {m: paired_gain(scores[models[0]], scores[m], confidence, seed) for m in models[1:]},
         "validity": {m: validity(columns[models[0]], columns[m], confidence, seed) for m in models[1:]},
+        "ending": ending_effect(list(columns.values()), confidence),
         "length_groups": _length_groups(columns, models, confidence, seed),
     }
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress, t
 
 from rlhf.evaluation.statistics import paired_gain
-from rlhf.file_types import GainAtEqualLength, ResponseRow, Validity
+from rlhf.file_types import EndingEffect, GainAtEqualLength, ResponseRow, Validity
 from rlhf.reward.metrics import rank_correlation
 
 ResponseRows = Sequence[ResponseRow]
@@ -57,6 +57,32 @@ def without_length(score: ArrayLike, length: ArrayLike, confidence: float) -> Ga
         "slope_interval": _around(line.slope, half * line.stderr),
         "gain": float(line.intercept),
         "interval": _around(line.intercept, half * line.intercept_stderr),
+    }
+
+
+def ending_effect(models: Sequence[ResponseRows], confidence: float) -> EndingEffect | None:
+    """By how much a response that ends scores higher than a truncated one of the same model, with its t interval.
+
+    Least squares of score on `eos` with a mean for each model, so that a model which scores higher and ends more often
+    does not count as an effect of ending. None if no model has both kinds, or if no degree of freedom is left.
+    """
+    groups = [([r["score"] for r in rows if r["eos"]], [r["score"] for r in rows if not r["eos"]]) for rows in models]
+    groups = [(ended, truncated) for ended, truncated in groups if ended and truncated]
+    freedom = sum(len(ended) + len(truncated) for ended, truncated in groups) - len(groups) - 1
+    if not groups or freedom < 1:
+        return None
+    weights = [len(ended) * len(truncated) / (len(ended) + len(truncated)) for ended, truncated in groups]
+    differences = [float(np.mean(ended) - np.mean(truncated)) for ended, truncated in groups]
+    difference = float(np.average(differences, weights=weights))
+    # What least squares leaves: the spread within each kind, and that of the models' differences around their mean.
+    squares = sum(len(x) * float(np.var(x)) for pair in groups for x in pair)
+    squares += sum(w * (d - difference) ** 2 for w, d in zip(weights, differences, strict=True))
+    error = float(np.sqrt(squares / freedom / sum(weights)))
+    return {
+        "ended": sum(len(ended) for ended, _ in groups),
+        "truncated": sum(len(truncated) for _, truncated in groups),
+        "difference": difference,
+        "interval": _around(difference, float(t.ppf((1 + confidence) / 2, freedom)) * error),
     }
 
 

@@ -10,16 +10,14 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-from rlhf.evaluation.statistics import mean_interval, paired_p_value
+from rlhf.evaluation.statistics import mean_interval, paired_p_value, prompts_needed
 from rlhf.file_types import Consistency, MeanRating, RatingComparison, RatingKey, RatingNote, Ratings, Sheet
 from rlhf.ratings.agreement import krippendorff_alpha, self_consistency
 from rlhf.ratings.scale import CRITERIA
 from rlhf.ratings.words import in_words
 
 DETECT = 0.3  # points: the difference that the sample size is worked out for
-POWER = 0.8  # probability of seeing it, at a two-sided level of 1 - confidence
 
 
 def analyse(key: RatingKey, sheets: Sequence[Sheet], models: Sequence[str], confidence: float, seed: int) -> Ratings:
@@ -90,20 +88,8 @@ def _compare(x: NDArray[np.float64], y: NDArray[np.float64], confidence: float, 
         "difference": mean,
         "interval": interval,
         "p_value": paired_p_value(by_prompt, seed),
-        "prompts_needed": prompts_needed(by_prompt, confidence),
+        "prompts_needed": prompts_needed(by_prompt, confidence, DETECT),
     }
-
-
-def prompts_needed(differences: NDArray[np.float64], confidence: float) -> int | None:
-    """Prompts needed to detect a difference of 0.3 points with a power of 80 %, with as many raters as now.
-
-    n = ((z_(1 - alpha/2) + z_power) s / 0.3)^2 for a paired comparison; s is the standard deviation of the prompts'
-    differences, float [N]. None for fewer than two prompts.
-    """
-    if len(differences) < 2:
-        return None
-    z = norm.ppf((1 + confidence) / 2) + norm.ppf(POWER)
-    return math.ceil((z * float(np.std(differences, ddof=1)) / DETECT) ** 2)
 
 
 def _consistency(x: NDArray[np.float64], again: NDArray[np.float64], sheets: Sequence[Sheet]) -> dict[str, Consistency]:

@@ -1,11 +1,164 @@
-"""Sentences for the report, by stated rules: did the KL stay in its band, and is the gain real?"""
+"""Sentences on a run's results, by stated rules: did PPO help, did the KL stay in its band, and is the gain real?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rlhf.file_types import Evaluation, GainAtEqualLength, GoldGain, PairedGain, Validity
-from rlhf.reporting.plots.training import KL_BAND, Record, series, share_inside
+from rlhf.file_types import EndingEffect, Evaluation, GainAtEqualLength, GoldGain, PairedGain, Validity
+from rlhf.reporting.values import KL_BAND, NAMES, Record, is_number, series, share_inside
+
+METHODS = {"full": "PPO on all weights (full)", "lora": "PPO with LoRA"}
+
+TRUNCATED = 0.5  # from this share of truncated responses on, the length limit is worth a sentence
+
+VERDICT_RULES = (
+    "A gain is shown if its interval excludes 0, and confirmed if the interval of the second reward model's gain is "
+    "above 0, too."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Did PPO help? The same words on the report's page and on the console."""
+
+    headline: str  # one sentence on all policies, without figures
+    words: dict[str, str]  # policy -> a few words for a table
+    sentences: list[str]  # one for each policy, with figures
+    advice: list[str]  # what the prompts can show, and what to change first; empty if every gain is confirmed
+
+
+def verdict(evaluation: Evaluation) -> Verdict | None:
+    """The verdict on all policies of evaluation.json; None if it holds no gain with an interval."""
+    gains = {name: gain for name, gain in evaluation.get("gains", {}).items() if gain and _ends_of(gain)}
+    if not gains:
+        return None
+    judges = {name: (gain, _second(evaluation, name)) for name, gain in gains.items()}
+    kinds = {name: _kind(*both) for name, both in judges.items()}
+    level = f"{evaluation.get('confidence', 0.95):.0%} interval"
+    return Verdict(
+        headline=_headline(kinds),
+        words={name: _WORDS[kind] for name, kind in kinds.items()},
+        sentences=[_sentence(name, *both, level) for name, both in judges.items()],
+        advice=[*_power(evaluation, judges), *_ending(evaluation, kinds)],
+    )
+
+
+# What both reward models say -> words for a table, and for the headline after a policy's name.
+_WORDS = {
+    "confirmed": "gain, confirmed",
+    "unconfirmed": "gain, not confirmed",
+    "contradicted": "gain, contradicted",
+    "unchecked": "gain, not checked",
+    "none": "no gain shown",
+    "loss": "loss",
+}
+_HEADLINES = {
+    "confirmed": "a gain, confirmed by the second reward model",
+    "unconfirmed": "a gain that the second reward model does not confirm",
+    "contradicted": "a gain that the second reward model sees as a loss",
+    "unchecked": "a gain, not checked by a second reward model",
+    "none": "no gain shown",
+    "loss": "a loss",
+}
+
+
+def _ends_of(record: Mapping[str, Any]) -> bool:
+    return is_number(record.get("gain")) and bool(record.get("interval"))
+
+
+def _second(evaluation: Evaluation, name: str) -> GoldGain | None:
+    checks: Any = evaluation.get("validity", {}).get(name) or {}
+    gold: GoldGain | None = checks.get("gold")
+    return gold if gold and _ends_of(gold) else None
+
+
+def _kind(proxy: PairedGain, gold: GoldGain | None) -> str:
+    first = _direction(proxy)
+    if first != "rose":
+        return "loss" if first == "fell" else "none"
+    if gold is None:
+        return "unchecked"
+    return {"rose": "confirmed", "fell": "contradicted"}.get(_direction(gold), "unconfirmed")
+
+
+def _headline(kinds: Mapping[str, str]) -> str:
+    found = list(kinds.values())
+    names = [NAMES.get(name, name) for name in kinds]
+    if len(found) > 1 and len(set(found)) == 1:
+        return f"{_capital(' and '.join(names))}: {_HEADLINES[found[0]]}."
+    parts = [f"{_capital(name)}: {_HEADLINES[kind]}." for name, kind in zip(names, found, strict=True)]
+    return " ".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sentence(name: str, proxy: PairedGain, gold: GoldGain | None, level: str) -> str:
+    first = _direction(proxy)
+    figures = f"{proxy['gain']:+.3f} ({level} {_ends(proxy['interval'])})"
+    said = {
+        "rose": f"raised the mean reward by {figures}",
+        "fell": f"lowered the mean reward by {figures}",
+    }.get(first, f"shows no gain in mean reward beyond noise, {figures}")
+    who = METHODS.get(name, name)
+    if gold is None:
+        return f"{who} {said}; no second reward model scored the responses."
+    second = _direction(gold)
+    agrees = {
+        ("rose", "rose"): ", and the second reward model, trained on other pairs, confirms it",
+        ("rose", "fell"): ", but the second reward model, trained on other pairs, sees a loss",
+        ("rose", "flat"): ", but the second reward model, trained on other pairs, does not confirm it",
+        ("fell", "fell"): ", and the second reward model sees a loss, too",
+        ("flat", "flat"): "; nor does the second reward model",
+        ("flat", "rose"): ", though the second reward model sees one",
+        ("flat", "fell"): ", and the second reward model sees a loss",
+    }
+    flat = {"did not move beyond noise": "flat"}
+    both = flat.get(first, first), flat.get(second, second)
+    joined = agrees.get(both, ", but the second reward model does not")
+    return f"{who} {said}{joined}: {_gain(gold)}."
+
+
+def _power(evaluation: Evaluation, judges: Mapping[str, tuple[PairedGain, GoldGain | None]]) -> Iterator[str]:
+    """What so many prompts can show, for each policy: of the first judge that shows no gain."""
+    for name, (proxy, gold) in judges.items():
+        rose = _direction(proxy) == "rose"
+        record, judge = (gold, " by the second reward model") if rose else (proxy, "")
+        if record is None or _direction(record) in ("rose", "fell"):
+            continue
+        least = record.get("detectable")
+        if not is_number(least):
+            continue
+        needed = record.get("prompts_needed")
+        more = f"; {record['gain']:+.3f} would need about {_rounded(needed):,}" if needed else ""
+        yield (
+            f"{_capital(NAMES.get(name, name))}: {evaluation.get('n_prompts', 0):,} prompts can show a gain of "
+            f"{least:.2f}{judge} (80% power){more}."
+        )
+
+
+def _rounded(count: int) -> int:
+    """A count with two digits: a number of prompts that is worked out from a noisy spread is not known better."""
+    return round(count, min(0, 2 - len(str(count))))
+
+
+def _ending(evaluation: Evaluation, kinds: Mapping[str, str]) -> Iterator[str]:
+    """That truncation costs reward, if the numbers show it and a policy without a gain is mostly truncated."""
+    effect: EndingEffect | None = evaluation.get("ending")
+    models: Mapping[str, Any] = evaluation.get("models", {})
+    rates = {name: (models.get(name) or {}).get("eos_rate") for name, kind in kinds.items() if kind in ("none", "loss")}
+    cut = {name: 1 - rate for name, rate in rates.items() if is_number(rate) and 1 - rate >= TRUNCATED}
+    if not cut or not effect or effect["interval"][0] <= 0:
+        return
+    shares = " and ".join(f"{share:.0%} of {NAMES.get(name, name)}'s" for name, share in cut.items())
+    yield (
+        f"Responses that end score {effect['difference']:.1f} higher than truncated ones of the same model "
+        f"({_ends(effect['interval'])}; {effect['ended']:,} ended, {effect['truncated']:,} truncated), and {shares} "
+        "are truncated: change the length limit before the learning rate."
+    )
+
 
 KL_RULES = (
     "The mean KL per response token over the last quarter of the steps (at least four) decides: below the band it is "
@@ -65,7 +218,7 @@ def gain_conclusions(evaluation: Evaluation, model: str) -> list[str]:
     return said
 
 
-def _direction(record: Record) -> str:
+def _direction(record: Mapping[str, Any]) -> str:
     low, high = record["interval"]
     return "rose" if low > 0 else "fell" if high < 0 else "did not move beyond noise"
 

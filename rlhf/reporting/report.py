@@ -21,6 +21,7 @@ from rlhf.reporting import conclusions
 from rlhf.reporting.plots import evaluation as evaluation_plots
 from rlhf.reporting.plots import training as plots
 from rlhf.reporting.run import Run, labels, read_run
+from rlhf.reporting.values import KL_BAND, NAMES, SMOOTH, is_number
 from rlhf.storage.run_folder import write_bytes
 from rlhf.storage.stages import TITLES
 
@@ -98,7 +99,7 @@ def draw(run: Run) -> dict[str, Figure]:
     validity = {name: record for name, record in run.evaluation.get("validity", {}).items() if record.get("gold")}
     if validity:
         figures["evaluation_gold"] = evaluation_plots.proxy_and_gold(validity)
-    if any(plots.is_number(row.get("response_length")) for row in run.responses):
+    if any(is_number(row.get("response_length")) for row in run.responses):
         figures["evaluation_length"] = evaluation_plots.score_against_length(run.responses)
     return figures
 
@@ -136,15 +137,15 @@ def render(run: Run, images: Mapping[str, bytes], title: str | None = None, auth
             example=gain_example(run),
             listings=[(f.__name__, inspect.getsource(f)) for f in LISTED],
             stage_names=TITLES,
-            model_names=plots.NAMES,
+            model_names=NAMES,
             labels=labels(run.reward),
             images={name: base64.b64encode(image).decode() for name, image in images.items()},
-            band=plots.KL_BAND,
+            band=KL_BAND,
             kl={name: conclusions.kl_conclusion(rows) for name, rows in run.ppo.items()},
             kl_rules=conclusions.KL_RULES,
             gain_words={name: conclusions.gain_conclusions(run.evaluation, name) for name in gains},
             gain_rules=conclusions.GAIN_RULES,
-            smooth=plots.SMOOTH,
+            smooth=SMOOTH,
             samples=choose_samples(run.responses),
             rated=choose_samples(run.rating_responses, count=len(run.rating_responses)),
         )
@@ -157,7 +158,7 @@ def gain_example(run: Run) -> dict[str, object] | None:
         tuned = next((name for name in answers if name != "base"), None)
         if tuned and "base" in answers:
             before, after = answers["base"].get("score"), answers[tuned].get("score")
-            if plots.is_number(before) and plots.is_number(after):
+            if is_number(before) and is_number(after):
                 prompt_id = answers["base"].get("prompt_id")
                 return {
                     "model": tuned,
@@ -194,7 +195,7 @@ def flat(record: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tu
 
 def _num(value: Any, digits: int = 3) -> str:
     """Format a number: 1,234 or `digits` decimals, small ones with 3 significant digits; "–" for a missing one."""
-    if not plots.is_number(value):
+    if not is_number(value):
         return "–" if value is None or isinstance(value, ChainableUndefined) else str(value)
     if isinstance(value, int):
         return f"{value:,}"
@@ -202,15 +203,15 @@ def _num(value: Any, digits: int = 3) -> str:
 
 
 def _signed(value: Any) -> str:
-    return ("+" if plots.is_number(value) and value > 0 else "") + _num(value)
+    return ("+" if is_number(value) and value > 0 else "") + _num(value)
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}%" if plots.is_number(value) else _num(value)
+    return f"{100 * value:.1f}%" if is_number(value) else _num(value)
 
 
 def _duration(seconds: Any) -> str:
-    if not plots.is_number(seconds) or seconds < 60:
-        return _num(seconds, 1) + (" s" if plots.is_number(seconds) else "")
+    if not is_number(seconds) or seconds < 60:
+        return _num(seconds, 1) + (" s" if is_number(seconds) else "")
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 
 from rlhf.errors import UserError, printable
 from rlhf.file_types import Evaluation, MetricsRow, Ratings, ResponseRow, RewardEvaluation, RunFile
-from rlhf.reporting.plots import training as plots
+from rlhf.reporting.values import is_number
 from rlhf.storage.stages import POLICIES, STAGES
 from rlhf.tracking.recorder import SKIPPED, WARNINGS
 
@@ -117,7 +117,7 @@ def _read_stage(folder: Path) -> RunFile:
 def _read_reward(path: Path) -> RewardEvaluation:
     reward = cast(RewardEvaluation, _read_json(path, _REWARD_KINDS))
     matrix, size = reward.get("confusion_matrix", []), len(labels(reward))
-    rows = [row for row in matrix if isinstance(row, list) and all(map(plots.is_number, row))]
+    rows = [row for row in matrix if isinstance(row, list) and all(map(is_number, row))]
     if matrix and [len(row) for row in rows] != [size] * size:
         raise UserError(f"{path}: expected confusion_matrix as {size} rows of {size} counts, found {matrix}")
     bins = reward.get("calibration", {}).get("bins") or []
@@ -133,7 +133,7 @@ def _read_evaluation(path: Path) -> Evaluation:
             if not isinstance(record, dict | None):
                 raise UserError(f"{path}: expected {part}.{name} as an object, found {record!r}")
             ends = (record or {}).get("interval") or [0, 0]
-            if not (isinstance(ends, list) and len(ends) == 2 and all(map(plots.is_number, ends))):
+            if not (isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))):
                 raise UserError(f"{path}: expected {part}.{name}.interval as [low, high], found {ends}")
     return cast(Evaluation, evaluation)
 
@@ -148,7 +148,7 @@ def _read_troubles(folder: Path) -> list[Trouble]:
         words = f"update skipped: {' and '.join(map(str, _list(row, 'not_finite')))} not finite, "
         words += f"with {len(_list(row, 'rows'))} {'pairs' if folder.name.startswith('reward') else 'responses'}"
         troubles.append({"step": row.get("step"), "words": words, "helps": None})
-    return sorted(troubles, key=lambda row: row["step"] if plots.is_number(row["step"]) else -1)
+    return sorted(troubles, key=lambda row: row["step"] if is_number(row["step"]) else -1)
 
 
 def _list(row: Record, name: str) -> list[Any]:

@@ -15,6 +15,7 @@ from rlhf.reporting.plots import seeds as seed_plots
 from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import environment, write_page
 from rlhf.reporting.run import Run, read_run
+from rlhf.reporting.values import KL_BAND, NAMES, SMOOTH
 from rlhf.storage.stages import STAGES, TITLES
 
 
@@ -77,7 +78,7 @@ def render(runs: Sequence[Run], images: Mapping[str, bytes], title: str, author:
         runs=runs,
         names=[run.path.name for run in runs],
         stage_names=TITLES,
-        model_names=plots.NAMES,
+        model_names=NAMES,
         draws="runs" if same else "seeds",  # with equal seeds among them, they are not a sample of seeds
         same_seeds=same,
         setting_differences=seeds.setting_differences(runs),
@@ -85,7 +86,7 @@ def render(runs: Sequence[Run], images: Mapping[str, bytes], title: str, author:
         summaries=seeds.summaries(runs),
         differences=seeds.differences(runs),
         confidence=f"{seeds.CONFIDENCE:.0%}",
-        band=plots.KL_BAND,
-        smooth=plots.SMOOTH,
+        band=KL_BAND,
+        smooth=SMOOTH,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
     )

@@ -13,9 +13,9 @@ from typing import Any
 from scipy.stats import t
 
 from rlhf.reporting.conclusions import last_quarter
-from rlhf.reporting.plots import training as plots
 from rlhf.reporting.report import flat
 from rlhf.reporting.run import Run
+from rlhf.reporting.values import NAMES, is_number, series
 from rlhf.storage.stages import POLICIES, TITLES, says_done
 
 CONFIDENCE = 0.95
@@ -95,7 +95,7 @@ def summaries(runs: Sequence[Run]) -> list[Summary]:
     accuracies = [_number(run.reward, "after", "accuracy") for run in runs]
     made = [summary_of("Reward model, accuracy", "percent", accuracies)]
     for key, (name, form) in MEASURES.items():
-        for model, label in plots.NAMES.items():
+        for model, label in NAMES.items():
             made.append(summary_of(f"{name}, {label}", form, [measure(run, key, model) for run in runs]))
     return [summary for summary in made if summary]
 
@@ -125,7 +125,7 @@ def measure(run: Run, key: str, model: str) -> float | None:
     if key == "gold_gain":
         return _number(run.evaluation, "validity", model, "gold", "gain")
     if key == "kl_per_token":
-        _, values = plots.series(run.ppo.get(model, []), "objective/kl_per_token")
+        _, values = series(run.ppo.get(model, []), "objective/kl_per_token")
         last = last_quarter(values)
         return math.fsum(last) / len(last) if last else None
     return _number(run.evaluation, "models", model, key)
@@ -135,7 +135,7 @@ def _number(record: Any, *keys: str) -> float | None:
     """The number under nested keys; None if there is none."""
     for key in keys:
         record = record.get(key) if isinstance(record, Mapping) else None
-    return float(record) if plots.is_number(record) else None
+    return float(record) if is_number(record) else None
 
 
 def done(run: Run, stage: str) -> bool:

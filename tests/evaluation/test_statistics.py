@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from rlhf.evaluation.statistics import mean_interval, paired_gain, paired_p_value
+from rlhf.evaluation.statistics import detectable_gain, mean_interval, paired_gain, paired_p_value, prompts_needed
 from rlhf.evaluation.summary import summarise
 from rlhf.reward.metrics import rank_correlation
 
@@ -70,8 +70,26 @@ def test_gain_by_hand() -> None:
         "wins": 2,
         "ties": 1,
         "losses": 1,
+        # Their standard deviation is sqrt(5 / 3) = 1.29099: (1.959964 + 0.841621) * 1.29099 / sqrt(4) = 1.80841
+        "detectable": pytest.approx(1.80841, abs=1e-5),
+        "prompts_needed": 53,  # 4 * (1.80841 / 0.5)^2 = 52.3
     }
     assert -1 <= low < 0.5 < high <= 2
+
+
+def test_power_agrees_with_a_simulation() -> None:
+    # With so many prompts, a z test on a normal difference rejects at 5 % in 80 % of experiments.
+    needed = prompts_needed(np.array([-1.0, 1.0] * 50) * math.sqrt(99 / 100), 0.95, 0.4)
+    assert needed == 50  # ((1.959964 + 0.841621) / 0.4)^2 = 49.06, rounded up
+    draws = np.random.default_rng(0).normal(0.4, 1.0, (20_000, needed)).mean(1) * math.sqrt(needed)
+    assert (np.abs(draws) > 1.959964).mean() == pytest.approx(0.8, abs=0.015)
+
+
+def test_power_needs_two_prompts_and_a_gain() -> None:
+    assert prompts_needed([1.0], 0.95, 0.5) is None
+    assert prompts_needed([1.0, -1.0], 0.95, 0.0) is None
+    assert detectable_gain([1.0], 0.95) is None
+    assert prompts_needed([0.5, 0.5], 0.95, 0.5) == 0  # no noise at all
 
 
 def test_gain_is_paired() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from rlhf.evaluation.validity import most_common_share, validity, without_length
+from rlhf.evaluation.validity import ending_effect, most_common_share, validity, without_length
 
 
 def rows(scores, lengths=None, gold=None, responses=None):
@@ -62,3 +62,29 @@ def test_degenerate_shares_by_hand():
     base, tuned = rows([0.0] * 4), rows([0.0] * 4, responses=["", " ", "ok", "ok then"])
     found = validity(base, tuned, 0.95, seed=0)
     assert (found["empty"], found["same_response"]) == (0.5, 0.5)
+
+
+def test_the_effect_of_ending_agrees_with_the_normal_equations():
+    """Score on `eos` with a mean for each model: a model without both kinds has no say."""
+    generator = np.random.default_rng(5)
+    models = []
+    for level, share in ((0.0, 0.1), (3.0, 0.8), (9.0, 1.0)):
+        ends = np.arange(20) < 20 * share
+        scores = level + 2.0 * ends + generator.normal(0, 1, 20)
+        models.append([{"score": float(s), "eos": bool(e)} for s, e in zip(scores, ends, strict=True)])
+    found = ending_effect(models, 0.9)
+    both = [row for rows in models[:2] for row in rows]
+    design = np.array([[row["eos"], i < 20, i >= 20] for i, row in enumerate(both)], float)
+    inverse = np.linalg.inv(design.T @ design)
+    score = np.array([row["score"] for row in both])
+    weights = inverse @ design.T @ score
+    variance = ((score - design @ weights) ** 2).sum() / 37
+    half = student.ppf(0.95, 37) * math.sqrt(variance * inverse[0, 0])
+    assert found["difference"] == pytest.approx(weights[0])
+    assert found["interval"] == pytest.approx([weights[0] - half, weights[0] + half])
+    assert (found["ended"], found["truncated"]) == (18, 22)
+
+
+def test_no_effect_of_ending_without_both_kinds():
+    assert ending_effect([[{"score": 1.0, "eos": True}] * 5, [{"score": 0.0, "eos": False}] * 5], 0.95) is None
+    assert ending_effect([[{"score": 1.0, "eos": True}, {"score": 0.0, "eos": False}]], 0.95) is None

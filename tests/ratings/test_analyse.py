@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import rating_sheets
 
-from rlhf.ratings.analyse import analyse, prompts_needed
+from rlhf.evaluation.statistics import prompts_needed
+from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
 
 KEY = rating_sheets.key(prompts=6, repeats=2)
@@ -101,5 +102,10 @@ def test_sample_size_by_hand():
     # s = 1: ((1.959964 + 0.841621) * 1 / 0.3)^2 = 87.2
     differences = np.array([-1.0, 1.0] * 3) * math.sqrt(5 / 6)
     assert np.std(differences, ddof=1) == pytest.approx(1)
-    assert prompts_needed(differences, 0.95) == 88
-    assert prompts_needed(differences[:1], 0.95) is None
+    assert prompts_needed(differences, 0.95, 0.3) == 88
+
+    def value(item, criterion):  # full over base: 1 and -1 in turn, s^2 = 6 / 5: 104.7
+        return 3 + (item["model"] == "full") * (1 if item["prompt_id"] in ("p0", "p2", "p4") else -1)
+
+    pairs = {(p["of"], p["over"]): p for p in result(value)["pairs"]}
+    assert pairs["full", "base"]["prompts_needed"] == 105

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reporting.conclusions import GAIN_RULES, gain_conclusions
+from rlhf.reporting.conclusions import GAIN_RULES, gain_conclusions, verdict
 
 ROSE, FLAT, FELL = [0.2, 0.8], [-0.2, 0.4], [-0.8, -0.2]
 SLOPE = {"mean_difference": 12.0, "slope": 0.05, "slope_interval": [0.02, 0.08]}
@@ -68,3 +68,77 @@ def test_degenerate_responses_are_named():
 def test_nothing_evaluated_nothing_said():
     assert gain_conclusions({}, "full") == []
     assert "70%" in GAIN_RULES
+
+
+def judged(proxy=ROSE, gold=None, n=50, eos=0.9, ending=None, **more):
+    """An evaluation of full alone."""
+    record = evaluation(proxy=proxy, gold=gold, tuned=PLAIN | {"eos_rate": eos}) | {"n_prompts": n, "ending": ending}
+    record["gains"]["full"] |= more
+    return record
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "headline", "words", "sentence"),
+    [
+        (ROSE, ROSE, "a gain, confirmed by the", "gain, confirmed", "raised the mean reward by +0.500 (95% interval"),
+        (ROSE, FLAT, "a gain that the second reward model does not confirm", "gain, not confirmed", "not confirm it"),
+        (ROSE, FELL, "a gain that the second reward model sees as a loss", "gain, contradicted", "but the second"),
+        (ROSE, None, "a gain, not checked", "gain, not checked", "; no second reward model scored the responses."),
+        (FLAT, FLAT, "no gain shown", "no gain shown", "; nor does the second reward model: +0.100 (-0.200 to +0.400)"),
+        (FLAT, ROSE, "no gain shown", "no gain shown", "though the second reward model sees one: +0.500"),
+        (FLAT, FELL, "no gain shown", "no gain shown", "and the second reward model sees a loss"),
+        (FELL, FELL, "a loss", "loss", "lowered the mean reward by -0.500"),
+        (FELL, FLAT, "a loss", "loss", "but the second reward model does not"),
+    ],
+)
+def test_the_verdict_names_the_gain_and_what_the_second_reward_model_says(proxy, gold, headline, words, sentence):
+    found = verdict(judged(proxy, gold))
+    assert found.headline.startswith(f"Full: {headline}")
+    assert found.words == {"full": words}
+    assert sentence in found.sentences[0]
+    assert found.sentences[0].startswith("PPO on all weights (full) ")
+
+
+def test_one_headline_for_policies_that_did_the_same():
+    record = judged(ROSE, ROSE)
+    for part in ("gains", "validity"):
+        record[part]["lora"] = record[part]["full"]
+    assert verdict(record).headline == "Full and LoRA: a gain, confirmed by the second reward model."
+    record["gains"]["lora"] = {"gain": 0.0, "interval": FLAT}
+    assert verdict(record).headline == "Full: a gain, confirmed by the second reward model. LoRA: no gain shown."
+    assert len(verdict(record).sentences) == 2
+
+
+def test_without_a_gain_the_verdict_says_what_the_prompts_can_show():
+    power = {"detectable": 0.987, "prompts_needed": 4634}
+    (line,) = verdict(judged(FLAT, **power)).advice
+    assert line == "Full: 50 prompts can show a gain of 0.99 (80% power); +0.100 would need about 4,600."
+    assert verdict(judged(ROSE, ROSE, **power)).advice == []
+    assert verdict(judged(FELL, **power)).advice == []
+    record = judged(ROSE, FLAT, **power)
+    record["validity"]["full"]["gold"] |= {"detectable": 0.5, "prompts_needed": 96}
+    assert verdict(record).advice == [
+        "Full: 50 prompts can show a gain of 0.50 by the second reward model (80% power); +0.100 would need about 96."
+    ]
+    assert "would need" not in verdict(judged(FLAT, detectable=0.9, prompts_needed=None)).advice[0]
+
+
+def test_truncation_is_named_where_the_numbers_show_it():
+    effect = {"ended": 10, "truncated": 140, "difference": 4.59, "interval": [2.0, 7.0]}
+    (line,) = verdict(judged(FLAT, eos=0.06, ending=effect)).advice
+    assert line.startswith(
+        "Responses that end score 4.6 higher than truncated ones of the same model (+2.000 to +7.000;"
+    )
+    assert "10 ended, 140 truncated), and 94% of full's are truncated: change the length limit before" in line
+    for other in (
+        judged(FLAT, eos=0.6, ending=effect),  # most end
+        judged(ROSE, ROSE, eos=0.06, ending=effect),  # a gain
+        judged(FLAT, eos=0.06, ending=effect | {"interval": [-0.1, 9.0]}),  # noise
+        judged(FLAT, eos=0.06),
+    ):
+        assert verdict(other).advice == []
+
+
+def test_no_gain_no_verdict():
+    assert verdict({}) is None
+    assert verdict({"gains": {"full": None, "lora": {"gain": 0.5}}}) is None

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -29,21 +27,6 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], list[f
         str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
         for line in figure.axes[panel].get_lines()
     }
-
-
-def test_series_leaves_out_what_is_not_a_finite_number() -> None:
-    rows = [{"step": 1, "y": 2}, {"step": 2}, {"step": 3, "y": math.nan}, {"step": 4, "y": "x"}, {"y": 5}]
-    assert plots.series([*rows, {"step": 6, "y": 0.5}], "y") == ([1.0, 6.0], [2.0, 0.5])
-
-
-def test_running_mean_by_hand() -> None:
-    assert plots.running_mean([1, 3, 8, 1], width=2) == [1, 2, 5.5, 4.5]
-    assert plots.running_mean([]) == []
-
-
-def test_share_inside_counts_the_ends_of_the_band() -> None:
-    assert plots.share_inside(KL) == 3 / 5
-    assert math.isnan(plots.share_inside([]))
 
 
 def test_kl_shows_both_runs_and_the_band() -> None:

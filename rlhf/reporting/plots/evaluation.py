@@ -8,16 +8,14 @@ from scipy.stats import linregress
 
 from rlhf.reporting.plots.training import (
     COLOURS,
-    NAMES,
-    Record,
     add_legend,
     colour_of,
     draw_line,
-    is_number,
     label_axes,
     line_of,
     panels,
 )
+from rlhf.reporting.values import NAMES, Record, is_number
 
 
 def proxy_and_gold(validity: Mapping[str, Mapping[str, Any]]) -> Figure:

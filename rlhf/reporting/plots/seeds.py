@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf.reporting.plots import training as plots
-from rlhf.reporting.plots.training import KL_BAND, Record
 from rlhf.reporting.seeds import Summary, t_interval
+from rlhf.reporting.values import KL_BAND, NAMES, SMOOTH, Record, running_mean, series
 
 Curve = Mapping[float, float]  # step -> value
 
@@ -18,9 +18,9 @@ Histories = Mapping[str, Sequence[Sequence[Record]]]  # "full" or "lora" -> one 
 
 def curve(rows: Sequence[Record], key: str, width: int = 1) -> dict[float, float]:
     """step -> running mean over width rows of the value under key; of a step logged twice, the last row counts."""
-    steps, values = plots.series(rows, key)
+    steps, values = series(rows, key)
     last = dict(zip(steps, values, strict=True))
-    return dict(zip(last, plots.running_mean(list(last.values()), width), strict=True))
+    return dict(zip(last, running_mean(list(last.values()), width), strict=True))
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float]]:
@@ -58,7 +58,7 @@ def scores(histories: Histories) -> Figure:
     figure, (axis,) = plots.panels(1, height=3.6)
     for name, runs in histories.items():
         look = plots.line_of(name)
-        curves = [curve(rows, "objective/scores", plots.SMOOTH) for rows in runs]
+        curves = [curve(rows, "objective/scores", SMOOTH) for rows in runs]
         _draw(axis, curves, look["color"], look["linestyle"], look["label"])
     _show_curves(axis)
     plots.label_axes(axis, "PPO step", "mean score (reward units)")
@@ -93,7 +93,7 @@ def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
     for place, (model, one) in enumerate(summaries.items()):
         colour, marker = plots.colour_of(model), "oD"[place % 2]  # so that they differ in a grey print
         points = [(value, row) for row, value in enumerate(one.values) if value is not None]
-        axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=plots.NAMES.get(model, model))
+        axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=NAMES.get(model, model))
         below = len(names) + 0.3 * place
         if one.interval:
             axis.plot(one.interval, [below, below], color=colour, linewidth=3, label=f"_{model} interval")
