@@ -34,6 +34,13 @@ class BatchFacts(TypedDict):
     gradient_accumulation_steps: int
 
 
+class Precision(TypedDict):
+    """What a stage computes in."""
+
+    taken: Literal["fp32", "bf16", "fp16"]
+    why: str | None  # None where the settings say it
+
+
 class RunFile(TypedDict, total=False):
     """STAGE/run.json; {} for a stage that never started."""
 
@@ -56,6 +63,7 @@ class RunFile(TypedDict, total=False):
     # Training:
     batch: BatchFacts
     engine: str
+    precision: Precision
     models: list[ModelSize]
     train_openings: list[str]  # reward: of the pairs that were trained on
     train_tree_ids: list[str]  # PPO: of the prompts that were trained on

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from transformers import TrainingArguments
 from trl import TrlParser
 
+from rlhf.config.precision import give_reason
+from rlhf.distributed.collectives import from_main, join_processes
 from rlhf.errors import UserError
+from rlhf.storage.stages import read_run
 
 _MAX_BYTES = 1 << 20  # of a recipe; ours are a thousand times smaller
 
@@ -39,10 +43,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    kinds: list[Any], argv: Sequence[str] | None = None, stage: Callable[[argparse.Namespace], str] | None = None
+) -> tuple[Any, ...]:
     """Settings of the given dataclasses from `--config RECIPE.yaml` and `--field value` flags, flags winning.
 
     A recipe field that no dataclass has, or a value of another type, is a UserError that names file and field.
+
+    stage: the name of a training stage, from the given fields. If it has begun already, it keeps its precision, where
+    none is given: another machine would choose another one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(dataclass_types=kinds, allow_abbrev=False, formatter_class=_Formatter)
@@ -54,8 +63,9 @@ def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...
     if recipe is not None:
         flags = [flag for name, value in read_recipe(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
         argv = flags + argv
+    kept = _kept_precision(parser, argv, stage) if stage else []
     try:
-        *settings, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        *settings, rest, unknown = parser.parse_args_into_dataclasses([*kept, *argv], return_remaining_strings=True)
     except UserError:
         raise
     except ValueError as error:  # how transformers' own settings refuse a value
@@ -64,7 +74,20 @@ def parse(kinds: list[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...
     del rest
     if unknown:
         raise UserError(f"command line: unknown field {unknown[0]!r}; --help lists all fields")
+    for one in settings if kept else ():
+        if isinstance(one, TrainingArguments):
+            give_reason(one, "as this run began")
     return tuple(settings)
+
+
+def _kept_precision(parser: TrlParser, argv: Sequence[str], stage: Callable[[argparse.Namespace], str]) -> list[str]:
+    """Flags for the precision that the stage began with; none if it has not begun, or if one is given."""
+    given, _ = parser.parse_known_args(argv)
+    if given.bf16 is not None or given.fp16:
+        return []
+    join_processes(given.ddp_timeout, given.use_cpu, given.ddp_backend)
+    config = from_main(lambda: read_run(Path(given.runs_dir) / given.run / stage(given))).get("config", {})
+    return [f"--{name}={bool(config[name])}" for name in ("bf16", "fp16") if config.get(name) is not None]
 
 
 def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:

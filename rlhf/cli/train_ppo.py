@@ -1,7 +1,7 @@
 """Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
 from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from rlhf.cli.script import run_script
 from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
+from rlhf.config.precision import precision, precision_line
 from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import dataset_row, prompt_sets
 from rlhf.data.splits import require_sizes, split_by_group
@@ -102,10 +103,15 @@ def build(
     )
 
 
+def stage_name(given: Any) -> str:
+    """The stage that these settings train."""
+    return "ppo_lora" if given.use_peft else "ppo_full"
+
+
 def main() -> None:
-    run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig])
+    run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], stage=stage_name)
     check_ppo_model_config(model_args)
-    name = "ppo_lora" if model_args.use_peft else "ppo_full"
+    name = stage_name(model_args)
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
         print(f"{name}: already done in {folder}")
@@ -141,10 +147,13 @@ def main() -> None:
             data={"prompts": counts},
             batch=batch_facts(args),
             engine=engine_name(trainer.accelerator),
+            precision=precision(args),
             models=trainer.models,
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
         if stage.is_main:
+            if line := precision_line(args):
+                print(f"precision: {line}")
             print(f"PPO steps: {trainer.num_total_batches}; {batch_line(args, 'prompts')}")
         trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:

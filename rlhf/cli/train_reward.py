@@ -15,6 +15,7 @@ from rlhf.cli.script import run_script
 from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import LOADING, check_reward_model_config
+from rlhf.config.precision import precision, precision_line
 from rlhf.data.chat import prompt_text
 from rlhf.data.hh_rlhf import Pair, fetch_pairs, load_pairs, openings, split_pairs
 from rlhf.distributed.collectives import from_main, main_process_first, on_all
@@ -128,10 +129,15 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
     dry_run(args, config, rows["train"])
 
 
+def stage_name(given: Any) -> str:
+    """The stage that these settings train."""
+    return "reward_gold" if given.gold else "reward"
+
+
 def main() -> None:
-    run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig])
+    run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig], stage=stage_name)
     check_reward_model_config(model_args)
-    name = "reward_gold" if data.gold else "reward"
+    name = stage_name(data)
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
         print(f"{name}: already done in {folder}")
@@ -164,10 +170,13 @@ def main() -> None:
         stage.record(
             data={"preferences": counts},
             batch=batch_facts(args),
+            precision=precision(args),
             models=[{"role": "reward", "name": base, "parameters": total, "trainable": trainable}],
             train_openings=openings([*splits["train"], *splits["validation"]]),
         )
         if stage.is_main:
+            if line := precision_line(args):
+                print(f"precision: {line}")
             print(batch_line(args, "pairs"))
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)

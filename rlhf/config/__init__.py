@@ -1,7 +1,7 @@
 """The settings of recipes and trainers: typed, with units, checked when they are created."""
 
-from rlhf.config.common import bf16_is_fast
 from rlhf.config.ppo import PPOConfig, PPOStageConfig
+from rlhf.config.precision import bf16_is_fast
 from rlhf.config.stages import (
     EvaluationConfig,
     PreferenceConfig,

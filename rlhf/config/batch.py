@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlhf.config.common import process_count
+from rlhf.distributed.devices import process_count
 from rlhf.errors import UserError
 from rlhf.file_types import BatchFacts
 

@@ -16,9 +16,9 @@ from rlhf.config.common import (
     check_plain_name,
     check_seeds,
     check_training,
-    choose_hardware,
     help_text,
 )
+from rlhf.config.precision import choose_hardware
 from rlhf.errors import UserError
 
 # `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.

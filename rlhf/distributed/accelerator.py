@@ -3,10 +3,9 @@
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
-from transformers import enable_full_determinism
+from transformers import TrainingArguments, enable_full_determinism
 from transformers.utils import logging
 
-from rlhf.config import PPOConfig
 from rlhf.distributed.launch import (
     check_engine,
     configure_deepspeed,
@@ -18,7 +17,7 @@ from rlhf.distributed.launch import (
 from rlhf.distributed.offload import prepare_offload
 
 
-def make_accelerator(args: PPOConfig) -> Accelerator:
+def make_accelerator(args: TrainingArguments) -> Accelerator:
     """The Accelerator that the arguments describe. Also seeds every random stream."""
     given = {
         "find_unused_parameters": args.ddp_find_unused_parameters,

@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from rlhf.config.common import check_device_count, cpu_is_asked_for
+from rlhf.distributed.devices import check_device_count, cpu_is_asked_for
 from rlhf.functional.gae import widest
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 
-def join_processes(timeout: int = 1800) -> PartialState:
+def join_processes(timeout: int = 1800, use_cpu: bool = False, backend: str | None = None) -> PartialState:
     """Connect the launched processes (gloo on CPUs); a process waits `timeout` seconds for the others.
 
-    For scripts without training arguments, which do this themselves. A bare PartialState() would connect no processes
-    on CPUs, and would wait only NCCL's 10 minutes on GPUs. A UserError if processes would have to share a device.
+    For scripts without training arguments, and before there are any: these do this themselves. A bare PartialState()
+    would connect no processes on CPUs, and would wait only NCCL's 10 minutes on GPUs. A UserError if processes would
+    have to share a device.
     """
-    cpu = not torch.accelerator.is_available() or cpu_is_asked_for()
+    cpu = use_cpu or not torch.accelerator.is_available() or cpu_is_asked_for()
     check_device_count(cpu)
-    return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+    return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), backend=backend)
 
 
 def all_sum(accelerator: Accelerator, values: Tensor) -> Tensor:

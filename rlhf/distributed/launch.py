@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from rlhf.config.common import process_count
 from rlhf.distributed.collectives import is_fsdp_module, precision_policy
+from rlhf.distributed.devices import process_count
 from rlhf.errors import UserError
 
 # Settings of fsdp_config that are not fully supported, as `accelerate launch` puts them into the environment:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig, TrainingArguments
 
-from rlhf.config.common import local_process_count, process_count
+from rlhf.distributed.devices import local_process_count, process_count
 from rlhf.distributed.sharding import numel
 from rlhf.errors import UserError
 from rlhf.models.load import resolve_model

@@ -11,6 +11,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import PPOConfig
 from rlhf.config.batch import batch_line
+from rlhf.config.precision import precision_line
 from rlhf.distributed.accelerator import make_accelerator
 from rlhf.distributed.launch import engine_name
 from rlhf.distributed.sharding import numel
@@ -66,6 +67,8 @@ def dry_run(
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
     accelerator.print(batch_line(args, "prompts"))
+    if line := precision_line(args):
+        accelerator.print(f"precision: {line}")
     parts = _models(args, full, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
     layouts = args.use_cpu and available() and sharding.stage < 3

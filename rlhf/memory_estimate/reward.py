@@ -11,6 +11,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rlhf.config import RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.precision import precision_line
 from rlhf.distributed.launch import check_engine, engine_name
 from rlhf.distributed.offload import prepare_offload
 from rlhf.memory_estimate.account import (
@@ -57,6 +58,8 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
     accelerator.print(f"{len(rows)} pairs, {steps} steps of {batch}")
     accelerator.print(batch_line(args, "pairs"))
+    if line := precision_line(args):
+        accelerator.print(f"precision: {line}")
 
     def activations(layers: int) -> int:
         model = build(layers).train()

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from rlhf.config.common import local_process_count
+from rlhf.distributed.devices import local_process_count
 
 _TRIES = 3  # at least
 

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from rlhf.cli.parsing import read_recipe
 from rlhf.config import PPOConfig, PPOStageConfig, RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
-from rlhf.config.common import bf16_is_fast, check_device_count, choose_hardware
+from rlhf.distributed.devices import check_device_count
 from rlhf.errors import UserError
 from rlhf.storage.stages import RECIPES
 
@@ -115,48 +115,13 @@ def test_a_process_that_sees_eight_devices_uses_one(kind):
     assert (args.n_gpu, args.train_batch_size, args.eval_batch_size) == (1, 4, 2)
 
 
-class Gpu:
-    """torch.cuda as on a V100."""
-
-    @staticmethod
-    def is_bf16_supported(including_emulation=True):
-        return including_emulation
-
-
 @pytest.fixture
 def gpus(monkeypatch):
-    def there(number, module=Gpu):
-        device = torch.device("cuda")
+    def there(number):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: number > 0)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: number)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: device)
-        monkeypatch.setattr(torch, "get_device_module", lambda device=None: module)
 
     return there
-
-
-def test_bf16_that_is_emulated_is_not_fast(gpus):
-    gpus(1)
-    assert bf16_is_fast() is False
-
-
-def test_bf16_is_asked_of_the_device_that_is_used(gpus, monkeypatch):
-    class Newer(Gpu):
-        @staticmethod
-        def is_bf16_supported(including_emulation=True):
-            return True
-
-    gpus(1, Newer)
-    monkeypatch.setattr(Path, "exists", lambda self: True)
-    monkeypatch.setattr(Path, "read_text", lambda self: "flags: sse2")  # a CPU without bf16
-    assert bf16_is_fast() is True
-    assert bf16_is_fast(use_cpu=True) is False
-    args = TrainingArguments(output_dir="unused", use_cpu=True)
-    for asked in ("argument", "launcher"):
-        args.use_cpu, args.bf16 = asked == "argument", None
-        monkeypatch.setenv("ACCELERATE_USE_CPU", str(asked == "launcher"))
-        choose_hardware(args)
-        assert (args.use_cpu, args.bf16) == (True, False)
 
 
 def test_two_processes_on_one_device_are_refused(gpus, monkeypatch):

@@ -1,0 +1,252 @@
+"""The precision of a run: measured on a CPU, asked of a GPU, the user's word before both."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import workers
+from transformers import TrainingArguments
+from trl import ModelConfig
+
+from rlhf.cli.parsing import parse
+from rlhf.cli.train_ppo import stage_name
+from rlhf.config import PPOConfig, PPOStageConfig, PromptConfig, RewardStageConfig, RunConfig
+from rlhf.config import precision as module
+from rlhf.config.precision import bf16_is_fast, bf16_speed, choose_hardware, precision, precision_line
+from rlhf.errors import UserError
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Pretend a CPU whose bf16 is so many times as fast as its fp32; returns the list of measurements made."""
+
+    def at(speed):
+        asked = []
+        monkeypatch.setattr(module, "bf16_speed", lambda: asked.append(speed) or speed)
+        return asked
+
+    return at
+
+
+def config(kind, **options):
+    return kind(output_dir="unused", use_cpu=True, report_to="none", **options)
+
+
+@pytest.mark.parametrize("kind", [PPOConfig, PPOStageConfig, RewardStageConfig])
+@pytest.mark.parametrize(
+    ("speed", "taken", "words"),
+    [
+        (0.6, "fp32", "fp32 (bf16 measured: 0.6 times as fast)"),
+        (1.19, "fp32", "fp32 (bf16 measured: 1.19 times as fast)"),
+        (1.2, "bf16", "bf16 (bf16 measured: 1.2 times as fast)"),
+        (3.14, "bf16", "bf16 (bf16 measured: 3.14 times as fast)"),
+    ],
+)
+def test_a_cpu_takes_bf16_where_it_wins_by_a_fifth(measured, kind, speed, taken, words):
+    asked = measured(speed)
+    args = config(kind)
+    assert asked == [speed]
+    assert (args.bf16, args.fp16, args.mixed_precision) == (taken == "bf16", False, {"fp32": "no"}.get(taken, taken))
+    assert precision(args)["taken"] == taken
+    assert precision_line(args) == words
+
+
+@pytest.mark.parametrize("kind", [PPOConfig, RewardStageConfig])
+@pytest.mark.parametrize(
+    ("given", "taken"), [({"bf16": True}, "bf16"), ({"bf16": False}, "fp32"), ({"fp16": True}, "fp16")]
+)
+def test_what_the_user_sets_is_taken_without_measuring(measured, kind, given, taken):
+    asked = measured(0.1 if taken == "bf16" else 9.0)
+    args = config(kind, **given)
+    assert (precision(args), precision_line(args), asked) == ({"taken": taken, "why": None}, None, [])
+
+
+def test_the_best_call_of_each_counts_and_they_take_turns():
+    """Seconds by hand: fp32 0.04 at best, bf16 0.02; another program slows two calls of each."""
+    seconds = {"fp32": itertools.cycle([0.09, 0.04, 0.05]), "bf16": itertools.cycle([0.02, 0.03, 0.08])}
+    now, made = [0.0], []
+
+    def work(name):
+        made.append(name)
+        now[0] += next(seconds[name])
+
+    found = module._speed(lambda: work("fp32"), lambda: work("bf16"), lambda: now[0])
+    assert found == 2.0
+    assert made[1:] == ["fp32", "bf16"] * (len(made[1:]) // 2)
+    assert len(made) > 2 * module._TRIES
+
+
+def test_bf16_without_hardware_is_called_once():
+    now, made = [0.0], []
+
+    def work(name, seconds):
+        made.append(name)
+        now[0] += seconds
+
+    found = module._speed(lambda: work("fp32", 0.01), lambda: work("bf16", 3.0), lambda: now[0])
+    assert (found, made) == (0.0, ["fp32", "fp32", "bf16"])
+
+
+def test_a_real_measurement_is_made_once_and_leaves_nothing_behind(monkeypatch):
+    """What a CPU can do differs; that both precisions were timed, and that the answer is the faster one's, does not."""
+    calls, linear = [], torch.nn.functional.linear
+    monkeypatch.setattr(module, "linear", lambda x, w: calls.append(x.dtype) or linear(x, w))
+    state = torch.get_rng_state()
+    bf16_speed.cache_clear()
+    try:
+        speed = bf16_speed()
+        assert 0 <= speed < 200
+        assert bf16_speed() == speed
+        assert bf16_is_fast(use_cpu=True) == (speed >= 1.2)
+    finally:
+        bf16_speed.cache_clear()
+    assert calls.count(torch.float32) - 1 == calls.count(torch.bfloat16) >= 1  # one warms up
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+AGREE = """
+import json, os, sys
+from rlhf.config import precision as module
+from rlhf.config import PPOConfig, RewardStageConfig
+rank, out = int(os.environ["RANK"]), sys.argv[1]
+module.bf16_speed = lambda: [0.6, 9.0][rank]
+kind = {"ppo": PPOConfig, "reward": RewardStageConfig}[sys.argv[2]]
+args = kind(output_dir="unused", report_to="none", use_cpu=True)
+found = [args.bf16, args.mixed_precision, module.precision_line(args), args.world_size]
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump(found, file)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("kind", "engine"), [("ppo", "ddp"), ("reward", "ddp"), ("ppo", "zero2")])
+def test_all_ranks_take_what_the_first_has_measured(tmp_path, kind, engine):
+    """The second rank's own CPU would say bf16."""
+    script = tmp_path / "agree.py"
+    script.write_text(AGREE)
+    workers.run(script, [str(tmp_path), kind], processes=2, engine=engine)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [[False, "no", "fp32 (bf16 measured: 0.6 times as fast)", 2]] * 2
+
+
+KINDS = [RunConfig, PromptConfig, ModelConfig, PPOStageConfig]
+
+
+def read(tmp_path, *flags):
+    argv = ["--run", "r", "--runs_dir", str(tmp_path), "--use_cpu", "true", "--report_to", "none", *flags]
+    return parse(KINDS, argv, stage=stage_name)[-1]
+
+
+def begun(tmp_path, stage, **settings):
+    folder = tmp_path / "r" / stage
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"stage": stage, "status": "stopped", "config": settings}))
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_stage_that_resumes_on_another_machine_keeps_its_precision(tmp_path, measured, began):
+    asked = measured(0.1 if began else 9.0)  # this machine would choose otherwise
+    begun(tmp_path, "ppo_full", bf16=began, fp16=False)
+    args = read(tmp_path)
+    assert (args.bf16, asked) == (began, [])
+    assert precision_line(args) == ("bf16" if began else "fp32") + " (as this run began)"
+    assert read(tmp_path, "--use_peft", "true").bf16 is not began  # another stage, which has not begun
+    assert asked
+
+
+def test_a_stage_that_began_in_fp16_stays_there(tmp_path, measured):
+    asked = measured(9.0)
+    begun(tmp_path, "ppo_full", bf16=False, fp16=True)
+    args = read(tmp_path)
+    assert (precision(args)["taken"], asked) == ("fp16", [])
+
+
+@pytest.mark.parametrize("flags", [("--bf16", "false"), ("--bf16=false",), ("--fp16", "true")])
+def test_a_flag_comes_before_what_the_run_began_with(tmp_path, measured, flags):
+    asked = measured(9.0)
+    begun(tmp_path, "ppo_full", bf16=True, fp16=False)
+    args = read(tmp_path, *flags)
+    assert (args.bf16, asked, precision_line(args)) == (False, [], None)
+
+
+def test_a_broken_run_file_is_one_line(tmp_path, measured):
+    measured(1.0)
+    begun(tmp_path, "ppo_full")
+    (tmp_path / "r" / "ppo_full" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: expected JSON"):
+        read(tmp_path)
+
+
+KEPT = """
+import json, os, sys
+from rlhf.cli import parsing
+from rlhf.cli.train_ppo import stage_name
+from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from trl import ModelConfig
+rank, out = int(os.environ["RANK"]), sys.argv[1]
+if rank:
+    parsing.read_run = None  # this rank's file system lags behind
+argv = ["--run", "r", "--runs_dir", out, "--use_cpu", "true", "--report_to", "none"]
+args = parsing.parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], argv, stage=stage_name)[-1]
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump([args.bf16, args.mixed_precision, args.world_size], file)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_all_ranks_keep_what_the_first_finds_in_the_run(tmp_path, engine):
+    begun(tmp_path, "ppo_full", bf16=True, fp16=False)
+    script = tmp_path / "kept.py"
+    script.write_text(KEPT)
+    workers.run(script, [str(tmp_path)], processes=2, engine=engine)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [[True, "bf16", 2]] * 2
+
+
+class Gpu:
+    """torch.cuda as on a V100."""
+
+    @staticmethod
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    def there(module=Gpu):
+        device = torch.device("cuda")
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: device)
+        monkeypatch.setattr(torch, "get_device_module", lambda device=None: module)
+
+    return there
+
+
+def test_bf16_that_is_emulated_is_not_fast(gpu):
+    gpu()
+    assert bf16_is_fast() is False
+
+
+def test_bf16_is_asked_of_the_device_that_is_used(gpu, monkeypatch, measured):
+    class Newer(Gpu):
+        @staticmethod
+        def is_bf16_supported(including_emulation=True):
+            return True
+
+    gpu(Newer)
+    asked = measured(0.5)
+    assert bf16_is_fast() is True
+    assert asked == []
+    assert bf16_is_fast(use_cpu=True) is False
+    args = TrainingArguments(output_dir="unused", use_cpu=True)
+    for where in ("argument", "launcher"):
+        args.use_cpu, args.bf16 = where == "argument", None
+        monkeypatch.setenv("ACCELERATE_USE_CPU", str(where == "launcher"))
+        choose_hardware(args)
+        assert (args.use_cpu, args.bf16) == (True, False)
+    assert len(asked) == 3
