@@ -12,6 +12,8 @@ Settings = dict[str, Any]  # every setting of a stage by its name, as its recipe
 
 MetricsRow = dict[str, float]  # metrics.jsonl and eval_metrics.jsonl: metric -> value, and `step`
 
+SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"  # a training stage's files of SkippedUpdate and WarningRow
+
 
 # run.json
 

@@ -33,7 +33,7 @@ from rlhf.distributed.preemption import StopRequest
 from rlhf.distributed.sharding import cast_weights
 from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
-from rlhf.file_types import Completion, ModelSize, RunFile
+from rlhf.file_types import SKIPPED, WARNINGS, Completion, ModelSize, RunFile
 from rlhf.generation.decode import Samples
 from rlhf.models.unwrap import is_quantised, unwrap_peft
 from rlhf.perf.throughput import conditions, report
@@ -69,7 +69,7 @@ from rlhf.reward.reward_functions import (
 from rlhf.reward.tokenizers import check_value_model
 from rlhf.storage.checkpoint import PPO, set_later_aside
 from rlhf.storage.lock import one_writer
-from rlhf.tracking.recorder import SKIPPED, WARNINGS, Recorder
+from rlhf.tracking.recorder import Recorder
 from rlhf.tracking.skipped_updates import Skips, skip_line
 
 Rows: TypeAlias = Dataset | list[dict[str, Any]]

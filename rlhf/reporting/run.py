@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from rlhf.errors import UserError, printable
-from rlhf.file_types import Evaluation, MetricsRow, Ratings, ResponseRow, RewardEvaluation, RunFile
+from rlhf.file_types import SKIPPED, WARNINGS, Evaluation, MetricsRow, Ratings, ResponseRow, RewardEvaluation, RunFile
 from rlhf.reporting.values import is_number
 from rlhf.storage.stages import POLICIES, STAGES
-from rlhf.tracking.recorder import SKIPPED, WARNINGS
 
 Record = dict[str, Any]  # of a file as it was read
 

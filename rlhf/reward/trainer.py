@@ -30,7 +30,7 @@ from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
-from rlhf.file_types import BestStep, ScoredPairs, SideScores, StepFile
+from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
@@ -40,7 +40,7 @@ from rlhf.reward.scoring import score_rows
 from rlhf.storage.checkpoint import REWARD, checkpoint_step, newest_whole, problem_of, read_step, set_later_aside
 from rlhf.storage.run_folder import append_row
 from rlhf.storage.safe_load import check_pickles
-from rlhf.tracking.recorder import METRICS, SKIPPED, keep_events, keep_rows, load_rows, write_event
+from rlhf.tracking.recorder import METRICS, keep_events, keep_rows, load_rows, write_event
 from rlhf.tracking.skipped_updates import skip_line
 
 TokenPair = dict[str, list[int]]  # `chosen_ids` and `rejected_ids`, as TRL's processed rows

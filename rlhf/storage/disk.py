@@ -67,6 +67,19 @@ def flush_folder(folder: Path) -> None:
     flush(folder)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary file, flush and rename; the temporary file is removed on failure."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(content)
+            flush(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def write_manifest(folder: Path) -> None:
     """Write FOLDER/manifest.json: path, size and sha256 of every file. Everything is on the disk when this returns.
 

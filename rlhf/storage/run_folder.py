@@ -21,7 +21,7 @@ from rlhf.distributed.launch import check_process_count
 from rlhf.errors import UserError
 from rlhf.file_types import RunFile, Settings
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
-from rlhf.storage.disk import flush, writing
+from rlhf.storage.disk import write_bytes, writing
 from rlhf.storage.lock import FolderLock
 from rlhf.storage.stages import is_done
 
@@ -39,19 +39,6 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary file and rename."""
     write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary file, flush and rename; the temporary file is removed on failure."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(content)
-            flush(aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -16,13 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
 from rlhf.errors import printable
-from rlhf.file_types import Completion, MetricsRow, Settings
+from rlhf.file_types import SKIPPED, WARNINGS, Completion, MetricsRow, Settings
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.run_folder import append_row, write_bytes, write_rows
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
-
-SKIPPED, WARNINGS = "skipped.jsonl", "warnings.jsonl"
 
 _FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # one JSON row per line, each with its step
 
