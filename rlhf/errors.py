@@ -1,4 +1,7 @@
-"""The one exception for a user's mistake, and text that may be printed."""
+"""The one exception for a user's mistake, what they may have meant, and text that may be printed."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 _JOINERS = "\u200c\u200d"  # not printable by themselves, but parts of words in several scripts, and of emoji
 
@@ -22,3 +25,11 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def did_you_mean(found: object, known: Iterable[str]) -> str:
+    """The end of an error line: `; did you mean 'NAME'?`, or nothing if no known name is close."""
+    names = {name.lower(): name for name in known}
+    word = str(found)[:200].lower()
+    close = get_close_matches(word, names, n=1, cutoff=0.75 if len(word) > 3 else 0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""

@@ -1,7 +1,6 @@
 """Evaluate base and trained policies on unseen prompts: rlhf evaluate --config RECIPE/evaluation.yaml --run NAME."""
 
-from rlhf.cli.evaluate import main
-from rlhf.cli.script import run_script
+from rlhf.cli.__main__ import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run("evaluate")

@@ -12,4 +12,4 @@ trl=.venv/trl112
     python -m pip install --quiet --disable-pip-version-check --no-deps --target "$trl" 'trl==1.12.*' ||
     echo "TRL 1.12 is not available: no comparison" >&2
 [ ! -d "$trl/trl/experimental/ppo" ] || set -- --trl "$trl" "$@"
-exec python -m rlhf.cli.gpu_check "$@"
+exec rlhf gpu-check "$@"

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-python scripts/pipeline.py --recipe demo --run demo "$@"
+rlhf quickstart "$@"

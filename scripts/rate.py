@@ -1,7 +1,6 @@
 """Blind human rating of a run's responses: rlhf rate sheet|serve|import --run NAME [--field value …]."""
 
-from rlhf.cli.rate import main
-from rlhf.cli.script import run_script
+from rlhf.cli.__main__ import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run("rate")

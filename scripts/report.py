@@ -1,7 +1,6 @@
 """Write a run's report from its files: rlhf report --run NAME."""
 
-from rlhf.cli.report import main
-from rlhf.cli.script import run_script
+from rlhf.cli.__main__ import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run("report")

@@ -1,7 +1,6 @@
 """Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
-from rlhf.cli.script import run_script
-from rlhf.cli.train_ppo import main
+from rlhf.cli.__main__ import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run("ppo")

@@ -1,7 +1,6 @@
 """Train a reward model: rlhf reward --config RECIPE/reward.yaml --run NAME."""
 
-from rlhf.cli.script import run_script
-from rlhf.cli.train_reward import main
+from rlhf.cli.__main__ import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run("reward")

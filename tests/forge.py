@@ -138,12 +138,10 @@ def _second() -> tuple[TextIO, TextIO]:
     os.close(ask)
     os.close(tell)
     sys.stdin.close()
-    import evaluate  # noqa: F401  so that every script's imports are there
     import fsdp_cpu  # noqa: F401
-    import report  # noqa: F401
     import tiny_ppo  # noqa: F401
-    import train_ppo  # noqa: F401
-    import train_reward  # noqa: F401
+
+    from rlhf.cli import evaluate, report, train_ppo, train_reward  # noqa: F401  so that every command's imports are there
 
     gc.collect()
     gc.freeze()

@@ -330,8 +330,8 @@ def check(line, monkeypatch):
         check_python(argv, monkeypatch)
     elif program == "rlhf":
         assert argv[0] in {"--help", *RLHF}, line
-        if len(argv) > 1:
-            check_script(RLHF[argv[0]][0], argv[1:], monkeypatch)
+        if len(argv) > 1 and argv[1:] not in (["--help"], ["--help", "all"]):
+            check_script(RLHF[argv[0]].module, argv[1:], monkeypatch)
     elif program == "bash":
         check_shell(argv, monkeypatch)
     elif program == "accelerate":
@@ -375,8 +375,8 @@ def known_flags():
     found |= {
         name for action in launch_command_parser()._actions for name in (o.lstrip("-") for o in action.option_strings)
     }
-    for name, _ in RLHF.values():
-        module = importlib.import_module(f"rlhf.cli.{name}")
+    for one in RLHF.values():
+        module = importlib.import_module(f"rlhf.cli.{one.module}")
         kinds = [value for value in vars(module).values() if hasattr(value, "__dataclass_fields__")]
         found |= {field.name for kind in kinds for field in fields(kind)}
     return found | {"config", "help"}

@@ -8,15 +8,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from io import TextIOWrapper
 from itertools import zip_longest
 from pathlib import Path
 
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
-from rlhf.config import EvaluationConfig, RunConfig
-from rlhf.config.common import help_text
+from rlhf.config import CompareConfig, EvaluationConfig, RunConfig
 from rlhf.data.oasst import TextPrompt
 from rlhf.distributed.collectives import join_processes
 from rlhf.errors import UserError, printable
@@ -26,13 +25,6 @@ from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, 
 from rlhf.storage.stages import read_run, require_stage
 
 _GAP = 3  # columns between two responses
-
-
-@dataclass
-class CompareConfig:
-    """What to answer."""
-
-    prompt: str | None = help_text("answer this prompt and end; without it, prompts are read from the terminal")
 
 
 def side_by_side(rows: Sequence[ResponseRow], width: int) -> str:

@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,7 +24,7 @@ from rlhf.benchmark.work import ENDLESS, MAX_PROMPT
 from rlhf.benchmark.worker import RESULT
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
-from rlhf.config.common import help_text
+from rlhf.config import GpuCheckConfig
 from rlhf.errors import UserError
 from rlhf.model_card import markdown
 from rlhf.storage.run_folder import write_json, write_text
@@ -32,26 +32,6 @@ from rlhf.storage.run_folder import write_json, write_text
 ROOT = Path(__file__).resolve().parents[2]
 _LEAST = 5  # seconds that must be left to start an item
 _KEPT = 3000  # characters of a failed process's output to keep
-
-
-@dataclass
-class GpuCheckConfig:
-    """What to check, and for how long."""
-
-    device: Literal["cuda", "cpu"] = help_text("cpu: only to test the check itself", "cuda")
-    quick: bool = help_text("tiny shapes, one pair of runs: one or two minutes on two cores", False)
-    minutes: float = help_text("for all items; those not started by then are left out", 10.0)
-    slower: float = help_text("a step is reported as slow if it takes more than this many times its ideal time", 3.0)
-    trl: str | None = help_text("folder made by `pip install --no-deps --target DIR trl==1.12.0`, to compare with")
-    only: str | None = help_text("only items whose name contains this text")
-    output: str = help_text("folder for gpu_check.json and gpu_check.md", "runs/gpu_check")
-
-    def __post_init__(self) -> None:
-        for name in ("minutes", "slower"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}: expected a positive number, found {getattr(self, name)}")
-        if self.trl is not None and not (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir():
-            raise UserError(f"trl: expected a folder with TRL 1.12, found {self.trl}")
 
 
 @dataclass

@@ -1,29 +1,24 @@
 """Read settings from a recipe and command-line flags; turn a user's mistake into one line."""
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from inspect import isclass
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import TrainingArguments
-from trl import TrlParser
 
-from rlhf.config.precision import give_reason
-from rlhf.distributed.collectives import from_main, join_processes
-from rlhf.errors import UserError
-from rlhf.storage.stages import read_run
+from rlhf.errors import UserError, did_you_mean
 
 _MAX_BYTES = 1 << 20  # of a recipe; ours are a thousand times smaller
 
 _MAX_NUMBER = 1e12  # larger than any sensible size or rate
 
-
-class _Parser(TrlParser):
-    def error(self, message: str) -> NoReturn:  # argparse prints its whole usage otherwise
-        raise UserError(message)
+_YES, _NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,8 +38,108 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A field of a settings class, as flags and recipes give it."""
+
+    name: str
+    read: Callable[[str], Any]  # a ValueError says what was expected
+    several: bool  # takes one value or more
+    switch: bool  # yes or no; the flag alone means yes
+    choices: tuple[str, ...]  # all values that there are, or () if they cannot be listed
+    shape: str  # of a value, for the help
+    default: Any
+    text: str
+
+    def values(self, texts: Sequence[str]) -> Any:
+        """The field's value. A ValueError says what is wrong with the texts."""
+        found = [self.read(text) for text in texts]
+        return found if self.several else found[0]
+
+
+def settings_of(kinds: Sequence[Any]) -> dict[str, Setting]:
+    """The fields of these dataclasses that a text can set, by name."""
+    found = {}
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        for field in fields(kind):
+            form = _form(hints[field.name], tuple(field.metadata.get("choices", ())))
+            if field.init and form is not None:
+                default = field.default_factory() if field.default_factory is not MISSING else field.default
+                found[field.name] = Setting(field.name, *form, default, field.metadata.get("help", ""))
+    return found
+
+
+def _form(hint: Any, choices: tuple[str, ...]) -> tuple[Callable[[str], Any], bool, bool, tuple[str, ...], str] | None:
+    """How a field of this type is read: `read`, `several`, `switch`, `choices` and `shape` of a Setting.
+
+    Of a union it is the first that fits: yes or no, a choice, text, a number, a list, a mapping. None: no text can say
+    a value of this type.
+    """
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    members = tuple(member for member in members if member is not NoneType)
+    if bool in members:
+        return _yes_or_no, False, True, (), "yes|no"
+    for member in members:
+        if get_origin(member) is Literal and str in map(type, get_args(member)):
+            choices = get_args(member)
+        elif isclass(member) and issubclass(member, Enum):
+            choices = tuple(str(one.value) for one in member)
+    if choices:
+        return _choice(choices), False, False, choices, "|".join(choices)
+    for member, read, shape in ((str, str, "TEXT"), (float, _number(float), "X"), (int, _number(int), "N")):
+        if member in members:
+            return read, False, False, (), shape
+    of_list = next((get_args(member)[0] for member in members if get_origin(member) is list), None)
+    if of_list is not None and (inner := _form(of_list, ())):
+        return inner[0], True, False, inner[3], f"{inner[4]} ..."
+    if any(member is dict or get_origin(member) is dict for member in members):
+        return _mapping, False, False, (), "JSON"
+    return None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in (*_YES, *_NO):
+        raise ValueError(f"expected yes or no, found {text[:80]!r}")
+    return text.lower() in _YES
+
+
+def _choice(known: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"expected one of {', '.join(known)}, found {text[:80]!r}{did_you_mean(text, known)}")
+        return text
+
+    return read
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    """Reads an int or float; refuses nan and absurdly large numbers."""
+
+    def read(text: str) -> Any:
+        try:
+            found = kind(text)
+        except ValueError:
+            raise ValueError(f"expected {kind.__name__}, found {text[:80]!r}") from None
+        if not -_MAX_NUMBER <= found <= _MAX_NUMBER:
+            raise ValueError(f"expected a number between ±{_MAX_NUMBER:g}, found {text[:80]!r}")
+        return found
+
+    return read
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {text[:80]!r}")
+    return found
+
+
 def parse(
-    kinds: list[Any], argv: Sequence[str] | None = None, stage: Callable[[argparse.Namespace], str] | None = None
+    kinds: list[Any], argv: Sequence[str] | None = None, stage: Callable[[SimpleNamespace], str] | None = None
 ) -> tuple[Any, ...]:
     """Settings of the given dataclasses from `--config RECIPE.yaml` and `--field value` flags, flags winning.
 
@@ -53,77 +148,70 @@ def parse(
     stage: the name of a training stage, from the given fields. If it has begun already, it keeps its precision, where
     none is given: another machine would choose another one.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types=kinds, allow_abbrev=False, formatter_class=_Formatter)
-    parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe whose values replace the defaults")
-    for action in parser._actions:
-        if callable(action.type):
-            action.type = _checked(action.type)
-    recipe = _take_config(argv)
+    known = settings_of(kinds)
+    given, recipe = _read_flags(list(sys.argv[1:] if argv is None else argv), known)
     if recipe is not None:
-        flags = [flag for name, value in read_recipe(recipe).items() for flag in _as_flags(parser, recipe, name, value)]
-        argv = flags + argv
-    kept = _kept_precision(parser, argv, stage) if stage else []
-    try:
-        *settings, rest, unknown = parser.parse_args_into_dataclasses([*kept, *argv], return_remaining_strings=True)
-    except UserError:
-        raise
-    except ValueError as error:  # how transformers' own settings refuse a value
-        where = f"recipe {recipe}" if recipe else "command line"
-        raise UserError(f"{where}: invalid values: {' '.join(str(error).split())}") from error
-    del rest
-    if unknown:
-        raise UserError(f"command line: unknown field {unknown[0]!r}; --help lists all fields")
-    for one in settings if kept else ():
-        if isinstance(one, TrainingArguments):
-            give_reason(one, "as this run began")
-    return tuple(settings)
+        given = read_fields(f"recipe {recipe}", read_recipe(recipe), known) | given
+    kept = {}
+    if stage is not None:
+        from rlhf.cli.kept_precision import kept_precision, says_so  # slow
 
-
-def _kept_precision(parser: TrlParser, argv: Sequence[str], stage: Callable[[argparse.Namespace], str]) -> list[str]:
-    """Flags for the precision that the stage began with; none if it has not begun, or if one is given."""
-    given, _ = parser.parse_known_args(argv)
-    if given.bf16 is not None or given.fp16:
-        return []
-    join_processes(given.ddp_timeout, given.use_cpu, given.ddp_backend)
-    config = from_main(lambda: read_run(Path(given.runs_dir) / given.run / stage(given))).get("config", {})
-    return [f"--{name}={bool(config[name])}" for name in ("bf16", "fp16") if config.get(name) is not None]
-
-
-def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Wrap an argument's type so that it refuses nan and absurdly large numbers, and says what it expected."""
-
-    def value(text: str) -> Any:
+        fields_so_far = SimpleNamespace(**{name: one.default for name, one in known.items()} | given)
+        kept = kept_precision(fields_so_far, stage(fields_so_far))
+        given = kept | given
+    made = []
+    for kind in kinds:
+        names = {field.name for field in fields(kind)}
         try:
-            found = read(text)
-        except (ValueError, TypeError) as error:
-            name = getattr(read, "__name__", "")
-            wanted = name if name in ("int", "float") else "a valid value"
-            raise argparse.ArgumentTypeError(f"expected {wanted}, found {text[:80]!r}") from error
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"expected yes or no, found {text[:80]!r}") from error
-        if isinstance(found, int | float) and not -_MAX_NUMBER <= found <= _MAX_NUMBER:
-            raise argparse.ArgumentTypeError(f"expected a number between ±{_MAX_NUMBER:g}, found {text[:80]!r}")
-        return found
-
-    return value
+            made.append(kind(**{name: value for name, value in given.items() if name in names}))
+        except UserError:
+            raise
+        except ValueError as error:  # how transformers' own settings refuse a value
+            where = f"recipe {recipe}" if recipe else "command line"
+            raise UserError(f"{where}: invalid values: {' '.join(str(error).split())}") from error
+    if kept:
+        says_so(made)
+    return tuple(made)
 
 
-class _Formatter(argparse.HelpFormatter):
-    """Help as argparse formats it; transformers' texts already hold the defaults."""
+def _read_flags(argv: list[str], known: dict[str, Setting]) -> tuple[dict[str, Any], Path | None]:
+    """The fields that the command line sets, and its recipe.
 
-
-def _take_config(argv: list[str]) -> Path | None:
-    given = [i for i, argument in enumerate(argv) if argument == "--config" or argument.startswith("--config=")]
-    if len(given) > 1:
-        raise UserError(f"--config: give one recipe, not {len(given)}")
-    for i in given:
-        if argv[i] != "--config":
-            return Path(argv.pop(i).partition("=")[2])
-        if i + 1 < len(argv):
-            del argv[i]
-            return Path(argv.pop(i))
-    return None
+    `--learning-rate` is read as `--learning_rate`, and `--no_gold` as `--gold no`. The last of several wins.
+    """
+    given: dict[str, Any] = {}
+    recipes: list[str] = []
+    while argv:
+        word = argv.pop(0)
+        flag, equals, value = word.partition("=")
+        texts = [value] if equals else []
+        while not equals and argv and not argv[0].startswith("--"):
+            texts.append(argv.pop(0))
+        name = flag.removeprefix("--").replace("-", "_")
+        one = known.get(name)
+        if one is None and name.startswith("no_") and name[3:] in known and known[name[3:]].switch and not texts:
+            name, one, texts = name[3:], known[name[3:]], ["no"]
+        if flag in ("-h", "--help"):
+            raise UserError("command line: rlhf COMMAND --help lists the fields of a command")
+        if not flag.startswith("--") or (one is None and name != "config"):
+            meant = did_you_mean(name, [*known, "config"]).replace("mean '", "mean '--")
+            raise UserError(f"command line: unknown field {flag!r}{meant or '; --help all lists all fields'}")
+        if len(texts) > 1 and not (one and one.several):
+            raise UserError(f"command line: unknown field {texts[1]!r}; --{name} {texts[0]} takes one value")
+        if one is None:
+            if not texts:
+                raise UserError("--config: expected a recipe's file after it")
+            recipes.append(texts[0])
+            continue
+        if not texts and not one.switch:
+            raise UserError(f"--{name}: expected a value after it")
+        try:
+            given[name] = one.values(texts or ["yes"])
+        except ValueError as error:
+            raise UserError(f"--{name}: {error}") from None
+    if len(recipes) > 1:
+        raise UserError(f"--config: give one recipe, not {len(recipes)}")
+    return given, Path(recipes[0]) if recipes else None
 
 
 def read_recipe(recipe: Path) -> dict[str, Any]:
@@ -145,27 +233,25 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
     return found
 
 
-def _as_flags(parser: TrlParser, recipe: Path, name: str, value: Any) -> list[str]:
-    """One recipe line as command-line flags, so that files and flags are checked by the same rules."""
-    where = f"recipe {recipe}: field {name!r}"
-    action = next((a for a in parser._actions if a.dest == name and a.dest not in ("config", "help")), None)
-    if action is None:
-        raise UserError(f"{where}: unknown field; --help lists all fields")
-    if value is None:
-        return []
-    if isinstance(value, list) and (action.nargs != "+" or not value):
-        raise UserError(f"{where}: expected {'one value' if action.nargs != '+' else 'values'}, found {value!r:.80}")
-    texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in _scalars(where, value)]
-    for text in texts:
+def read_fields(recipe: str, content: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
+    """A recipe's values by field: read as text, so that recipes and flags are checked by the same rules."""
+    given = {}
+    for name, value in content.items():
+        where = f"{recipe}: field {name!r}"
+        one = known.get(name)
+        if one is None:
+            raise UserError(f"{where}: unknown field{did_you_mean(name, known) or '; --help all lists all fields'}")
+        if value is None:
+            continue
+        if isinstance(value, list) and not (one.several and value):
+            expected = "values" if one.several else "one value"
+            raise UserError(f"{where}: expected {expected}, found {value!r:.80}")
+        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in _scalars(where, value)]
         try:
-            parsed = action.type(text) if callable(action.type) else text
-        except argparse.ArgumentTypeError as error:
+            given[name] = one.values(texts)
+        except ValueError as error:
             raise UserError(f"{where}: {error}") from None
-        if action.choices and parsed not in action.choices:
-            options = ", ".join(map(str, action.choices))
-            raise UserError(f"{where}: expected one of {options}, found {text!r}")
-    # A single value may begin with a dash.
-    return [f"--{name}", *texts] if isinstance(value, list) else [f"--{name}={texts[0]}"]
+    return given
 
 
 def _scalars(where: str, value: Any) -> list[Any]:

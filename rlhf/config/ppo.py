@@ -1,18 +1,19 @@
 """Arguments of PPO, with TRL 1.12's names."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch.optim import SGD
 from transformers import TrainingArguments
 
 from rlhf.config.batch import divide_global_batch
-from rlhf.config.common import check_training, help_text
+from rlhf.config.common import check_training
+from rlhf.config.fields import help_text
 from rlhf.config.precision import choose_hardware
 from rlhf.config.schedule import make_schedule, schedule_kind
 from rlhf.config.trackers import tracker_names
-from rlhf.config.training_args import refuse_ignored, refuse_renamed
+from rlhf.config.training_args import REFUSED, refuse_ignored, refuse_renamed
 from rlhf.errors import UserError
 
 _AT_LEAST_1 = (
@@ -73,46 +74,57 @@ class PPOConfig(TrainingArguments):
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
     remove_unused_columns: bool = help_text("always False: reward functions get all columns", False)
     logging_nan_inf_filter: bool = help_text("always False: numbers are logged as they are", False)
-    dataset_num_proc: int | None = help_text("for scripts that tokenise with datasets; the trainer does not use it")
+    dataset_num_proc: int | None = help_text(
+        "for scripts that tokenise with datasets: processes; the trainer does not use it; default: none"
+    )
     global_batch_size: int | None = help_text(
-        "prompts per PPO step, over all processes; determines gradient_accumulation_steps, and lowers "
-        "per_device_train_batch_size to a process's share if that is smaller; default: per_device_train_batch_size x "
-        "gradient_accumulation_steps x processes"
+        "prompts per PPO step, over all processes; sets gradient_accumulation_steps, and lowers "
+        "per_device_train_batch_size where a process's share is smaller; default: both of these x processes"
     )
     num_mini_batches: int = help_text("optimizer steps per pass over a rollout", 1)
     total_episodes: int | None = help_text("responses to sample in total; default: by num_train_epochs")
     local_rollout_forward_batch_size: int = help_text("rows per forward pass without gradients, per rank", 64)
     num_sample_generations: int = help_text("how many times per run sample responses are logged; 0: never", 10)
     response_length: int = help_text("maximum tokens per response", 53)
-    stop_token: Literal["eos"] | None = help_text("responses always stop at the model's EOS ids")
-    stop_token_id: int | None = help_text("stop at this id instead")
+    stop_token: Literal["eos"] | None = help_text(
+        "eos is what always holds: responses stop at the model's EOS ids; default: the same"
+    )
+    stop_token_id: int | None = help_text("stop at this token id instead; default: the EOS ids")
     temperature: float = help_text("softmax temperature of sampling and of every log-prob", 0.7)
-    missing_eos_penalty: float | None = help_text("subtracted from the score of a truncated response")
+    missing_eos_penalty: float | None = help_text(
+        "reward units to subtract from the score of a truncated response; default: none"
+    )
     close_truncated: bool = help_text("append EOS to truncated responses for reward models", False)
     sft_model_path: str = help_text("for scripts: the model to start from", "EleutherAI/pythia-160m")
     reward_model_path: str | None = help_text("for scripts: the reward model", "EleutherAI/pythia-160m")
-    model_adapter_name: str | None = help_text("adapter to train, if the policy has several")
-    ref_adapter_name: str | None = help_text("adapter of the policy to use as reference")
+    model_adapter_name: str | None = help_text("adapter to train, if the policy has several; default: the active one")
+    ref_adapter_name: str | None = help_text(
+        "adapter of the policy to use as reference; default: the policy without adapters"
+    )
     num_ppo_epochs: int = help_text("passes over each rollout", 4)
     whiten_rewards: bool = help_text("scale per-token rewards to standard deviation 1, mean kept", False)
     whiten_advantages: bool = help_text("scale advantages to mean 0 and standard deviation 1 over all ranks", True)
     kl_coef: float = help_text("reward units per nat of KL; with kl_target, the initial value", 0.05)
     kl_estimator: Literal["k1", "k3"] = help_text("k1 or k3 (Schulman 2020)", "k1")
-    kl_target: float | None = help_text("target KL in nats per token; makes the KL coefficient adaptive")
+    kl_target: float | None = help_text(
+        "target KL in nats per token; makes the KL coefficient adaptive; default: kl_coef is fixed"
+    )
     kl_horizon: float = help_text("how slowly the adaptive coefficient moves, in samples", 10000)
-    target_kl: float | None = help_text("stop an update early when approximate KL > 1.5 x target_kl (nats per token)")
+    target_kl: float | None = help_text(
+        "stop an update early when approximate KL > 1.5 x target_kl (nats per token); default: never"
+    )
     micro_batch_tokens: int | None = help_text(
         "maximum tokens, padding included, per forward and backward pass; replaces per_device_train_batch_size as the "
-        "limit of a micro-batch; does not change results, but perf/learn/padding"
+        "limit of a micro-batch; does not change results, but perf/learn/padding; default: no limit"
     )
     max_skipped_updates: int = help_text(
         "end the run after this many updates in a row with numbers that are not finite; each is skipped and logged", 10
     )
-    cliprange: float = help_text("clip range of the probability ratio", 0.2)
-    vf_coef: float = help_text("weight of the value loss", 0.1)
+    cliprange: float = help_text("clip range of the probability ratio around 1", 0.2)
+    vf_coef: float = help_text("weight of the value loss beside the policy loss", 0.1)
     cliprange_value: float = help_text("clip range of value changes, in reward units", 0.2)
     gamma: float = help_text("discount per token", 1.0)
-    lam: float = help_text("lambda of the advantage estimate", 0.95)
+    lam: float = help_text("lambda of the advantage estimate, per token", 0.95)
     bootstrap_truncated: bool = help_text("bootstrap truncated responses from the critic's value", False)
     cuda_graphs: bool | None = help_text("replay the decoding step as a CUDA graph; default: on CUDA")
     critic: Literal["separate", "shared"] = help_text("a separate model, or a head on the policy's trunk", "separate")
@@ -125,13 +137,16 @@ class PPOConfig(TrainingArguments):
     )
     use_score_scaling: bool = help_text("divide scores by their running standard deviation", False)
     use_score_norm: bool = help_text("with use_score_scaling, also subtract the running mean", False)
-    score_clip: float | None = help_text("clip scores to plus or minus this, after scaling")
+    score_clip: float | None = help_text(
+        "clip scores to plus or minus this many reward units, after scaling; default: no limit"
+    )
     max_prompt_tokens: int | None = help_text("maximum tokens per prompt; default: no limit")
     long_prompts: Literal["refuse", "drop", "truncate"] = help_text(
         "what to do with prompts over max_prompt_tokens; truncate keeps their end", "refuse"
     )
     save_minutes: float | None = help_text(
-        "also save a checkpoint at the end of a step if this many minutes have passed since the last one"
+        "also save a checkpoint at the end of a step if this many minutes have passed since the last one; "
+        "default: by save_steps alone"
     )
     ds3_gather_for_generation: bool = help_text("always True: ZeRO-3 gathers the policy once per rollout", True)
 
@@ -231,11 +246,11 @@ class PPOConfig(TrainingArguments):
 class PPOStageConfig(PPOConfig):
     """PPOConfig for a stage of a run, with the defaults of the reference recipe."""
 
-    output_dir: str | None = help_text("always RUNS_DIR/RUN/ppo_full or ppo_lora")
-    dry_run: bool = help_text("check data, models and folder, print steps and memory per device, then exit", False)
+    output_dir: str | None = help_text("always the default: RUNS_DIR/RUN/ppo_full or ppo_lora")
+    dry_run: bool = help_text("check data, models and folder, print steps and memory, then exit", False)
     reward_model_path: str | None = help_text("trained reward model; default: RUNS_DIR/RUN/reward")
     sft_model_path: str | None = help_text(  # type: ignore[assignment]
-        "not supported: use model_name_or_path"
+        "not supported: use model_name_or_path; default: none"
     )
     eval_prompts: int = help_text(
         "with eval_strategy or eval_on_start: number of training prompts held out for evaluation",
@@ -245,6 +260,8 @@ class PPOStageConfig(PPOConfig):
     learning_rate: float = help_text("peak learning rate of policy and critic", 1e-5)
     response_length: int = help_text("maximum tokens per response", 128)
     gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more computation", False)
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(REFUSED)  # a value of these is refused
 
     def __post_init__(self) -> None:
         if self.sft_model_path is not None:

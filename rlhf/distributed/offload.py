@@ -74,5 +74,5 @@ def _raise(error: Exception | None) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             "offload: DeepSpeed's Adam for the CPU did not compile; install a C++ compiler and ninja "
-            f"(scripts/prepare.py --engine zero3_offload compiles it in advance): {reason.strip()[:200]}"
+            f"(rlhf prepare --engine zero3_offload compiles it in advance): {reason.strip()[:200]}"
         ) from error

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -142,7 +143,7 @@ def command_line() -> str:
     """What started this process, as one would type it."""
     module = getattr(sys.modules["__main__"].__spec__, "name", "")  # of `python -m MODULE`, which has a path in argv
     started = f"python -m {module}" if module.startswith("rlhf.") and sys.argv[0].endswith(".py") else sys.argv[0]
-    return " ".join([started, *sys.argv[1:]])
+    return " ".join([started, *map(shlex.quote, sys.argv[1:])])
 
 
 def _now() -> str:

@@ -40,7 +40,7 @@ def test_recipe_file(ask, tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("margn: 1.0", "field 'margn': unknown field; --help lists"),
+        ("margn: 1.0", "field 'margn': unknown field; did you mean 'margin'?"),
         ("margin: wide", "field 'margin': expected float, found 'wide'"),
         ("loss_type: hinge", "field 'loss_type': expected one of margin, bradley_terry, found 'hinge'"),
         ("margin: -1", "margin: expected a positive number, found -1.0"),

@@ -56,13 +56,15 @@ def test_the_command_lists_its_commands(installed, tmp_path):
     done = rlhf(installed, tmp_path, "--help")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == list(COMMANDS)
-    for module, _ in COMMANDS.values():
-        assert (installed / "rlhf" / "cli" / f"{module}.py").is_file()
+    for command in COMMANDS.values():
+        assert (installed / "rlhf" / "cli" / f"{command.module}.py").is_file()
     plan = rlhf(installed, tmp_path, "plan", "--recipe", "gpt2-medium")
     assert plan.returncode == 0, plan.stderr
     assert str(installed / "rlhf" / "recipes" / "gpt2-medium" / "reward.yaml") in plan.stdout
     wrong = rlhf(installed, tmp_path, "pipelin")
-    assert (wrong.returncode, wrong.stderr.startswith("error: rlhf: expected a command, one of pipeline")) == (2, True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: rlhf: expected a command, one of quickstart, pipeline")
+    assert wrong.stderr.endswith("found 'pipelin'; did you mean 'pipeline'?\n")
 
 
 def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_path):
@@ -75,5 +77,7 @@ def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_pat
     assert done.returncode == 2
     assert "[1/1] reward\n" in done.stdout
     first, last = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert first == "error: recipe recipe/reward.yaml: field 'learning_rat': unknown field; --help lists all fields"
+    assert (
+        first == "error: recipe recipe/reward.yaml: field 'learning_rat': unknown field; did you mean 'learning_rate'?"
+    )
     assert last.startswith("error: stage reward ended with code 2; fix it and run the same command again")

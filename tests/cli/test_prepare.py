@@ -19,7 +19,7 @@ RECIPE: dict[str, dict[str, Any]] = {
 PROMPTS = {"train_prompts": 4, "evaluation_prompts": 2, "rating_prompts": 1}
 STAGES = """
 import json, sys
-import train_ppo, train_reward
+from rlhf.cli import train_ppo, train_reward
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
 recipe = sys.argv[1]
 for name, script in (("reward", train_reward), ("ppo_full", train_ppo)):

@@ -40,12 +40,12 @@ FILES = {
         "not valid YAML: field 'margin' twice, again in line 3",
     ),
     "huge": (b"# " + b"x" * (2 << 20), "r.yaml: expected at most 1,048,576 bytes; the file is larger"),
-    "a number as field": (b"5: 1\n", "field 5: unknown field; --help lists all fields"),
-    "a field of no stage": (b"margn: 1\n", "field 'margn': unknown field; --help lists"),
-    "a field of ppo": (b"kl_coef: 0.1\n", "field 'kl_coef': unknown field; --help lists"),
+    "a number as field": (b"5: 1\n", "field 5: unknown field; --help all lists all fields"),
+    "a field of no stage": (b"margn: 1\n", "field 'margn': unknown field; did you mean 'margin'?"),
+    "a field of ppo": (b"kl_coef: 0.1\n", "field 'kl_coef': unknown field; --help all lists"),
     "a field of the evaluation": (b"eval_temperature: 1\n", "field 'eval_temperature': unknown field; --help"),
-    "a recipe in a recipe": (b"config: other.yaml\n", "field 'config': unknown field; --help lists"),
-    "help": (b"help: true\n", "field 'help': unknown field; --help lists"),
+    "a recipe in a recipe": (b"config: other.yaml\n", "field 'config': unknown field; --help all lists"),
+    "help": (b"help: true\n", "field 'help': unknown field; --help all lists"),
     "words for a number": (b"margin: wide\n", "field 'margin': expected float, found 'wide'"),
     "yes for a number": (b"seed: yes\n", "field 'seed': expected int, found 'True'"),
     "a float for a size": (b"max_examples: 10.0\n", "field 'max_examples': expected int, found '10.0'"),
@@ -101,19 +101,22 @@ def test_recipe_paths(ask, tmp_path, main, given, words):
 # (script, flags) -> words of the answer
 FLAGS = {
     "two recipes": ((REWARD, "--config", "a", "--config", "b"), "--config: give one recipe, not 2"),
-    "no recipe": ((REWARD, "--config"), "argument --config: expected one argument"),
+    "no recipe": ((REWARD, "--config"), "--config: expected a recipe's file after it"),
     "an unknown flag": ((PPO, "--nonsense", "1"), "command line: unknown field '--nonsense'"),
     "a short flag": ((PPO, "--learning", "1"), "unknown field '--learning'"),
     "a word": ((EVALUATION, "study"), "command line: unknown field 'study'"),
     "a flag without value": (
         (PPO, "--learning_rate"),
-        "argument --learning_rate/--learning-rate: expected one argument",
+        "--learning_rate: expected a value after it",
     ),
-    "words for a number": ((PPO, "--learning_rate", "fast"), "learning-rate: expected float, found 'fast'"),
-    "nan": ((PPO, "--learning_rate", "nan"), "learning-rate: expected a number between ±1e+12, found 'nan'"),
+    "words for a number": ((PPO, "--learning_rate", "fast"), "--learning_rate: expected float, found 'fast'"),
+    "nan": ((PPO, "--learning_rate", "nan"), "--learning_rate: expected a number between ±1e+12, found 'nan'"),
     "infinity": ((PPO, "--temperature", "inf"), "--temperature: expected a number between ±1e+12, found 'inf'"),
-    "a size of 1e30": ((PPO, "--response_length", "1e30"), "response-length: expected int, found '1e30'"),
-    "a size out of bounds": ((PPO, "--response_length", "9" * 20), "response-length: expected a number between ±1e+12"),
+    "a size of 1e30": ((PPO, "--response_length", "1e30"), "--response_length: expected int, found '1e30'"),
+    "a size out of bounds": (
+        (PPO, "--response_length", "9" * 20),
+        "--response_length: expected a number between ±1e+12",
+    ),
     "a batch that never ends": (
         (PPO, "--per_device_train_batch_size", "999999999999", "--num_mini_batches", "4"),
         "num_mini_batches: expected a divisor of",
@@ -205,7 +208,7 @@ FLAGS = {
     "ratings of no run": ((rate.main, "import", "--run", "none"), "runs/none/ratings/key.json: expected a JSON file"),
     "a page of no run": ((rate.main, "serve", "--run", "none"), "runs/none/ratings/key.json: expected a JSON file"),
     "a port": ((rate.main, "serve", "--port", "70000"), "port: expected 0 to 65535, found 70000"),
-    "a port in words": ((rate.main, "serve", "--port", "http"), "argument --port: expected int, found 'http'"),
+    "a port in words": ((rate.main, "serve", "--port", "http"), "--port: expected int, found 'http'"),
     "negative repeats": (
         (rate.main, "sheet", "--rating_repeats", "-1"),
         "rating_repeats: expected at least 0, found -1",
@@ -213,7 +216,10 @@ FLAGS = {
     "a rating's confidence": ((rate.main, "import", "--rating_confidence", "nan"), "expected a number between"),
     "an unknown recipe": ((pipeline.main, "--recipe", "none"), "recipe: expected one of demo, gpt2-medium, smollm2"),
     "an unknown engine": ((pipeline.main, "--engine", "warp"), "engine: expected one of cpu"),
-    "an unknown executor": ((pipeline.main, "--executor", "cloud"), "invalid choice: 'cloud'"),
+    "an unknown executor": (
+        (pipeline.main, "--executor", "cloud"),
+        "--executor: expected one of local, slurm, found 'cloud'",
+    ),
     "seeds without slurm": ((pipeline.main, "--seeds", "1,2"), "seeds, sbatch: add --executor slurm"),
     "an unknown recipe to prepare": ((prepare.main, "--recipe", "none"), "recipe: expected one of demo, gpt2-medium"),
     "a recipe of no name": ((prepare.main, "--recipe", ""), "recipe: expected one of demo, gpt2-medium"),
@@ -271,7 +277,7 @@ PREPARED = {
     ),
     "no such model": ("evaluation", "base_model: ./nowhere", "model './nowhere': expected a model folder, a hub id or"),
     "no such pairs": ("reward", "dataset_name: ./p.jsonl", "./p.jsonl: expected a file, a folder or a hub id"),
-    "a size": ("reward", "max_examples: many", "--max_examples/--max-examples: expected int, found 'many'"),
+    "a size": ("reward", "max_examples: many", "recipe for reward: field 'max_examples': expected int, found 'many'"),
 }
 
 

@@ -40,8 +40,8 @@ def test_a_stage_is_running_then_done(tmp_path):
 )
 def test_the_command_is_as_one_would_type_it(monkeypatch, module, first, typed):
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None if module is None else SimpleNamespace(name=module))
-    monkeypatch.setattr("sys.argv", [first, "--run", "a"])
-    assert command_line() == f"{typed} --run a"
+    monkeypatch.setattr("sys.argv", [first, "--run", "a", "--title", "two words; $HOME"])
+    assert command_line() == f"{typed} --run a --title 'two words; $HOME'"
 
 
 def test_a_token_on_the_command_line_is_not_kept(tmp_path, monkeypatch):

@@ -1,0 +1,117 @@
+"""The settings of commands that are no stage: pipeline, prepare, compare, benchmark and gpu-check.
+
+It imports neither torch nor transformers, so that the help of a command is quick.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf.config.fields import help_text
+from rlhf.errors import UserError
+
+
+@dataclass
+class PipelineConfig:
+    """What to run, and on what."""
+
+    recipe: str = help_text("a name in rlhf/recipes, or a folder of stage recipes", "demo")
+    engine: str | None = help_text(
+        "a name in accelerate_configs; default: cpu, single_gpu or multi_gpu, by the devices"
+    )
+    num_processes: int | None = help_text(
+        "processes on this machine (slurm: per node); default: one per device, 2 for multi_cpu"
+    )
+    executor: Literal["local", "slurm"] = help_text("run here, or submit to Slurm", "local")
+    seeds: str | None = help_text("slurm: one run per seed, as job arrays, e.g. 1,2,3; default: one run")
+    sbatch: str = help_text("slurm: sbatch options for every stage, e.g. --sbatch='--nodes=2'", "")
+
+    def __post_init__(self) -> None:
+        if self.num_processes is not None and self.num_processes < 1:
+            raise UserError(f"num_processes: expected at least 1, found {self.num_processes}")
+        if self.executor == "local" and (self.seeds or self.sbatch):
+            raise UserError("seeds, sbatch: add --executor slurm; they have no meaning for a local run")
+
+
+@dataclass
+class PrepareConfig:
+    """What to download."""
+
+    recipe: str = help_text("a name in rlhf/recipes, or a folder of stage recipes", "demo")
+    engine: str | None = help_text(
+        "zero3_offload: also compile DeepSpeed's CPU Adam, on the kind of CPU that trains; default: nothing to compile"
+    )
+
+
+@dataclass
+class CompareConfig:
+    """What to answer."""
+
+    prompt: str | None = help_text("answer this prompt and end; default: read prompts from the terminal")
+
+
+@dataclass
+class BenchmarkConfig:
+    """What to compare."""
+
+    work: Literal["ppo_full", "ppo_lora", "reward", "evaluation"] = help_text(
+        "work to time; the last two are compared with plain loops", "ppo_full"
+    )
+    shape: Literal["seed", "tiny", "smollm2", "gpt2-medium"] | None = help_text(
+        "size of the work; default: seed, or gpt2-medium with predict; growth takes seed (some minutes) or tiny (one)"
+    )
+    precision: Literal["default", "fp32", "bf16"] = help_text("default: each side's own default", "fp32")
+    pairs: int = help_text("runs of each side, in turn", 3)
+    steps: int = help_text("steps per run; the first is not counted", 2)
+    trl: str | None = help_text("folder with TRL 1.12, needed for PPO; default: none")
+    growth: bool = help_text("instead: this trainer's time and memory as the work grows", False)
+    predict: str | None = help_text(
+        "instead: predict a step's time on a GPU: h100, h200, a100, or a JSON file of one's figures; default: no"
+    )
+    peak_tflops: float | None = help_text("of that GPU: TFLOP/s of dense bf16 matrix products; default: as published")
+    bandwidth_gbs: float | None = help_text("of that GPU: memory bandwidth in GB/s; default: as published")
+    share: float | None = help_text("of that GPU: share of the peak that passes reach, 0 to 1; default: an assumed one")
+    launch_us: float | None = help_text(
+        "of that GPU and its host: microseconds per kernel launch; default: an assumed one"
+    )
+    wait_us: float | None = help_text(
+        "of that GPU and its host: microseconds per synchronisation; default: an assumed one"
+    )
+    captured: bool | None = help_text("predict decoding with a CUDA graph; default: as this version does")
+    output: str | None = help_text("write the figures to this file as JSON; default: print them")
+
+    def __post_init__(self) -> None:
+        if self.shape is None:
+            self.shape = "seed" if self.predict is None else "gpt2-medium"
+        if self.growth and self.shape not in ("seed", "tiny"):
+            raise UserError(f"shape: expected seed or tiny with growth, found {self.shape!r}")
+        if self.pairs < 1 or self.steps < 2:
+            raise UserError(f"pairs, steps: expected at least 1 and 2, found {self.pairs} and {self.steps}")
+        there = self.trl and (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir()
+        if self.work.startswith("ppo") and not there and not self.growth and self.predict is None:
+            raise UserError(
+                "trl: expected a folder made by `pip install --no-deps --target DIR trl==1.12.0`, "
+                f"found {self.trl or 'none'}"
+            )
+
+
+@dataclass
+class GpuCheckConfig:
+    """What to check, and for how long."""
+
+    device: Literal["cuda", "cpu"] = help_text("cpu: only to test the check itself", "cuda")
+    quick: bool = help_text("tiny shapes, one pair of runs: one or two minutes on two cores", False)
+    minutes: float = help_text("minutes for all items; those not started by then are left out", 10.0)
+    slower: float = help_text("a step is reported as slow if it takes more than this many times its ideal time", 3.0)
+    trl: str | None = help_text(
+        "folder made by `pip install --no-deps --target DIR trl==1.12.0`, to compare with; default: none"
+    )
+    only: str | None = help_text("only items whose name contains this text; default: all")
+    output: str = help_text("folder for gpu_check.json and gpu_check.md", "runs/gpu_check")
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "slower"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        if self.trl is not None and not (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir():
+            raise UserError(f"trl: expected a folder with TRL 1.12, found {self.trl}")

@@ -1,0 +1,63 @@
+"""Flags and recipes as settings, beside transformers' own parser of dataclasses."""
+
+import pytest
+from transformers import HfArgumentParser
+
+from rlhf.cli.parsing import parse
+from rlhf.config import ModelConfig, PPOStageConfig, PreferenceConfig, PromptConfig, ReportConfig, RewardStageConfig
+from rlhf.errors import UserError
+
+BASE = ["--output_dir", "x", "--use_cpu", "true", "--bf16", "false"]
+LINES = {
+    "nothing": [],
+    "numbers": ["--learning_rate", "3e-5", "--max_steps", "-1", "--seed=7", "--warmup_steps", "0.1"],
+    "switches": ["--gradient_checkpointing", "--push_to_hub", "no", "--tf32", "false"],
+    "texts": ["--run_name", "a b", "--report_to", "none", "--hub_model_id=--x"],
+    "choices": ["--lr_scheduler_type", "cosine", "--optim", "adafactor", "--save_strategy", "no"],
+    "mappings": ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--lr_scheduler_type", "cosine_with_restarts"],
+    "either spelling": ["--learning-rate", "1", "--max_grad_norm", "2"],
+    "the last wins": ["--seed", "1", "--seed", "2"],
+    "lists": ["--lora_target_modules", "q_proj", "v_proj", "--use_peft"],
+}
+
+
+def plain(settings):
+    return [one.to_dict() if hasattr(one, "to_dict") else vars(one) for one in settings]
+
+
+@pytest.mark.parametrize("argv", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("kind", [PPOStageConfig, RewardStageConfig])
+def test_flags_mean_what_they_mean_to_transformers(argv, kind):
+    kinds = [PromptConfig, ModelConfig, kind]
+    theirs = HfArgumentParser(kinds, allow_abbrev=False).parse_args_into_dataclasses([*BASE, *argv])
+    ours = parse(kinds, [*BASE, *argv])
+    for mine, other in zip(plain(ours), plain(theirs), strict=True):
+        assert mine == other
+
+
+def test_flags_win_over_the_recipe_in_any_order(tmp_path):
+    (tmp_path / "r.yaml").write_text("max_examples: 5\ngold: yes\nsplit_seed: 3\ndataset_dir:\n")
+    recipe = ["--config", str(tmp_path / "r.yaml")]
+    for argv in ([*recipe, "--split_seed", "9"], ["--split_seed", "9", f"--config={tmp_path / 'r.yaml'}"]):
+        (found,) = parse([PreferenceConfig], argv)
+        assert (found.max_examples, found.gold, found.split_seed, found.dataset_dir) == (5, True, 9, None)
+
+
+def test_a_switch_is_yes_alone_and_no_with_no():
+    assert parse([PreferenceConfig], ["--gold"])[0].gold is True
+    assert parse([PreferenceConfig], ["--gold", "--no_gold"])[0].gold is False
+    assert parse([PreferenceConfig], ["--no-gold", "--gold", "Y"])[0].gold is True
+    with pytest.raises(UserError, match="unknown field '--no_split_seed'"):
+        parse([PreferenceConfig], ["--no_split_seed"])
+
+
+def test_lists_take_all_up_to_the_next_flag():
+    assert parse([ReportConfig], ["--runs", "a", "b", "--title", "t"])[0].runs == ["a", "b"]
+    assert parse([ReportConfig], [])[0].runs == []
+    with pytest.raises(UserError, match="--runs: expected a value after it"):
+        parse([ReportConfig], ["--runs", "--title", "t"])
+
+
+def test_a_second_value_is_not_dropped():
+    with pytest.raises(UserError, match="unknown field 'b'; --title a takes one value"):
+        parse([ReportConfig], ["--title", "a", "b"])
