@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, what they may have meant, and text that may be printed."""
+"""The exceptions that a command answers in a line, what a user may have meant, and text that may be printed."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -33,3 +33,7 @@ def did_you_mean(found: object, known: Iterable[str]) -> str:
     word = str(found)[:200].lower()
     close = get_close_matches(word, names, n=1, cutoff=0.75 if len(word) > 3 else 0.6)
     return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+class StageDone(Exception):  # noqa: N818  nothing is wrong
+    """Another process finished the stage while this one started; `run_script` exits quietly."""

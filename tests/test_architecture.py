@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Rooms, from the ground up: a room uses those below it and itself.
 FLOORS = [
-    {"errors", "file_types"},
+    {"errors", "file_types", "console"},
     {"functional", "distributed"},
     {"config", "data"},
     {"models"},

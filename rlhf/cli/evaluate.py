@@ -1,6 +1,7 @@
 """Evaluate base and trained policies on unseen prompts: rlhf evaluate --config RECIPE/evaluation.yaml --run NAME."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from transformers.utils import enable_tf32, is_torch_tf32_available
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
-from rlhf.data.oasst import fetch_prompts
+from rlhf.console import quiet, screen
+from rlhf.console.words import gigabytes, interval, one_line, percent, signed
+from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import prompt_sets
 from rlhf.distributed.collectives import from_main, join_processes, main_process_first, on_all
 from rlhf.distributed.launch import check_fsdp
@@ -20,10 +23,13 @@ from rlhf.evaluation.summary import summarise
 from rlhf.file_types import Evaluation, ResponseRow, RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.perf.hardware import peak_memory
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.run_folder import Stage, write_json, write_rows
 from rlhf.storage.stages import POLICIES, is_done, read_run, require_stage
 from rlhf.tracking.recorder import write_summary
+
+NAMES = {"lora": "LoRA"}  # for readers
 
 
 def main() -> None:
@@ -31,12 +37,13 @@ def main() -> None:
     folder = run.folder() / "evaluation"
     join_processes(config.ddp_timeout)
     if from_main(lambda: is_done(folder)):
-        print(f"evaluation: already done in {folder}")
+        screen.say(f"evaluation: already done in {folder}")
         return
     check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # it would load weights in one process only
     reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path))
     tuned, runs = from_main(lambda: tuned_models(run.folder()))
     paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
+    quiet.log_to(run.folder() / "logs", "evaluation")
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
         fetch_prompts(data.prompt_dataset, data.prompt_revision)
@@ -46,17 +53,11 @@ def main() -> None:
         for path in paths.values():
             fetch_model(path)
     split, counts = on_all(lambda: prompt_sets(data, tokenizer))
-    for name in tuned:
-        seen = set(runs[name].get("train_tree_ids", [])) & {p.tree_id for p in split.evaluation}
-        if seen:
-            raise UserError(
-                f"evaluation prompts: {name} was trained on {len(seen)} of them; "
-                "give all stages the same prompt settings"
-            )
-
+    check_unseen(split.evaluation, runs)
     device = PartialState().device
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
         enable_tf32(True)
+    screen.stage("Evaluation", f"{len(split.evaluation):,} unseen prompts, {len(paths)} models")
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
     with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
@@ -87,7 +88,8 @@ def main() -> None:
             numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}
             texts = {f"{row['model']}/{i}": f"{row['prompt']}\n\n{row['response']}" for i, row in _first(rows, 4)}
             write_summary(folder, numbers, texts, asdict(data) | asdict(config))
-            _print_gains(summary)
+            screen.note("\n".join([gains_table(summary), *sample(rows)]))
+            screen.ended(f"peak {gigabytes(peak_memory(device))}")
     if stage.is_main:
         for stage_folder in tuned.values():
             write_card(stage_folder)  # again: now it has figures
@@ -102,6 +104,17 @@ def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, RunFile]]:
     if not runs:
         raise UserError(f"{folder}: no PPO stage is done; run ppo_full or ppo_lora first")
     return {name: require_stage(folder / POLICIES[name]) for name in runs}, runs
+
+
+def check_unseen(prompts: Sequence[TextPrompt], runs: dict[str, RunFile]) -> None:
+    """A UserError if a model was trained on some of the prompts. runs: run.json by model."""
+    for name, facts in runs.items():
+        seen = set(facts.get("train_tree_ids", [])) & {p.tree_id for p in prompts}
+        if seen:
+            raise UserError(
+                f"evaluation prompts: {name} was trained on {len(seen)} of them; "
+                "give all stages the same prompt settings"
+            )
 
 
 def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
@@ -124,17 +137,34 @@ def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | Non
     return reward, str(second)
 
 
-def _print_gains(summary: Evaluation) -> None:
-    for name, gain in summary["gains"].items():
-        low, high = gain["interval"]
-        print(
-            f"base -> {name}: reward {gain['before']:.3f} -> {gain['after']:.3f}, "
-            f"gain {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}], "
-            f"win rate {gain['win_rate']:.0%}, n = {summary['n_prompts']}"
-        )
-        if found := summary["validity"][name].get("gold"):
-            low, high = found["interval"]
-            print(f"    second reward model: gain {found['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+def gains_table(summary: Evaluation) -> str:
+    """Every model's mean reward, and the gains over the base model by both reward models."""
+    level = percent(summary["confidence"])
+    rows = [["", "reward", f"gain [{level}]", "", "second model", "", "wins", "ended"]]
+    for name, model in summary["models"].items():
+        cells = ["", "", "", "", ""]
+        if gain := summary["gains"].get(name):
+            gold = summary["validity"][name].get("gold")
+            second = [signed(gold["gain"]), interval(*gold["interval"])] if gold else ["", ""]
+            cells = [signed(gain["gain"]), interval(*gain["interval"]), *second, percent(gain["win_rate"])]
+        rows.append([NAMES.get(name, name), f"{model['mean_reward']:.2f}", *cells, percent(model["eos_rate"])])
+    return screen.table(rows, "<><<><>>", 2)
+
+
+def sample(rows: Sequence[ResponseRow]) -> list[str]:
+    """One prompt with every model's response: the one whose gain over the base model is the median."""
+    by_prompt: dict[str, dict[str, ResponseRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], {})[row["model"]] = row
+    whole = [found for found in by_prompt.values() if "base" in found and len(found) > 1]
+    if not whole:
+        return []
+    whole.sort(key=lambda found: max(row["score"] for row in found.values()) - found["base"]["score"])
+    chosen = whole[len(whole) // 2]
+    lines = [f'"{one_line(chosen["base"]["prompt"], 70)}"']
+    for name, row in chosen.items():
+        lines.append(f"  {NAMES.get(name, name):<5}{row['score']:+5.1f}  {one_line(row['response'], 60)}")
+    return lines
 
 
 def _first(rows: list[ResponseRow], count: int) -> list[tuple[int, ResponseRow]]:

@@ -9,16 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from rlhf.cli.children import Start, forget_script_folder, forked, launched, prepare
 from rlhf.cli.engines import engine_file
+from rlhf.cli.outcome import show_header, show_outcome
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import PipelineConfig, RunConfig
+from rlhf.console import screen
 from rlhf.errors import UserError
-from rlhf.storage.stages import REPORT, is_done, recipe_folder, stages_of
+from rlhf.storage.stages import REPORT, StageSpec, is_done, recipe_folder, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,28 +28,49 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     run, config = parse([RunConfig, PipelineConfig])
     recipe = recipe_folder(config.recipe)
-    devices = _devices()
-    name = config.engine
-    if name is None and config.executor == "local":  # a cluster's devices differ from this machine's
-        name = "cpu" if devices == 0 else "single_gpu" if (config.num_processes or devices) == 1 else "multi_gpu"
-    engine = engine_file(name or "multi_gpu")
+    if config.engine is not None:
+        engine_file(config.engine)  # a UserError if there is none
     if config.executor == "slurm":
         _submit(run, config)
         return
-    launcher = _launcher(engine, _processes(engine.stem, config.num_processes, devices))
-    where = ["--run", run.run, "--runs_dir", run.runs_dir]
     *stages, _ = stages_of(recipe)
+    folder = run.folder()
+    where = ["--run", run.run, "--runs_dir", run.runs_dir]
+    start: Start | None = None
     for number, stage in enumerate(stages, start=1):
-        label = f"[{number}/{len(stages)}] {stage.name}"
-        if is_done(run.folder() / stage.name):
-            print(f"{label}: already done", flush=True)
+        place = f"{number}/{len(stages)}"
+        if is_done(folder / stage.name):
+            screen.say(f"[{place}] {stage.title}: already done")
             continue
-        print(label, flush=True)
+        start = start or _starter(config, stages, folder)
         config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
-        _run([*launcher, "-m", f"rlhf.cli.{stage.command}", *config_file, *where], stage.name)
-        if not is_done(run.folder() / stage.name):  # told to stop by a signal
+        _check(start(stage.command, [*config_file, *where], {"RLHF_STAGE": place}), stage.name)
+        if not is_done(folder / stage.name):  # told to stop by a signal
             sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
-    _run([sys.executable, "-m", f"rlhf.cli.{REPORT.command}", *where], REPORT.name)
+    start = start or _starter(config, [], folder)
+    _check(start(REPORT.command, where, {}), REPORT.name)
+    show_outcome(folder)
+
+
+def _starter(config: PipelineConfig, stages: Sequence[StageSpec], folder: Path) -> Start:
+    """How stages are run, after the header is printed: forked from this process, or by a launcher."""
+    devices = _devices()
+    name = config.engine or ("cpu" if devices == 0 else "single_gpu" if config.num_processes == 1 else "multi_gpu")
+    engine = engine_file(name)
+    processes = _processes(engine.stem, config.num_processes, devices)
+    launcher = _launcher(engine, processes)
+    if stages:
+        show_header(config.recipe, engine.stem, processes or 1, folder)
+    if engine.stem != "cpu" or devices:  # what has looked for a GPU must not fork
+        return lambda command, argv, environment: launched(
+            # Otherwise `-m` would import from the current folder first, and a random.py there would win.
+            [*launcher, "-m", f"rlhf.cli.{command}", *argv],
+            {"PYTHONSAFEPATH": "1"} | os.environ | environment,
+        )
+    with screen.busy("starting"):
+        forget_script_folder()
+        prepare(dict.fromkeys([*(stage.command for stage in stages), REPORT.command]))
+    return forked
 
 
 def _submit(run: RunConfig, config: PipelineConfig) -> None:
@@ -98,19 +121,17 @@ def _launcher(engine: Path, processes: int | None) -> list[str]:
     return command if processes is None else [*command, "--num_processes", str(processes)]
 
 
-def _run(command: list[str], stage: str) -> None:
-    # Otherwise `-m` would import from the current folder first, and a random.py there would win.
-    code = subprocess.run(command, env={"PYTHONSAFEPATH": "1"} | os.environ, check=False).returncode
+def _check(code: int, stage: str) -> None:
+    """End with the stage's code if it has failed."""
     if code:
-        print(
-            f"error: stage {stage} ended with code {code}; fix it and run the same command again to resume",
-            file=sys.stderr,
-        )
-        sys.exit(code)
+        screen.error(f"error: stage {stage} ended with code {code}; fix it and run the same command again to resume")
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def _devices() -> int:
     """The number of accelerators that processes on this machine see."""
+    import torch  # not above: where all is done it is not needed
+
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import ReportConfig, RunConfig
+from rlhf.console import quiet, screen
+from rlhf.console.words import path_to
 from rlhf.errors import UserError
 from rlhf.reporting.notebook import write_notebook
 from rlhf.reporting.pdf import write_pdf
@@ -26,13 +28,14 @@ def main() -> None:
         report = build_seed_report(
             folder, [Path(run.runs_dir) / name for name in config.runs], config.title, config.author
         )
-        print(f"report: {report}, {write_pdf(report).name}")
+        screen.say(f"report: {report}, {write_pdf(report).name}")
         return
     if not any(read_run(folder / stage) for stage in STAGES):
         raise UserError(f"{folder}: not a run folder: it has none of {', '.join(STAGES)}")
+    quiet.log_to(folder / "logs", "report")
     report = build_report(folder, config.title, config.author)
     notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")
-    print(f"report: {report}, {write_pdf(report).name}, {notebook.name}   curves: tensorboard --logdir {folder}")
+    screen.say(f"Report  {path_to(report)}, {write_pdf(report).name}, {notebook.name}")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,57 @@
 """Run a command's main function and turn what comes out into an exit code."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
-from rlhf.distributed.collectives import exit_together
-from rlhf.errors import UserError
+from rlhf.console import quiet, screen
+from rlhf.console.words import path_to
+from rlhf.errors import StageDone, UserError
 from rlhf.storage.disk import cannot_write
-from rlhf.storage.run_folder import StageDone
+
+_MESSAGE = 3  # lines of a crash's message that are shown
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main: a UserError becomes one line on standard error and exit code 2, as does a full disk."""
+    """Run a script's main: a UserError becomes one line on standard error and exit code 2, as does a full disk.
+
+    Where output goes to a log, a crash leaves its traceback there, and on the console what and where.
+    """
+    screen.begin()
     try:
-        with suppress(StageDone):
+        with quiet.command(), suppress(StageDone):
             main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        screen.error(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         reason = cannot_write(error)
         if reason is None:
-            raise
-        print(f"error: {error.filename or 'disk'}: cannot write: {reason}", file=sys.stderr)
+            _crashed(error)
+        screen.error(f"error: {error.filename or 'disk'}: cannot write: {reason}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        screen.error("interrupted")
         sys.exit(130)
-    exit_together()
+    except Exception as error:
+        _crashed(error)
+    if "rlhf.distributed.collectives" in sys.modules:  # not imported here: `rlhf plan` has no use for torch
+        sys.modules["rlhf.distributed.collectives"].exit_together()
     sys.exit(0)
+
+
+def _crashed(error: Exception) -> NoReturn:
+    if quiet.copies is None:
+        raise error
+    traceback.print_exception(error)
+    message = f"error: {type(error).__name__}: {error}".strip().split("\n")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    rank = f" of rank {quiet.rank()}" if "RANK" in os.environ else ""
+    lines = message[:_MESSAGE] + ["..."] * (len(message) > _MESSAGE)
+    lines += [f"in {Path(where.filename).name}, line {where.lineno}; the traceback{rank}: {path_to(quiet.copies.log)}"]
+    screen.error("\n".join(lines))
+    sys.exit(1)

@@ -14,6 +14,8 @@ from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
 from rlhf.config.precision import precision, precision_line
+from rlhf.console import quiet, screen
+from rlhf.console.words import count, gigabytes, percent
 from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import dataset_row, prompt_sets
 from rlhf.data.splits import require_sizes, split_by_group
@@ -34,12 +36,16 @@ from rlhf.models.load import (
     load_tokenizer,
     model_options,
 )
+from rlhf.perf.hardware import peak_memory
+from rlhf.perf.work import total
 from rlhf.ppo.prompts import read_prompts
+from rlhf.ppo.roles import parameter_lines
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.checkpoint import PPO, numbered
 from rlhf.storage.run_folder import Stage
-from rlhf.storage.stages import is_done, require_stage
+from rlhf.storage.stages import TITLES, is_done, require_stage
+from rlhf.tracking.progress import PPORows
 
 
 def hold_out(prompts: list[TextPrompt], args: PPOStageConfig, seed: int) -> tuple[list[TextPrompt], list[TextPrompt]]:
@@ -108,17 +114,31 @@ def stage_name(given: Any) -> str:
     return "ppo_lora" if given.use_peft else "ppo_full"
 
 
+def cost(trainer: PPOTrainer) -> str:
+    """Peak memory, and where the time went."""
+    work = total(trainer.work)
+    whole = max(sum(one.seconds for one in work.values()), 1e-9)
+    names = {"generate": "sample"}
+    shares = [
+        f"{names.get(name, name)} {percent(one.seconds / whole)}"
+        for name, one in sorted(work.items(), key=lambda item: -item[1].seconds)
+    ]
+    return f"peak {gigabytes(peak_memory(trainer.accelerator.device))} · {', '.join(shares)}"
+
+
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], stage=stage_name)
     check_ppo_model_config(model_args)
     name = stage_name(model_args)
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
-        print(f"{name}: already done in {folder}")
+        screen.say(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
     reward_path = args.reward_model_path or str(from_main(lambda: require_stage(run.folder() / "reward")))
     args.output_dir = str(folder)
+    if not args.dry_run:
+        quiet.log_to(run.folder() / "logs", name)
     with main_process_first():
         tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))
         fetch_prompts(data.prompt_dataset, data.prompt_revision)
@@ -131,14 +151,16 @@ def main() -> None:
     if unseen:
         counts |= {"split_train": len(train), "split_train_held_out": len(unseen)}
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
-
     if args.dry_run:
         limits = args.max_prompt_tokens, args.long_prompts
         prompts = read_prompts([dataset_row(p) for p in train], tokenizer, *limits)
         lengths = [len(prompt.input_ids) for prompt in prompts]
         estimate(args, model_args, (base, reward_path), lengths)
         return
-    trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
+    args.disable_tqdm = True  # the console has a bar of its own
+    with screen.busy(f"{TITLES[name]}: loading models"):
+        trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
+    trainer.add_callback(PPORows())
     config: Settings = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
     # A signal while models load ends the run at once; a later one stops it after a step, with a checkpoint.
@@ -151,19 +173,24 @@ def main() -> None:
             models=trainer.models,
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
+        screen.stage(
+            f"PPO, {'LoRA' if model_args.use_peft else 'all'} {count(trainer.models[0]['trainable'])} weights",
+            f"{trainer.num_total_batches} steps × {trainer.batch_size} prompts of {len(train):,}",
+        )
         if stage.is_main:
             if line := precision_line(args):
                 print(f"precision: {line}")
-            print(f"PPO steps: {trainer.num_total_batches}; {batch_line(args, 'prompts')}")
+            print("\n".join([batch_line(args, "prompts"), *parameter_lines(trainer.models)]))
         trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:
             stage.stopped = True
-            print(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
+            screen.warn(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
             return
         trainer.save_model(folder)
     if stage.is_main:
         write_card(folder)  # again: now the stage has ended
-        print(f"{name}: policy in {folder}")
+        print("\n".join(trainer.throughput()))
+        screen.ended(cost(trainer))
 
 
 if __name__ == "__main__":

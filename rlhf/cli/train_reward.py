@@ -16,8 +16,11 @@ from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.config.precision import precision, precision_line
+from rlhf.console import quiet, screen
+from rlhf.console.steps import ROWS
+from rlhf.console.words import percent
 from rlhf.data.chat import prompt_text
-from rlhf.data.hh_rlhf import Pair, fetch_pairs, load_pairs, openings, split_pairs
+from rlhf.data.hh_rlhf import DROPS, Pair, fetch_pairs, load_pairs, openings, split_pairs
 from rlhf.distributed.collectives import from_main, main_process_first, on_all
 from rlhf.distributed.launch import engine_name, is_fsdp
 from rlhf.distributed.preemption import StopRequest
@@ -40,14 +43,15 @@ from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.disk import written_aside
 from rlhf.storage.run_folder import Stage, write_json
-from rlhf.storage.stages import is_done
+from rlhf.storage.stages import TITLES, is_done
+from rlhf.tracking.progress import RewardRows
 from rlhf.tracking.recorder import write_summary
 
 CHUNK = 500  # pairs tokenised per update of the progress bar
 
 
 def show_outcome(folder: Path, report: RewardEvaluation, pairs: list[Pair], config: Settings) -> None:
-    """Send the test figures and four pairs to the trackers; print the accuracy."""
+    """Send the test figures and four pairs to the trackers; show the accuracy."""
     numbers = {
         f"test/{when}/{name}": value
         for when, figures in (("before", report["before"]), ("after", report["after"]))
@@ -60,9 +64,10 @@ def show_outcome(folder: Path, report: RewardEvaluation, pairs: list[Pair], conf
     }
     write_summary(folder, numbers, samples, config)
     low, high = report["after"]["accuracy_interval"]
-    print(
-        f"reward model in {folder}: test accuracy {report['before']['accuracy']:.1%} before, "
-        f"{report['after']['accuracy']:.1%} after [{low:.1%}, {high:.1%}], n = {report['n']}"
+    shorter = report["audit"]["baselines"]["shorter response"]["accuracy"]
+    screen.ended(
+        f"test, {report['n']} pairs: {percent(report['before']['accuracy'])} → {percent(report['after']['accuracy'])} "
+        f"[{100 * low:.0f}, {100 * high:.0f}]   always-shorter: {percent(shorter)}"
     )
 
 
@@ -134,15 +139,24 @@ def stage_name(given: Any) -> str:
     return "reward_gold" if given.gold else "reward"
 
 
+def kept_line(counts: dict[str, int]) -> str:
+    """How many pairs are used, and why others are not."""
+    reasons = [f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n and name in (*DROPS, "too_long")]
+    dropped = f" ({', '.join(reasons)})" if reasons else ""
+    return f"{counts['kept'] - counts['too_long']:,} pairs kept of {counts['rows']:,}{dropped}"
+
+
 def main() -> None:
     run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig], stage=stage_name)
     check_reward_model_config(model_args)
     name = stage_name(data)
     folder = run.folder() / name
     if from_main(lambda: is_done(folder)):
-        print(f"{name}: already done in {folder}")
+        screen.say(f"{name}: already done in {folder}")
         return
     args.output_dir = str(folder)
+    if not args.dry_run:
+        quiet.log_to(run.folder() / "logs", name)
     set_seed(args.seed)
     base = required("model_name_or_path", model_args.model_name_or_path)
     source = data.dataset_name, data.dataset_dir, data.dataset_revision
@@ -156,12 +170,17 @@ def main() -> None:
             fetch_model(base, model_args.model_revision)
     splits = split_fitting(pairs, counts, tokenizer, data, args)
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
+    train, validation, test = (f"{counts[f'split_{part}']:,}" for part in ("train", "validation", "test"))
+    screen.stage(TITLES[name], f"{train} pairs, {validation} to validate, {test} to test")
+    if not data.gold:
+        screen.note(kept_line(counts))
 
     rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
     if args.dry_run:
         estimate(args, model_args, base, rows)
         return
-    model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
+    with screen.busy("loading the model"):
+        model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
     check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
     config: Settings = asdict(run) | asdict(data) | loaded | args.to_dict()
@@ -181,11 +200,13 @@ def main() -> None:
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)
         pair_ids = [pair.source for pair in splits["train"]]
-        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args, pair_ids)
+        args.disable_tqdm = True  # the console has a bar of its own
+        show = [RewardRows(rows=0 if data.gold else ROWS)]
+        trainer, ended = train_reward_model(model, tokenizer, rows["train"], rows["validation"], args, pair_ids, show)
         stage.record(engine=engine_name(trainer.accelerator))
         if not ended:
             stage.stopped = True
-            print(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
+            screen.warn(f"{name}: stopped at step {trainer.state.global_step}; run the same command again to resume")
             return
         engine = trainer.accelerator
         with gathered([model]) if is_fsdp(engine) else unwrap_model_for_generation(trainer.model_wrapped, engine):

@@ -72,7 +72,7 @@ def _either(test: Callable[[_Dialogue], bool]) -> Callable[[_Dialogue, _Dialogue
 
 
 # In this order: a rule may rely on those before it; the later ones need a prompt that both sides share.
-_DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
+DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
     "no_final_assistant": _either(lambda side: not side.turns or side.turns[-1]["role"] != "assistant"),
     "text_before_first_turn": _either(lambda side: bool(side.before)),
     "starts_with_assistant": _either(lambda side: side.turns[0]["role"] == "assistant"),
@@ -95,7 +95,7 @@ def load_pairs(
     tag or commit on the hub. Raises UserError for a missing source, for one without a pair and, naming file,
     line and field, for a malformed row.
     """
-    counts = dict.fromkeys(["rows", *_DROPS, "kept", "merged_turns"], 0)
+    counts = dict.fromkeys(["rows", *DROPS, "kept", "merged_turns"], 0)
     pairs: list[Pair] = []
     for path in fetch_pairs(source, data_dir, revision):
         # The parent folder distinguishes the subsets' train.jsonl.gz; the full path would be specific to this machine.
@@ -103,14 +103,14 @@ def load_pairs(
         for number, row in read_rows(path):
             counts["rows"] += 1
             chosen, rejected = _sides(row, f"{path}:{number}")
-            reason = next((name for name, holds in _DROPS.items() if holds(chosen, rejected)), None)
+            reason = next((name for name, holds in DROPS.items() if holds(chosen, rejected)), None)
             counts[reason or "kept"] += 1
             if reason is None:
                 prompt = _merged(chosen.prompt)
                 counts["merged_turns"] += len(prompt) < len(chosen.prompt)
                 pairs.append(Pair(prompt, chosen.response, rejected.response, f"{shown}:{number}"))
     if not pairs:
-        raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', _DROPS)}")
+        raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', DROPS)}")
     return pairs, counts
 
 

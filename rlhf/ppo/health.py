@@ -122,4 +122,4 @@ def _responses(row: dict[str, float], n: int) -> Iterator[Symptom]:
 
 def warning_line(row: WarningRow) -> str:
     """A row of warnings.jsonl in words."""
-    return f"warning: step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"
+    return f"step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"

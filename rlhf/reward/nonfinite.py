@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.config import RewardStageConfig
+from rlhf.console import screen
 from rlhf.distributed.collectives import all_rows, all_sum, gradient_norm
 from rlhf.distributed.launch import is_deepspeed
 from rlhf.distributed.sharding import step_taken
@@ -156,8 +157,10 @@ class UpdateGuard(TrainerCallback):
             return control
         self._delayed = (evaluate, save)
         control.should_evaluate = control.should_save = False
-        if control.should_training_stop and state.is_world_process_zero:
-            print(f"step {state.global_step}: updates are being skipped; the checkpoint before them stays the newest")
+        if control.should_training_stop:
+            screen.warn(
+                f"step {state.global_step}: updates are being skipped; the checkpoint before them stays the newest"
+            )
         return control
 
 

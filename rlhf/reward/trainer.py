@@ -231,6 +231,7 @@ def train_reward_model(
     validation_rows: list[TokenPair],
     args: RewardStageConfig,
     pair_ids: Sequence[str] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[PreferenceTrainer, bool]:
     """Train, and load the checkpoint with the best validation loss into the model.
 
@@ -255,7 +256,7 @@ def train_reward_model(
             train_dataset=_dataset(train_rows),
             eval_dataset=_dataset(validation_rows),
             processing_class=tokenizer,
-            callbacks=[MetricsFile(folder / METRICS), manifests, stop],
+            callbacks=[*callbacks, MetricsFile(folder / METRICS), manifests, stop],
             guard=UpdateGuard(skips, train_rows, pair_ids),
         )
         check_engine(trainer.accelerator)

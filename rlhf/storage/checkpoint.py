@@ -10,9 +10,10 @@ from typing import cast
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from rlhf.console import screen
 from rlhf.distributed.collectives import from_main
 from rlhf.distributed.launch import engine_name
-from rlhf.errors import UserError, printable
+from rlhf.errors import UserError
 from rlhf.file_types import CheckpointFacts, StepFile
 from rlhf.storage.disk import MANIFEST, fault
 
@@ -142,7 +143,7 @@ def _newest(found: list[Path], problem: Callable[[Path], str | None]) -> Path | 
 
 def _say(lines: list[str], then: str) -> None:
     for line in lines:
-        print(printable(f"skipped {line}; {then}"))  # a manifest may contain any names
+        screen.warn(f"skipped {line}; {then}")
 
 
 def set_later_aside(folder: Path, prefix: str, step: int, limit: int | None = None) -> None:

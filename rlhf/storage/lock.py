@@ -12,8 +12,9 @@ from typing import Any, TextIO, cast
 
 from accelerate import PartialState
 
+from rlhf.console import screen
 from rlhf.distributed.collectives import from_main
-from rlhf.errors import UserError, printable
+from rlhf.errors import UserError
 from rlhf.file_types import LockOwner
 from rlhf.storage.disk import writing
 
@@ -39,7 +40,7 @@ class FolderLock:
             while not self._create():
                 follows = self._clear()
         if follows:
-            print(printable(f"{self.path}: taken over from {follows}"))
+            screen.warn(f"{self.path}: taken over from {follows}")
 
     def release(self) -> None:
         """Remove the lock if this process owns it."""

@@ -17,9 +17,10 @@ from typing import Any, Literal, Unpack
 
 from accelerate import PartialState
 
+from rlhf.console import screen
 from rlhf.distributed.collectives import from_main
 from rlhf.distributed.launch import check_process_count
-from rlhf.errors import UserError
+from rlhf.errors import StageDone, UserError
 from rlhf.file_types import RunFile, Settings
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
 from rlhf.storage.disk import write_bytes, writing
@@ -51,10 +52,6 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON line."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-class StageDone(Exception):  # noqa: N818  nothing is wrong
-    """Another process finished the stage while this one started; `run_script` exits quietly."""
 
 
 class Stage:
@@ -96,11 +93,10 @@ class Stage:
 
     def __enter__(self) -> "Stage":
         if from_main(self._take):
-            if self.is_main:
-                print(f"{self.facts['stage']}: already done in {self.folder}")
+            screen.say(f"{self.facts['stage']}: already done in {self.folder}")
             raise StageDone
-        if self.is_main and (line := unused_devices(PartialState().device)):
-            print(line)
+        if line := unused_devices(PartialState().device):
+            screen.warn(line)
         self._clock = time.monotonic()
         self.record()
         return self

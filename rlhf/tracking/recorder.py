@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 
-from rlhf.errors import printable
+from rlhf.console import screen
 from rlhf.file_types import SKIPPED, WARNINGS, Completion, MetricsRow, Settings
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.run_folder import append_row, write_bytes, write_rows
@@ -165,7 +165,7 @@ def write_event(path: Path, row: Mapping[str, Any], text: str) -> None:
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         append_row(path, row)
-        print(printable(text), flush=True)  # prompt ids may contain anything
+        screen.warn(text)
 
 
 def save_rows(folder: Path, checkpoint: Path) -> None:

@@ -77,7 +77,7 @@ def test_every_file_is_checked(stopped, tmp_path, capsys, damage):
             damage(newest / name, spare)
             assert newest_whole(tmp_path / "all", PPO) == older
             (line,) = capsys.readouterr().out.splitlines()
-            assert line.startswith(f"skipped {newest}: broken checkpoint, found ")
+            assert line.startswith(f"! skipped {newest}: broken checkpoint, found ")
             assert name in line or name == "manifest.json"  # a digit of a digest in it, say
             assert line.endswith("; resuming from step-2")
 

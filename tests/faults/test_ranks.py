@@ -172,4 +172,4 @@ def test_a_rank_that_sees_files_late_goes_where_the_first_goes(campaign, tmp_pat
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         pair = Pair(campaign, "ppo_full", tmp_path, HALF, (None, late))
         assert pair.end() == [0, 0], pair.said()[-3000:]
-        assert pair.said().count("ppo_full: already done") == 2
+        assert pair.said().count("ppo_full: already done") == 1

@@ -102,10 +102,8 @@ def test_scores_of_one_value_are_told_in_words_while_the_run_goes_on(tmp_path, c
     rows = [json.loads(text) for text in (tmp_path / "warnings.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if row["kind"] == "scores_flat"]
     assert (row["step"], row["since"], row["seen"]) == (3, 1, "all scores are 2")
-    assert warning_line(row) in capsys.readouterr().out.splitlines()
-    assert warning_line(row).startswith(
-        "warning: step 3: all scores are 2, since step 1; what usually helps: a reward that"
-    )
+    assert f"! {warning_line(row)}" in capsys.readouterr().out.splitlines()
+    assert warning_line(row).startswith("step 3: all scores are 2, since step 1; what usually helps: a reward that")
 
 
 def test_a_run_that_goes_on_repeats_the_warnings_of_the_steps_it_repeats(tmp_path):

@@ -60,8 +60,8 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
     (tmp_path / "step-2" / MANIFEST).write_text("{")
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-1"
     assert capsys.readouterr().out.splitlines() == [
-        f"skipped {tmp_path / 'step-3'}: broken checkpoint, found no deep/weights; resuming from step-1",
-        f"skipped {tmp_path / 'step-2'}: broken checkpoint, found a manifest.json that cannot be read; "
+        f"! skipped {tmp_path / 'step-3'}: broken checkpoint, found no deep/weights; resuming from step-1",
+        f"! skipped {tmp_path / 'step-2'}: broken checkpoint, found a manifest.json that cannot be read; "
         "resuming from step-1",
     ]
 
@@ -91,7 +91,7 @@ def test_what_a_manifest_names_is_printed_as_text(tmp_path, capsys):
     made = checkpoint(tmp_path, "step-2")
     (made / MANIFEST).write_text(json.dumps({"files": {"\x1b[2Ja\nb": {"size": 1, "sha256": "0"}}}))
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-1"
-    said = f"skipped {made}: broken checkpoint, found no \\x1b[2Ja b; resuming from step-1\n"
+    said = f"! skipped {made}: broken checkpoint, found no \\x1b[2Ja b; resuming from step-1\n"
     assert capsys.readouterr().out == said
 
 

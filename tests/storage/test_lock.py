@@ -73,7 +73,7 @@ def test_a_dead_owner_is_followed(tmp_path, other, capsys):
     assert owner(tmp_path)["pid"] == os.getpid()
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
-        f"{tmp_path / NAME}: taken over from process {other.pid} on host {os.uname().nodename}, which no longer runs"
+        f"! {tmp_path / NAME}: taken over from process {other.pid} on host {os.uname().nodename}, which no longer runs"
     )
 
 

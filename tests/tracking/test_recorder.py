@@ -173,7 +173,7 @@ def test_what_is_printed_of_an_event_does_not_steer_a_terminal(tmp_path, capsys)
     skips.report(1, ["score"], [row])
     said = capsys.readouterr().out
     assert said == (
-        r"step 1: update skipped: score not finite, prompts a\x1b[2J error: b\x9b (half inf); see skipped.jsonl"
+        r"! step 1: update skipped: score not finite, prompts a\x1b[2J error: b\x9b (half inf); see skipped.jsonl"
         "\n"
     )
     assert json.loads((tmp_path / "skipped.jsonl").read_text())["rows"] == [row]  # there it is what it is

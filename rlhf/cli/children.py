@@ -1,0 +1,123 @@
+"""Stages as processes of their own: forked from this one, which has imported everything, or started by a launcher.
+
+A child has a process group of its own, so that Ctrl-C in a terminal reaches it once: this process hears the signal and
+hands it on, then waits for the child to save its work.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from rlhf.cli.script import run_script
+
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+_AGAIN = 2  # seconds between two stop signals to processes under a launcher, which miss one while they start
+
+_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
+
+
+# Run rlhf.cli.COMMAND with arguments and more environment variables -> its exit code, negative for a signal.
+Start = Callable[[str, Sequence[str], dict[str, str]], int]
+
+
+def prepare(commands: Iterable[str]) -> None:
+    """Import what children of `forked` will need. No operation of torch may run here: its threads survive no fork."""
+    for name in commands:
+        import_module(f"rlhf.cli.{name}")
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would copy all of the memory
+
+
+def forked(command: str, argv: Sequence[str], environment: dict[str, str]) -> int:
+    """Run rlhf.cli.COMMAND in a fork of this process; returns its exit code, negative for a signal."""
+    main = import_module(f"rlhf.cli.{command}").main
+
+    def run() -> None:
+        os.setpgid(0, 0)
+        end_with_parent()
+        for number in HANDED_ON:
+            signal.signal(number, before[number])
+        os.environ.update(environment)
+        sys.argv = [f"python -m rlhf.cli.{command}", *argv]
+        run_script(main)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    before = {number: signal.getsignal(number) for number in HANDED_ON}
+    asked: list[int] = []
+
+    def hand_on(number: int) -> None:
+        asked.append(number)
+        if process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    with _handing_on(hand_on):
+        process.start()
+        for number in asked[:]:  # before there was a child
+            hand_on(number)
+        process.join()
+    return process.exitcode or 0
+
+
+def launched(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a launcher and its processes; returns its exit code.
+
+    A first signal asks the processes to stop, by SIGUSR1, which the launcher ignores; a second Ctrl-C ends them all.
+    """
+    asked: list[int] = []
+
+    def hand_on(number: int) -> None:
+        first = not asked
+        asked.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGUSR1 if first or number != signal.SIGINT else signal.SIGTERM)
+
+    with _handing_on(hand_on):
+        child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_launcher)
+        while True:
+            try:
+                return child.wait(timeout=_AGAIN)
+            except subprocess.TimeoutExpired:
+                if asked and asked.count(signal.SIGINT) < 2:
+                    os.killpg(child.pid, signal.SIGUSR1)
+
+
+def _begin_launcher() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    end_with_parent()
+
+
+@contextmanager
+def _handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
+    def heard(number: int, frame: FrameType | None) -> None:
+        hand_on(number)
+
+    before = {number: signal.signal(number, heard) for number in HANDED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Linux: be told to stop if the parent dies, even if it is killed. Elsewhere a child then runs to its end."""
+    if sys.platform == "linux":
+        library: Any = ctypes.CDLL(None)
+        library.prctl(_DEATH_SIGNAL, int(signal.SIGTERM))
+
+
+def forget_script_folder() -> None:
+    """Import nothing more from the script's folder, or from the current one, where a random.py would win."""
+    if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd(), os.path.dirname(os.path.abspath(sys.argv[0]))):
+        del sys.path[0]

@@ -1,0 +1,87 @@
+"""Libraries' own output goes to a log of the run, at the level of file descriptors, so that C code is caught, too.
+
+Only in a process that is one of our commands. Where somebody's own script trains, its output is left alone.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+VERBOSE = "RLHF_VERBOSE"  # set: libraries' output stays on the console, also of processes started from here
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The console as it was before stdout and stderr became the log."""
+
+    out: TextIO
+    err: TextIO
+    log: Path
+
+
+copies: Copies | None = None  # None: stdout and stderr are the console
+
+is_command = False  # this process runs a command of ours
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Inside the block, this process is a command of ours: `log_to` may redirect its output."""
+    global is_command
+    is_command = True
+    try:
+        yield
+    finally:
+        is_command = False
+
+
+def log_to(folder: Path, name: str) -> None:
+    """From now on, what is written to stdout and stderr goes to FOLDER/NAME.log; each further rank has its own file.
+
+    Nothing happens in other processes than commands, with --verbose, or if the file cannot be written.
+    """
+    global copies
+    if not is_command or os.environ.get(VERBOSE) or not _has_descriptors():
+        return
+    path = folder / (f"{name}.log" if not rank() else f"{name}-rank{rank()}.log")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = (copies.out, copies.err) if copies else (_copy(sys.stdout), _copy(sys.stderr))
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    copies = Copies(out, err, path)
+    print(time.strftime("==== %Y-%m-%d %H:%M:%S"), " ".join(sys.argv), flush=True)
+
+
+def note(text: str) -> None:
+    """Write a line of the console to the log as well."""
+    if copies:
+        print(text, flush=True)
+
+
+def rank() -> int:
+    """This process's number among those that a launcher started."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def _has_descriptors() -> bool:
+    """Whether Python's stdout and stderr are the process's own; in a notebook or under a test runner they are not."""
+    try:
+        return (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _copy(stream: TextIO) -> TextIO:
+    return os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace", buffering=1)

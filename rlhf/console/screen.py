@@ -1,0 +1,154 @@
+"""Lines that a person reads: plain in files and pipes, with colours and a live line on a terminal."""
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rlhf.console import quiet
+from rlhf.console.words import clock
+from rlhf.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INDENT = "      "  # of what belongs to a stage
+
+_FACTS = 34  # column of a stage's facts
+
+_TIME = 84  # column where a stage's seconds end
+
+_WIDEST = 120  # of wrapped text
+
+_began = time.monotonic()
+
+on_error: list[Callable[[], None]] = []  # what takes live lines away before an error is shown
+
+
+def begin() -> None:
+    """A command begins."""
+    global _began
+    _began = time.monotonic()
+
+
+def say(text: str = "", style: str = "") -> None:
+    """Print lines, on rank 0. On a terminal each is cut to its width; style: of rich, such as "bold"."""
+    quiet.note(text)
+    if not quiet.rank():
+        _write(text, style, _out())
+
+
+def warn(text: str) -> None:
+    """A warning that a person should read, on rank 0."""
+    text = printable(text)
+    width, indent = _width(), INDENT if quiet.is_command else ""
+    lines = [text] if width is None else textwrap.wrap(text, width - len(indent) - 2, break_long_words=False)
+    say("\n".join(f"{indent}{'  ' if i else '! '}{line}" for i, line in enumerate(lines)), "yellow")
+
+
+def error(text: str) -> None:
+    """Lines about an error, on standard error; any rank may say them."""
+    while on_error:
+        on_error.pop()()
+    quiet.note(text)
+    _write(text, "red", quiet.copies.err if quiet.copies else sys.stderr)
+
+
+def stage(title: str, facts: str = "") -> None:
+    """The first line of a stage's block."""
+    head = f"{place()}{title}"
+    say(f"{head:<{_FACTS}}{facts}" if len(head) < _FACTS else f"{head}  {facts}", "bold")
+
+
+def ended(text: str) -> None:
+    """The last line of a stage's block, with the time since the command began."""
+    line = INDENT + text
+    took = clock(time.monotonic() - _began)
+    say(f"{line:<{_TIME - len(took)}}{took}" if len(line) < _TIME - len(took) else f"{line}   {took}", "green")
+
+
+def note(text: str) -> None:
+    """A line inside a stage's block."""
+    say("\n".join(INDENT + line for line in text.split("\n")))
+
+
+def place() -> str:
+    """Which stage of how many this is, such as "[2/5] "; empty for a stage that runs alone."""
+    number = os.environ.get("RLHF_STAGE", "")
+    return f"[{number}] " if number else ""
+
+
+def table(rows: Sequence[Sequence[str]], align: str, gap: int = 3) -> str:
+    """Cells as columns. align: a character per column, < or >."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(align))]
+    lines = [(" " * gap).join(f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=False)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def is_live() -> bool:
+    """Whether lines may be redrawn: only on a terminal that can."""
+    out = _out()
+    return bool(out and out.isatty()) and os.environ.get("TERM") != "dumb" and not quiet.rank()
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """On a terminal: a line that says what is being done, as long as the block takes."""
+    if not is_live():
+        yield
+        return
+    from rich.live import Live
+    from rich.spinner import Spinner
+
+    with Live(Spinner("dots", f" {doing}"), refresh_per_second=8, **live_options()):
+        yield
+
+
+def live_options() -> dict[str, Any]:
+    """For what `rich` redraws: the terminal, and whether it looks after what libraries print meanwhile."""
+    shared = quiet.copies is None
+    return {
+        "console": _rich(_out()),
+        "transient": True,
+        "redirect_stdout": shared,
+        "redirect_stderr": shared,
+    }
+
+
+@cache
+def _rich(file: TextIO) -> "Console":
+    from rich.console import Console
+
+    return Console(file=file, force_terminal=True, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def _out() -> TextIO:
+    return quiet.copies.out if quiet.copies else sys.stdout
+
+
+def _width() -> int | None:
+    """Columns for text; None where it is not a terminal."""
+    return min(_rich(_out()).width, _WIDEST) if is_live() else None
+
+
+def _write(text: str, style: str, file: TextIO) -> None:
+    lines = [printable(line) for line in text.split("\n")]
+    with suppress(OSError):  # a reader that has gone away must not end a training run
+        if file.isatty() and os.environ.get("TERM") != "dumb":
+            from rich.text import Text
+
+            for line in lines:
+                _rich(file).print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
+            return
+        _plain("\n".join(lines), file)
+
+
+def _plain(text: str, file: Any) -> None:
+    try:
+        print(text, file=file, flush=True)
+    except UnicodeEncodeError:  # a terminal or a file that knows fewer characters
+        print(text.encode(file.encoding, "replace").decode(file.encoding), file=file, flush=True)
