@@ -12,7 +12,7 @@ from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
 from rlhf.console import quiet, screen
-from rlhf.console.words import gigabytes, interval, one_line, percent, signed
+from rlhf.console.words import gigabytes, interval, one_line, percent, plain, signed
 from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import prompt_sets
 from rlhf.distributed.collectives import from_main, join_processes, main_process_first, on_all
@@ -24,12 +24,11 @@ from rlhf.file_types import Evaluation, ResponseRow, RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.perf.hardware import peak_memory
+from rlhf.reporting.values import NAMES
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.run_folder import Stage, write_json, write_rows
 from rlhf.storage.stages import POLICIES, is_done, read_run, require_stage
 from rlhf.tracking.recorder import write_summary
-
-NAMES = {"lora": "LoRA"}  # for readers
 
 
 def main() -> None:
@@ -140,15 +139,15 @@ def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | Non
 def gains_table(summary: Evaluation) -> str:
     """Every model's mean reward, and the gains over the base model by both reward models."""
     level = percent(summary["confidence"])
-    rows = [["", "reward", f"gain [{level}]", "", "second model", "", "wins", "ended"]]
+    rows = [["", "reward", "gain", f"[{level}]", "second model", f"[{level}]", "wins", "ended"]]
     for name, model in summary["models"].items():
         cells = ["", "", "", "", ""]
         if gain := summary["gains"].get(name):
             gold = summary["validity"][name].get("gold")
             second = [signed(gold["gain"]), interval(*gold["interval"])] if gold else ["", ""]
             cells = [signed(gain["gain"]), interval(*gain["interval"]), *second, percent(gain["win_rate"])]
-        rows.append([NAMES.get(name, name), f"{model['mean_reward']:.2f}", *cells, percent(model["eos_rate"])])
-    return screen.table(rows, "<><<><>>", 2)
+        rows.append([NAMES.get(name, name), plain(model["mean_reward"]), *cells, percent(model["eos_rate"])])
+    return screen.table(rows, "<>>>>>>>", 2)
 
 
 def sample(rows: Sequence[ResponseRow]) -> list[str]:

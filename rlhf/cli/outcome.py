@@ -1,21 +1,71 @@
 """The first and the last lines of a pipeline: what will run, and what came out of it."""
 
 import os
+import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from rlhf.config import RunConfig
 from rlhf.console import screen
-from rlhf.console.words import path_to
+from rlhf.console.words import clock, interval, path_to, plain, quoted, signed
+from rlhf.reporting.conclusions import verdict
+from rlhf.reporting.values import NAMES
+from rlhf.storage.disk import read_json
+from rlhf.storage.stages import POLICIES, read_run
 
 
-def show_header(recipe: str, engine: str, processes: int, folder: Path) -> None:
+def show_header(what: str, on: list[str], folder: Path) -> None:
     """What will run, and on what."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    what = f"rlhf {metadata.version('rlhf')}  {Path(recipe).name} on {engine}, {memory:.0f} GB"
-    screen.say(f"{what}   logs: {path_to(folder / 'logs')}")
+    where = ", ".join([*on, f"{memory:.0f} GB"])
+    screen.say(f"rlhf {metadata.version('rlhf')}  {what} on {where}   logs: {path_to(folder / 'logs')}", "bold")
+    screen.say()
 
 
-def show_outcome(folder: Path) -> None:
+def show_outcome(run: RunConfig) -> None:
     """What PPO did, from the run's files, and what to open next."""
+    folder = run.folder()
+    evaluation: Any = read_json(folder / "evaluation" / "evaluation.json")
+    screen.say()
+    if found := verdict(evaluation):
+        rows = [["", "before", "after", "gain", f"[{evaluation.get('confidence', 0.95):.0%}]", "KL/token", "time", ""]]
+        for name, words in found.words.items():
+            gain, model = evaluation["gains"][name], evaluation["models"].get(name, {})
+            seconds = read_run(folder / POLICIES[name]).get("seconds") if name in POLICIES else None
+            kl = model.get("kl_per_token")
+            rows.append(
+                [
+                    NAMES.get(name, name),
+                    plain(gain["before"]),
+                    plain(gain["after"]),
+                    signed(gain["gain"]),
+                    interval(*gain["interval"]),
+                    "" if kl is None else plain(kl, 3),
+                    "" if seconds is None else clock(seconds),
+                    words,
+                ]
+            )
+        screen.note(screen.table(rows, "<>>>>>><"))
+        screen.say()
+        for line in (found.headline, *found.advice):
+            screen.paragraph(line)
+        screen.say()
+    where = ["--run", quoted(run.run)]
+    if path_to(Path(run.runs_dir)) != RunConfig.runs_dir:
+        where += ["--runs_dir", path_to(Path(run.runs_dir))]
     report = folder / "report" / "report.html"
-    screen.say(f"Report  {path_to(report)} (.pdf, .ipynb)     Next  tensorboard --logdir {path_to(folder)}")
+    others = ", ".join(end for end in (".pdf", ".ipynb") if report.with_suffix(end).exists())
+    screen.say(f"Report  {path_to(report)}{f' ({others})' if others else ''}")
+    screen.say(f"Curves  {_command('tensorboard')} --logdir {path_to(folder)}")
+    if (folder / "evaluation").is_dir():
+        ours = _command("rlhf")
+        screen.say(f"Next    {' '.join([ours, 'compare', *where])}   or   {' '.join([ours, 'rate sheet', *where])}")
+
+
+def _command(name: str) -> str:
+    """A program as the person can call it: by its name, or by its path where the shell would not find it."""
+    ours = Path(sys.prefix) / "bin" / name
+    found = shutil.which(name, path=os.environ.get("RLHF_SHELL_PATH"))
+    return name if not ours.exists() or (found and Path(found).samefile(ours)) else path_to(ours)

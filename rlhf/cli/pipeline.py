@@ -44,12 +44,12 @@ def main() -> None:
             continue
         start = start or _starter(config, stages, folder)
         config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
-        _check(start(stage.command, [*config_file, *where], {"RLHF_STAGE": place}), stage.name)
+        _check(start(stage.command, [*config_file, *where], {screen.STAGE: place}), stage.name)
         if not is_done(folder / stage.name):  # told to stop by a signal
             sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
     start = start or _starter(config, [], folder)
-    _check(start(REPORT.command, where, {}), REPORT.name)
-    show_outcome(folder)
+    _check(start(REPORT.command, where, {screen.STAGE: "report"}), REPORT.name)
+    show_outcome(run)
 
 
 def _starter(config: PipelineConfig, stages: Sequence[StageSpec], folder: Path) -> Start:
@@ -60,7 +60,8 @@ def _starter(config: PipelineConfig, stages: Sequence[StageSpec], folder: Path) 
     processes = _processes(engine.stem, config.num_processes, devices)
     launcher = _launcher(engine, processes)
     if stages:
-        show_header(config.recipe, engine.stem, processes or 1, folder)
+        on = f"engine {engine.stem}, {processes or 1} process{'es' if (processes or 1) > 1 else ''}"
+        show_header(Path(config.recipe).name, [on], folder)
     if engine.stem != "cpu" or devices:  # what has looked for a GPU must not fork
         return lambda command, argv, environment: launched(
             # Otherwise `-m` would import from the current folder first, and a random.py there would win.

@@ -35,7 +35,10 @@ def main() -> None:
     quiet.log_to(folder / "logs", "report")
     report = build_report(folder, config.title, config.author)
     notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")
-    screen.say(f"Report  {path_to(report)}, {write_pdf(report).name}, {notebook.name}")
+    pdf = write_pdf(report)
+    if not screen.is_part():
+        screen.say(f"Report  {path_to(report)}, {pdf.name}, {notebook.name}")
+        screen.say(f"Curves  tensorboard --logdir {path_to(folder)}")
 
 
 if __name__ == "__main__":

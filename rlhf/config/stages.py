@@ -3,10 +3,12 @@
 It imports neither torch nor transformers, so that the help of a command is quick.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config.fields import at_least, check, check_plain_name, check_seeds, help_list, help_text
+from rlhf.console.quiet import VERBOSE
 
 
 @dataclass
@@ -15,9 +17,12 @@ class RunConfig:
 
     run: str = help_text("name of the run; stages write to RUNS_DIR/RUN/STAGE", "default")
     runs_dir: str = help_text("folder that holds all runs", "runs")
+    verbose: bool = help_text("show what libraries print, which otherwise goes to RUNS_DIR/RUN/logs", False)
 
     def __post_init__(self) -> None:
         check_plain_name("run", self.run)
+        if self.verbose:
+            os.environ[VERBOSE] = "1"
 
     def folder(self) -> Path:
         """The run's folder."""

@@ -16,6 +16,8 @@ from rlhf.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+STAGE = "RLHF_STAGE"  # set by a pipeline for its stages: "2/5"
+
 INDENT = "      "  # of what belongs to a stage
 
 _FACTS = 34  # column of a stage's facts
@@ -76,10 +78,21 @@ def note(text: str) -> None:
     say("\n".join(INDENT + line for line in text.split("\n")))
 
 
+def paragraph(text: str) -> None:
+    """A sentence or two, wrapped on a terminal."""
+    width = _width()
+    for line in [text] if width is None else textwrap.wrap(text, width, break_long_words=False):
+        say(line)
+
+
 def place() -> str:
     """Which stage of how many this is, such as "[2/5] "; empty for a stage that runs alone."""
-    number = os.environ.get("RLHF_STAGE", "")
-    return f"[{number}] " if number else ""
+    return f"[{os.environ[STAGE]}] " if is_part() else ""
+
+
+def is_part() -> bool:
+    """Whether a pipeline runs this command, and prints the first and last lines itself."""
+    return STAGE in os.environ
 
 
 def table(rows: Sequence[Sequence[str]], align: str, gap: int = 3) -> str:

@@ -1,5 +1,6 @@
 """Times, sizes and gains in few characters, the same on every line of the console."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def signed(value: float) -> str:
     return text[1:] if float(text) == 0 else text
 
 
+def plain(value: float, digits: int = 2) -> str:
+    """0.38; no minus before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
 def interval(low: float, high: float) -> str:
     """[-0.60, +0.65]."""
     return f"[{low:+.2f}, {high:+.2f}]"
@@ -46,9 +53,15 @@ def percent(share: float) -> str:
 
 
 def path_to(path: Path) -> str:
-    """A path from where the person stands, quoted for a shell."""
-    absolute, here = path.absolute(), Path.cwd()
-    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
+    """A path from where the person stands, quoted for a shell. RLHF_SHELL_CWD: where that is, if a script has moved."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute, os.environ.get("RLHF_SHELL_CWD"))
+    return quoted(min(relative, absolute, key=len))
+
+
+def quoted(text: str) -> str:
+    """For a shell."""
+    return shlex.quote(text)
 
 
 def one_line(text: str, width: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.console.steps import ROWS, Pace, Steps
-from rlhf.console.words import percent
+from rlhf.console.words import percent, plain
 
 
 class _Rows(TrainerCallback):
@@ -61,8 +61,8 @@ class PPORows(_Rows):
         seconds = sum(value for name, value in row.items() if name.startswith("time/"))
         error = row["objective/scores_std"] / math.sqrt(max(1.0, row["eps"] * seconds))
         return [
-            f"{row['objective/scores']:.2f} ± {error:.2f}",
-            f"{row['objective/kl_per_token']:.3f}",
+            f"{plain(row['objective/scores'])} ± {error:.2f}",
+            plain(row["objective/kl_per_token"], 3),
             f"{row['objective/response_length']:.1f}",
             percent(row["objective/eos_rate"]),
             f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",

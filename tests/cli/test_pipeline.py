@@ -40,7 +40,7 @@ def test_all_stages_end_and_say_so(run):
         assert facts["status"] == "done"
         assert facts["world_size"] == 1
         assert facts["command"].startswith("python -m rlhf.cli.")
-    assert "tensorboard --logdir" in result.stdout.splitlines()[-1]
+    assert "tensorboard --logdir" in result.stdout.splitlines()[-2]
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 
 
