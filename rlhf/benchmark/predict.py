@@ -10,7 +10,7 @@ import torch
 
 from rlhf.benchmark.work import MAX_PROMPT, Run, Shape, lora_of, models_of, tokenizer_of
 from rlhf.config import PPOConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 from rlhf.perf.work import Flops
 from rlhf.ppo.roles import build_roles
 
@@ -100,7 +100,8 @@ def _read(name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise UserError(f"predict: expected one of {', '.join(GPUS)}, or a JSON file of its figures, found {name!r}")
+        known = f"expected one of {', '.join(GPUS)}, or a JSON file of its figures"
+        raise UserError(f"predict: {known}, found {name!r}{did_you_mean(name, GPUS)}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 
 ENGINES = Path(__file__).resolve().parents[1] / "accelerate_configs"
 
@@ -11,5 +11,5 @@ def engine_file(name: str) -> Path:
     """The file of an engine; a UserError names those that there are."""
     known = {path.stem: path for path in sorted(ENGINES.glob("*.yaml"))}
     if name not in known:
-        raise UserError(f"engine: expected one of {', '.join(known)}, found {name!r}")
+        raise UserError(f"engine: expected one of {', '.join(known)}, found {name!r}{did_you_mean(name, known)}")
     return known[name]

@@ -221,7 +221,8 @@ def make_items(config: GpuCheckConfig, folder: Path) -> list[Item]:
         items += [Item("smollm2 step, full", 120, lambda left: _smollm2(left, config.slower))]
     chosen = [item for item in items if config.only is None or config.only in item.name]
     if not chosen:
-        raise UserError(f"only: {config.only!r} is part of no item's name; items: {', '.join(i.name for i in items)}")
+        names = ", ".join(item.name for item in items)
+        raise UserError(f"only: {config.only!r} is part of no item's name; items: {names}")
     return chosen
 
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 from rlhf.storage.stages import REPORT, StageSpec, read_run, recipe_folder, stages_of, status
 
 
@@ -42,8 +42,9 @@ def main() -> None:
         if args.stage is not None:
             known, specs = specs, [spec for spec in specs if spec.name == args.stage]
             if not specs:
-                names = ", ".join(spec.name for spec in known)
-                raise UserError(f"stage: recipe {args.recipe} has {names}, found {args.stage!r}")
+                names = [spec.name for spec in known]
+                meant = did_you_mean(args.stage, names)
+                raise UserError(f"stage: recipe {args.recipe} has {', '.join(names)}, found {args.stage!r}{meant}")
         lines = [line(spec, recipe, Path(args.runs_dir) / args.run, args.seed) for spec in specs]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

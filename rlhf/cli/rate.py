@@ -20,7 +20,7 @@ from rlhf.ratings.collect import import_sheets, read_object
 from rlhf.ratings.serve import SheetServer
 from rlhf.ratings.sheet import make_key, read_responses, render_sheet
 from rlhf.storage.run_folder import write_json, write_text
-from rlhf.storage.stages import require_stage
+from rlhf.storage.stages import meant_run, require_stage
 
 ACTIONS = ("sheet", "serve", "import")
 
@@ -44,6 +44,8 @@ def write_sheet(run: RunConfig, config: RatingConfig) -> None:
 
 
 def _read_key(folder: Path) -> RatingKey:
+    if meant := meant_run(folder.parent):
+        raise UserError(f"{folder.parent}: expected a run folder, found none{meant}")
     return cast(RatingKey, read_object(folder / "key.json"))
 
 

@@ -16,7 +16,7 @@ from rlhf.reporting.pdf import write_pdf
 from rlhf.reporting.report import build_report
 from rlhf.reporting.run import read_run as read_folder
 from rlhf.reporting.seed_report import build_seed_report
-from rlhf.storage.stages import STAGES, read_run
+from rlhf.storage.stages import STAGES, meant_run, read_run
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         screen.say(f"report: {report}, {write_pdf(report).name}")
         return
     if not any(read_run(folder / stage) for stage in STAGES):
-        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(STAGES)}")
+        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(STAGES)}{meant_run(folder)}")
     quiet.log_to(folder / "logs", "report")
     report = build_report(folder, config.title, config.author)
     notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")

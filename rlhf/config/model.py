@@ -6,7 +6,7 @@ from dataclasses import fields
 from trl import ModelConfig
 
 from rlhf.config.fields import at_least, check
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 
 LOADING = frozenset({"model_name_or_path", "model_revision", "dtype", "attn_implementation"})
 ADAPTER = frozenset(
@@ -47,7 +47,8 @@ def check_ppo_model_config(config: ModelConfig) -> None:
         raise UserError("dtype: expected float32, bfloat16 or float16 with load_in_4bit, found 'auto'")
     if config.bnb_4bit_quant_storage not in (None, *STORAGE):
         found = config.bnb_4bit_quant_storage
-        raise UserError(f"bnb_4bit_quant_storage: expected one of {', '.join(STORAGE)}, found {found!r}")
+        meant = did_you_mean(found, STORAGE)
+        raise UserError(f"bnb_4bit_quant_storage: expected one of {', '.join(STORAGE)}, found {found!r}{meant}")
     _refuse(config, known | IN_4BIT, "train_ppo.py does not support it")
 
 

@@ -10,6 +10,7 @@ from rlhf.config.common import check_training
 from rlhf.config.fields import at_least, check, help_text
 from rlhf.config.model import LOADING
 from rlhf.config.precision import choose_hardware
+from rlhf.config.trackers import check_integrations
 from rlhf.errors import UserError
 
 # `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.
@@ -51,6 +52,7 @@ class RewardStageConfig(RewardConfig):
         if self.loss_type == "margin" and not self.margin > 0:
             raise UserError(f"margin: expected a positive number, found {self.margin}")
         check(self, lambda x: x >= 2, "at least 2 tokens", "max_length")
+        check_integrations(self.report_to)
         choose_hardware(self)
         self.remove_unused_columns = False  # keeps `length` for train_sampling_strategy: group_by_length
         # Save whenever the validation loss is measured: the checkpoint with the best one is kept.

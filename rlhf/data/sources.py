@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 
 MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
 MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to about ten times its size; up to MAX_FREE bytes are not checked
@@ -54,8 +54,10 @@ def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> 
         raise UserError(f"{source[:200]}: expected a file, a folder or a hub id, found: {error.strerror}") from error
     if is_hub_id(source):
         return _matching(_download(source, patterns, revision), patterns, source)
+    meant = did_you_mean(source, [f"demo:{path.name}" for path in DEMO.iterdir()])
     raise UserError(
         f"{source or repr(source)}: expected a file, a folder or a hub id like Anthropic/hh-rlhf, found no such path"
+        f"{meant}"
     )
 
 

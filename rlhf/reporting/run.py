@@ -9,7 +9,7 @@ from typing import Any, TypedDict, cast
 from rlhf.errors import UserError, printable
 from rlhf.file_types import SKIPPED, WARNINGS, Evaluation, MetricsRow, Ratings, ResponseRow, RewardEvaluation, RunFile
 from rlhf.reporting.values import is_number
-from rlhf.storage.stages import POLICIES, STAGES
+from rlhf.storage.stages import POLICIES, STAGES, meant_run
 
 Record = dict[str, Any]  # of a file as it was read
 
@@ -55,7 +55,7 @@ def read_run(run_dir: Path) -> Run:
     Raises UserError for a missing folder, and for a malformed file, naming the file and the line of a .jsonl.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: expected a run folder, found none")
+        raise UserError(f"{run_dir}: expected a run folder, found none{meant_run(run_dir)}")
     folders = {name: run_dir / name for name in STAGES}
     ppo = {name: _read_jsonl(folders[stage] / "metrics.jsonl") for name, stage in POLICIES.items()}
     return Run(

