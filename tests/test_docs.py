@@ -430,8 +430,7 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
     compare(read("eval_metrics.jsonl"), ["step", *glossary("`eval_metrics.jsonl` has")])
 
 
-def test_every_metric_of_a_reward_stage_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))  # the training sets it for its process
+def test_every_metric_of_a_reward_stage_is_explained(tmp_path):
     tokenizer = tiny.chat_tokenizer()
     pairs = load_pairs("demo:preferences.jsonl", None, None)[0][:6]
     rows = encode_pairs(tokenizer, pairs, 256)[1]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
@@ -40,6 +40,7 @@ from rlhf.reward.scoring import score_rows
 from rlhf.storage.checkpoint import REWARD, checkpoint_step, newest_whole, problem_of, read_step, set_later_aside
 from rlhf.storage.run_folder import append_row
 from rlhf.storage.safe_load import check_pickles
+from rlhf.tracking.board import BoardCallback
 from rlhf.tracking.recorder import METRICS, keep_events, keep_rows, load_rows, write_event
 from rlhf.tracking.skipped_updates import skip_line
 
@@ -243,8 +244,6 @@ def train_reward_model(
     prepare_offload(args.deepspeed_plugin, args.optim)
     folder = Path(args.output_dir or ".")
     checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
-    # transformers' TensorBoard callback would otherwise write to the working folder.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     from_main(lambda: _rewind(folder, checkpoint, args.save_total_limit))
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
     with ManifestCallback(args) as manifests, StopRequest() as request:
@@ -259,6 +258,8 @@ def train_reward_model(
             callbacks=[*callbacks, MetricsFile(folder / METRICS), manifests, stop],
             guard=UpdateGuard(skips, train_rows, pair_ids),
         )
+        if trainer.pop_callback(TensorBoardCallback) is not None:
+            trainer.add_callback(BoardCallback(folder / "tensorboard"))
         check_engine(trainer.accelerator)
         configure_fsdp(trainer.accelerator)
         manifests.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()

@@ -19,6 +19,7 @@ from rlhf.console import screen
 from rlhf.file_types import SKIPPED, WARNINGS, Completion, MetricsRow, Settings
 from rlhf.storage.disk import flush, writing
 from rlhf.storage.run_folder import append_row, write_bytes, write_rows
+from rlhf.tracking.board import Board, add_settings, verbatim
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
 
@@ -62,7 +63,7 @@ class Recorder:
 
     def _init_trackers(self, project: str, run_name: str | None, config: Settings) -> None:
         # TensorBoard has no projects and names a run by its folder; Accelerate would use the project's name.
-        board = TensorBoardTracker("", self.folder / board_folder(run_name))
+        board = Board("", self.folder / board_folder(run_name))
         accelerator = self.accelerator
         accelerator.log_with = [board if _is_board(tracker) else tracker for tracker in accelerator.log_with]
         options: dict[str, Any] = {"aim": {"experiment": project}}
@@ -142,11 +143,6 @@ def board_folder(run_name: str | None) -> str:
     return os.path.join("tensorboard", (run_name or "").replace(os.sep, "_").strip("."))
 
 
-def verbatim(text: str) -> str:
-    """Markdown that shows text literally: every line is indented by four blanks."""
-    return "    " + text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\n    ")
-
-
 def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str], config: Settings) -> None:
     """Write TensorBoard scalars, texts and settings of a stage without steps; replaces earlier ones."""
     board = folder / "tensorboard"
@@ -157,7 +153,7 @@ def write_summary(folder: Path, numbers: dict[str, float], texts: dict[str, str]
             writer.add_scalar(name, number, 0)
         for name, text in texts.items():
             writer.add_text(name, verbatim(text), 0)
-        writer.add_text("config", verbatim(json.dumps(config, indent=2, default=str)), 0)
+        add_settings(writer, config)
 
 
 def write_event(path: Path, row: Mapping[str, Any], text: str) -> None:

@@ -17,7 +17,7 @@ LORA = {"use_peft": True, "lora_r": 2, "lora_dropout": 0.2, "lora_target_modules
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 SIZES |= {"vocab_size": 400, "max_position_embeddings": 256, "eos_token_id": 2, "pad_token_id": 2}
 
-UNLIKE = {"args/text_summary", "config/text_summary", "model_config/text_summary"}  # folders are in them
+UNLIKE = {"settings/all/text_summary"}  # folders are in them
 
 
 def prepare(folder: Path) -> Path:

@@ -114,7 +114,7 @@ def test_no_token_in_what_a_ppo_run_writes(tmp_path, monkeypatch):
     assert run.args.hub_token == TOKEN
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     kinds = {path.name.partition(".out")[0] for path in files} | {path.suffix for path in files}
-    assert {"README.md", "metrics.jsonl", "hparams.yml", "events", ".safetensors", ".pkl"} <= {
+    assert {"README.md", "metrics.jsonl", "events", ".safetensors", ".pkl"} <= {
         kind.partition(".tf")[0] for kind in kinds
     }
     assert [path for path in files if b"SSSSSSSS" in path.read_bytes()] == []

@@ -157,7 +157,8 @@ def test_tensorboard_has_scalars_texts_and_settings(tmp_path):
     seen = EventAccumulator(str(folder)).Reload()
     rows = metrics(tmp_path)
     for name in ("objective/kl_per_token", "objective/scores", "lr", "value/explained_variance"):
-        assert [(e.step, pytest.approx(e.value, abs=1e-5)) for e in seen.Scalars(name)] == [
+        tag = "progress/lr" if name == "lr" else name
+        assert [(e.step, pytest.approx(e.value, abs=1e-5)) for e in seen.Scalars(tag)] == [
             (r["step"], r[name]) for r in rows
         ]
     assert [e.step for e in seen.Scalars("eval/scores")] == [2]

@@ -23,7 +23,7 @@ from rlhf.reporting.pdf import to_pdf
 from rlhf.reporting.report import build_report
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report
-from rlhf.tracking.recorder import verbatim
+from rlhf.tracking.board import verbatim
 
 
 @pytest.fixture
