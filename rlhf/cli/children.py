@@ -23,6 +23,8 @@ HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _AGAIN = 2  # seconds between two stop signals to processes under a launcher, which miss one while they start
 
+_FORK = multiprocessing.get_context("fork")
+
 _DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
 
 
@@ -34,26 +36,44 @@ def prepare(commands: Iterable[str]) -> None:
     """Import what children of `forked` will need. No operation of torch may run here: its threads survive no fork."""
     for name in commands:
         import_module(f"rlhf.cli.{name}")
+    with suppress(ImportError):
+        import_module("deepspeed")  # Accelerate imports it sooner or later if it is there
     gc.collect()
     gc.freeze()  # a child that collects garbage would copy all of the memory
 
 
 def forked(command: str, argv: Sequence[str], environment: dict[str, str]) -> int:
     """Run rlhf.cli.COMMAND in a fork of this process; returns its exit code, negative for a signal."""
-    main = import_module(f"rlhf.cli.{command}").main
+
+    def main() -> None:
+        os.environ.update(environment)
+        sys.argv = [f"python -m rlhf.cli.{command}", *argv]
+        import_module(f"rlhf.cli.{command}").main()
+
+    return _fork(main)
+
+
+def answer(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a fork. Where it fails, the fork says why, and this process ends with the same code."""
+    receive, send = _FORK.Pipe(duplex=False)
+    code = _fork(lambda: send.send(work()))
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+    return receive.recv()
+
+
+def _fork(main: Callable[[], None]) -> int:
+    before = {number: signal.getsignal(number) for number in HANDED_ON}
+    asked: list[int] = []
 
     def run() -> None:
         os.setpgid(0, 0)
         end_with_parent()
         for number in HANDED_ON:
             signal.signal(number, before[number])
-        os.environ.update(environment)
-        sys.argv = [f"python -m rlhf.cli.{command}", *argv]
         run_script(main)
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    before = {number: signal.getsignal(number) for number in HANDED_ON}
-    asked: list[int] = []
+    process = _FORK.Process(target=run)
 
     def hand_on(number: int) -> None:
         asked.append(number)

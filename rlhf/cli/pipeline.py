@@ -10,15 +10,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from rlhf.cli.children import Start, forget_script_folder, forked, launched, prepare
+from rlhf.cli.children import Start, answer, forget_script_folder, forked, launched, prepare
 from rlhf.cli.engines import engine_file
 from rlhf.cli.outcome import show_header, show_outcome
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import PipelineConfig, RunConfig
-from rlhf.console import screen
+from rlhf.console import quiet, screen
 from rlhf.errors import UserError
 from rlhf.storage.stages import REPORT, StageSpec, is_done, recipe_folder, stages_of
 
@@ -42,35 +43,36 @@ def main() -> None:
         if is_done(folder / stage.name):
             screen.say(f"[{place}] {stage.title}: already done")
             continue
-        start = start or _starter(config, stages, folder)
+        start = start or _starter(run, config, stages[number - 1 :])
         config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
         _check(start(stage.command, [*config_file, *where], {screen.STAGE: place}), stage.name)
         if not is_done(folder / stage.name):  # told to stop by a signal
             sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
-    start = start or _starter(config, [], folder)
-    _check(start(REPORT.command, where, {screen.STAGE: "report"}), REPORT.name)
+    _check(forked(REPORT.command, where, {screen.STAGE: "report"}), REPORT.name)
     show_outcome(run)
 
 
-def _starter(config: PipelineConfig, stages: Sequence[StageSpec], folder: Path) -> Start:
-    """How stages are run, after the header is printed: forked from this process, or by a launcher."""
-    devices = _devices()
+def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]) -> Start:
+    """How these stages are run, after the header is printed: forked from this process, or by a launcher."""
+    devices, folder, what = _devices(), run.folder(), Path(config.recipe).name
     name = config.engine or ("cpu" if devices == 0 else "single_gpu" if config.num_processes == 1 else "multi_gpu")
     engine = engine_file(name)
     processes = _processes(engine.stem, config.num_processes, devices)
     launcher = _launcher(engine, processes)
-    if stages:
-        on = f"engine {engine.stem}, {processes or 1} process{'es' if (processes or 1) > 1 else ''}"
-        show_header(Path(config.recipe).name, [on], folder)
     if engine.stem != "cpu" or devices:  # what has looked for a GPU must not fork
+        show_header(what, [f"engine {engine.stem}", *([f"{processes} processes"] if processes else [])], folder)
         return lambda command, argv, environment: launched(
             # Otherwise `-m` would import from the current folder first, and a random.py there would win.
             [*launcher, "-m", f"rlhf.cli.{command}", *argv],
             {"PYTHONSAFEPATH": "1"} | os.environ | environment,
         )
+    quiet.log_to(folder / "logs", "pipeline")
     with screen.busy("starting"):
         forget_script_folder()
-        prepare(dict.fromkeys([*(stage.command for stage in stages), REPORT.command]))
+        prepare(dict.fromkeys(["foresight", *(stage.command for stage in stages), REPORT.command]))
+    where = ["--run", run.run, "--runs_dir", run.runs_dir]
+    recipe = recipe_folder(config.recipe)
+    show_header(what, answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, where)), folder)
     return forked
 
 

@@ -1,0 +1,36 @@
+"""What a pipeline can know before it starts: mistakes in its recipes, and the precision."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import ModelConfig
+
+from rlhf.cli import train_ppo, train_reward
+from rlhf.cli.parsing import parse
+from rlhf.config import EvaluationConfig, PPOStageConfig, PreferenceConfig, PromptConfig, RewardStageConfig, RunConfig
+from rlhf.config.precision import precision, precision_line
+from rlhf.storage.stages import StageSpec
+
+# Command of a stage -> its settings, and which of its stages they are of.
+_KINDS: dict[str, tuple[list[Any], Any]] = {
+    "train_reward": ([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig], train_reward.stage_name),
+    "train_ppo": ([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], train_ppo.stage_name),
+    "evaluate": ([RunConfig, PromptConfig, EvaluationConfig], None),
+}
+
+
+def foresee(recipe: Path, stages: Sequence[StageSpec], where: Sequence[str]) -> list[str]:
+    """Threads and precision, in words. A UserError for a mistake in the recipe of any of these stages.
+
+    It measures, which starts PyTorch's threads: call it in a process that will not fork.
+    """
+    lines = []
+    for stage in stages:
+        kinds, name = _KINDS[stage.command]
+        settings = parse(kinds, ["--config", str(recipe / f"{stage.name}.yaml"), *where], name)
+        if name is not None:
+            lines.append(precision_line(settings[-1]) or precision(settings[-1])["taken"])
+    threads = torch.get_num_threads()
+    return [f"{threads} CPU thread{'s' if threads > 1 else ''}", *dict.fromkeys(lines)]
