@@ -57,11 +57,12 @@ def show_outcome(run: RunConfig) -> None:
         where += ["--runs_dir", path_to(Path(run.runs_dir))]
     report = folder / "report" / "report.html"
     others = ", ".join(end for end in (".pdf", ".ipynb") if report.with_suffix(end).exists())
-    screen.say(f"Report  {path_to(report)}{f' ({others})' if others else ''}")
-    screen.say(f"Curves  {_command('tensorboard')} --logdir {path_to(folder)}")
+    screen.to_copy(f"Report  {path_to(report)}{f' ({others})' if others else ''}")
+    screen.to_copy(f"Curves  {_command('tensorboard')} --logdir {path_to(folder)}")
     if (folder / "evaluation").is_dir():
         ours = _command("rlhf")
-        screen.say(f"Next    {' '.join([ours, 'compare', *where])}   or   {' '.join([ours, 'rate sheet', *where])}")
+        screen.to_copy(f"Next    {' '.join([ours, 'compare', *where])}")
+        screen.to_copy(f"        {' '.join([ours, 'rate sheet', *where])}")
 
 
 def _command(name: str) -> str:

@@ -37,8 +37,8 @@ def main() -> None:
     notebook = write_notebook(read_folder(folder), report.with_suffix(".ipynb"), config.title or f"RLHF run {run.run}")
     pdf = write_pdf(report)
     if not screen.is_part():
-        screen.say(f"Report  {path_to(report)}, {pdf.name}, {notebook.name}")
-        screen.say(f"Curves  tensorboard --logdir {path_to(folder)}")
+        screen.to_copy(f"Report  {path_to(report)}, {pdf.name}, {notebook.name}")
+        screen.to_copy(f"Curves  tensorboard --logdir {path_to(folder)}")
 
 
 if __name__ == "__main__":

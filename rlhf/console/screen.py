@@ -5,7 +5,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -44,6 +44,13 @@ def say(text: str = "", style: str = "") -> None:
         _write(text, style, _out())
 
 
+def to_copy(text: str) -> None:
+    """A path or a command to copy: never cut, however narrow the terminal."""
+    quiet.note(text)
+    if not quiet.rank():
+        _write(text, "", _out(), cut=False)
+
+
 def warn(text: str) -> None:
     """A warning that a person should read, on rank 0."""
     text = printable(text)
@@ -70,7 +77,8 @@ def ended(text: str) -> None:
     """The last line of a stage's block, with the time since the command began."""
     line = INDENT + text
     took = clock(time.monotonic() - _began)
-    say(f"{line:<{_TIME - len(took)}}{took}" if len(line) < _TIME - len(took) else f"{line}   {took}", "green")
+    until = min(_TIME, _width() or _TIME) - len(took)
+    say(f"{line:<{until}}{took}" if len(line) < until else f"{line}   {took}")
 
 
 def note(text: str) -> None:
@@ -103,9 +111,12 @@ def table(rows: Sequence[Sequence[str]], align: str, gap: int = 3) -> str:
 
 
 def is_live() -> bool:
-    """Whether lines may be redrawn: only on a terminal that can."""
-    out = _out()
-    return bool(out and out.isatty()) and os.environ.get("TERM") != "dumb" and not quiet.rank()
+    """Whether lines may be redrawn: only on a terminal that can, where no library prints in between."""
+    return _is_terminal(_out()) and not os.environ.get(quiet.VERBOSE) and not quiet.rank()
+
+
+def _is_terminal(file: TextIO) -> bool:
+    return file.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
@@ -122,14 +133,8 @@ def busy(doing: str) -> Iterator[None]:
 
 
 def live_options() -> dict[str, Any]:
-    """For what `rich` redraws: the terminal, and whether it looks after what libraries print meanwhile."""
-    shared = quiet.copies is None
-    return {
-        "console": _rich(_out()),
-        "transient": True,
-        "redirect_stdout": shared,
-        "redirect_stderr": shared,
-    }
+    """For what `rich` redraws: where, and that it leaves libraries' output alone."""
+    return {"console": _rich(_out()), "transient": True, "redirect_stdout": False, "redirect_stderr": False}
 
 
 @cache
@@ -145,22 +150,25 @@ def _out() -> TextIO:
 
 def _width() -> int | None:
     """Columns for text; None where it is not a terminal."""
-    return min(_rich(_out()).width, _WIDEST) if is_live() else None
+    return min(_rich(_out()).width, _WIDEST) if _is_terminal(_out()) else None
 
 
-def _write(text: str, style: str, file: TextIO) -> None:
+def _write(text: str, style: str, file: TextIO, cut: bool = True) -> None:
     lines = [printable(line) for line in text.split("\n")]
-    with suppress(OSError):  # a reader that has gone away must not end a training run
-        if file.isatty() and os.environ.get("TERM") != "dumb":
+    try:
+        if _is_terminal(file):
             from rich.text import Text
 
+            options: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"} if cut else {"soft_wrap": True}
             for line in lines:
-                _rich(file).print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
-            return
-        _plain("\n".join(lines), file)
+                _rich(file).print(Text(line, style=style), **options)
+        else:
+            _plain("\n".join(lines), file)
+    except BrokenPipeError:  # a reader that has gone away must not end a training run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def _plain(text: str, file: Any) -> None:
+def _plain(text: str, file: TextIO) -> None:
     try:
         print(text, file=file, flush=True)
     except UnicodeEncodeError:  # a terminal or a file that knows fewer characters

@@ -44,7 +44,7 @@ class Steps:
         """A step's numbers; cells as many as columns."""
         if self.bar is not None:
             pairs = zip(self.columns[1:3], cells[1:3], strict=False)
-            self.step(step, "   ".join(f"{name.strip()} {cell.strip()}" for name, cell in pairs))
+            self.step(step, "   ".join(f"{name.split(' ±')[0].strip()} {cell}" for name, cell in pairs))
         now = time.monotonic()
         due = step >= self.total or self.shown < 0 or (step % self.every == 0 if self.every else False)
         if self.every and step != self.shown and (due or now - self.when > SLOW):

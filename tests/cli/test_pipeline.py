@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import workers
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf.reporting.conclusions import verdict
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation")
@@ -40,7 +43,7 @@ def test_all_stages_end_and_say_so(run):
         assert facts["status"] == "done"
         assert facts["world_size"] == 1
         assert facts["command"].startswith("python -m rlhf.cli.")
-    assert "tensorboard --logdir" in result.stdout.splitlines()[-2]
+    assert "tensorboard --logdir" in result.stdout.splitlines()[-3]
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 
 
@@ -143,3 +146,61 @@ def test_a_second_call_skips_what_is_done(run):
     assert again.returncode == 0
     assert again.stdout.count("already done") == 5
     assert (folder / "ppo_full" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+CHATTER = (
+    *("LOAD REPORT", "Warning", "warn(", "Writing model shards", "Loading weights", "accelerator.py", "examples/s"),
+    *("it/s", "pair/s", "{'", "[transformers]", "gemm", "attention_mask", "deprecated", "missing the following glyphs"),
+)
+
+
+def test_the_console_is_short_and_plain_and_free_of_libraries(run):
+    result = run[3]
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) <= 60
+    for words in ("\x1b", "\r", *CHATTER):
+        assert words not in result.stdout, words
+
+
+def test_the_console_says_what_each_stage_did(run):
+    _, folder, _, result = run
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("rlhf ")
+    assert "CPU thread" in lines[0]
+    assert lines[0].endswith(f"logs: {folder / 'logs'}")
+    heads = [line[:5] for line in lines if line.startswith("[")]
+    assert heads == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
+    reward = json.loads((folder / "reward" / "evaluation.json").read_text())
+    before, after = (f"{reward[when]['accuracy']:.0%}".replace("%", " %") for when in ("before", "after"))
+    assert any(f"test, 8 pairs: {before} → {after} [" in line for line in lines)
+    rows = [json.loads(line) for line in (folder / "ppo_full" / "metrics.jsonl").read_text().splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("[3/5]"))
+    shown = [line.split() for line in lines[start + 2 : start + 9] if line.split()[0] in ("1", "2", "3")]
+    assert [cells[1] for cells in shown] == [f"{row['objective/scores']:.2f}" for row in rows]
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    assert verdict(evaluation).headline in lines
+    table = [line.split() for line in lines if line.startswith(("      full  ", "      LoRA  "))]
+    assert len(table) == 4  # of the evaluation, and at the end
+    for cells, name in zip(table[2:], ("full", "lora"), strict=True):
+        gain = evaluation["gains"][name]
+        assert [float(cell) for cell in cells[1:4]] == [round(gain[key], 2) for key in ("before", "after", "gain")]
+
+
+def test_what_libraries_say_is_in_the_logs(run):
+    logs = run[1] / "logs"
+    assert sorted(path.stem for path in logs.iterdir()) == sorted(["pipeline", *STAGES, "report"])
+    assert "LOAD REPORT" in (logs / "reward.log").read_text()
+    assert "preference pairs: rows 207, " in (logs / "reward.log").read_text()
+    assert "speed: " in (logs / "ppo_full.log").read_text()
+
+
+def test_a_mistake_in_a_later_stage_is_found_before_the_first(run, tmp_path):
+    _, _, base, _ = run
+    shutil.copytree(base.parent, tmp_path / "recipe")
+    with (tmp_path / "recipe" / "ppo_lora.yaml").open("a") as file:
+        file.write("learning_rat: 1.0\n")
+    done = pipeline("--recipe", str(tmp_path / "recipe"), "--run", "wrong", "--runs_dir", str(tmp_path / "runs"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: recipe {tmp_path / 'recipe' / 'ppo_lora.yaml'}: field 'learning_rat': unknown")
+    assert not (tmp_path / "runs" / "wrong" / "reward").exists()

@@ -1,0 +1,161 @@
+"""A stage in a fork: its exit code, its environment, and every signal exactly once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 300
+# A parent whose child counts signals, and ends after so many; it says who it is, and when it is ready.
+PARENT = """
+import json, os, signal, sys, time
+from pathlib import Path
+from rlhf.cli import children
+def stage():
+    heard = []
+    for number in children.HANDED_ON:
+        signal.signal(number, lambda n, _: heard.append(n))
+    Path("ready").write_text("")
+    end = time.monotonic() + 120
+    while len(heard) < int(sys.argv[1]) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.5)  # saves its work
+    Path("heard.tmp").write_text(json.dumps(heard))
+    os.rename("heard.tmp", "heard")
+code = children._fork(stage)
+Path("code").write_text(str(code))
+"""
+
+
+def appears(path: Path) -> None:
+    end = time.monotonic() + LIMIT
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def parent(tmp_path):
+    started = []
+
+    def begin(*argv: str, code: str = PARENT) -> subprocess.Popen[str]:
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code, *argv]
+        options = {"cwd": tmp_path, "env": env, "start_new_session": True, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **options))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        if one.poll() is None:
+            one.kill()
+        one.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("to", ["the process", "its group, as a terminal does"])
+def test_a_signal_reaches_the_child_once_and_the_parent_waits_for_it(tmp_path, parent, number, to):
+    process = parent("1")
+    appears(tmp_path / "ready")
+    (os.kill if to == "the process" else os.killpg)(process.pid, number)
+    assert process.wait(LIMIT) == 0
+    assert json.loads((tmp_path / "heard").read_text()) == [number]
+    assert (tmp_path / "code").read_text() == "0"
+
+
+def test_a_second_signal_reaches_it_too(tmp_path, parent):
+    process = parent("2")
+    appears(tmp_path / "ready")
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(LIMIT) == 0
+    assert json.loads((tmp_path / "heard").read_text()) == [signal.SIGINT, signal.SIGINT]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
+def test_a_child_is_told_when_its_parent_is_killed(tmp_path, parent):
+    process = parent("1")
+    appears(tmp_path / "ready")
+    process.kill()
+    process.wait(LIMIT)
+    appears(tmp_path / "heard")
+    assert json.loads((tmp_path / "heard").read_text()) == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "says"),
+    [
+        ("pass", 0, ""),
+        ("raise SystemExit(7)", 7, ""),
+        ("raise UserError('field: wrong')", 2, "error: field: wrong\n"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, ""),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_a_child_ends_with_its_own_code(parent, work, code, says):
+    lines = ["import os, signal, sys", "from rlhf.cli import children", "from rlhf.errors import UserError"]
+    lines += ["def stage():", f"    {work}", "code = children._fork(stage)", "print(code, file=sys.stderr)"]
+    process = parent(code="\n".join(lines))
+    _, said = process.communicate(timeout=LIMIT)
+    assert said == f"{says}{code}\n"
+
+
+def test_an_answer_comes_back_and_a_mistake_ends_the_parent_too(parent):
+    lines = ["import os", "from rlhf.cli import children", "from rlhf.errors import UserError"]
+    lines += ["other = children.answer(lambda: [1, os.getpid()])", "assert other[0] == 1 and other[1] != os.getpid()"]
+    lines += ["def wrong():", "    raise UserError('recipe: wrong')", "children.answer(wrong)", "print('never')"]
+    process = parent(code="\n".join(lines))
+    assert process.communicate(timeout=LIMIT)[1] == "error: recipe: wrong\n"
+    assert process.returncode == 2
+
+
+# A launcher, and a worker below it that ends when it is asked to, or does not.
+LAUNCHER = """
+import os, sys
+from pathlib import Path
+from rlhf.cli import children
+launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', *sys.argv[1:]]).returncode)"
+code = children.launched([sys.executable, "-c", launcher, Path("worker").read_text(), sys.argv[1]], dict(os.environ))
+Path("code").write_text(str(code))
+"""
+WORKER = """
+import os, signal, sys, time
+def stop(*_):
+    open("heard", "w").close()
+    if sys.argv[1] == "saves":
+        sys.exit(0)
+signal.signal(signal.SIGUSR1, stop)
+open("ready", "w").close()
+end = time.monotonic() + 120
+while time.monotonic() < end:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_under_a_launcher_are_asked_to_stop(tmp_path, parent, number):
+    (tmp_path / "worker").write_text(WORKER)
+    process = parent("saves", code=LAUNCHER)
+    appears(tmp_path / "ready")
+    os.killpg(process.pid, number)
+    assert process.wait(LIMIT) == 0
+    assert (tmp_path / "heard").exists()
+    assert (tmp_path / "code").read_text() == "0"
+
+
+def test_a_second_ctrl_c_ends_them(tmp_path, parent):
+    (tmp_path / "worker").write_text(WORKER)
+    process = parent("goes on", code=LAUNCHER)
+    appears(tmp_path / "ready")
+    os.kill(process.pid, signal.SIGINT)
+    appears(tmp_path / "heard")
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(LIMIT) == 0
+    assert int((tmp_path / "code").read_text()) != 0

@@ -1,0 +1,96 @@
+"""Libraries' output goes to a log, also what C code writes; the console keeps our lines, warnings and errors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# A command whose libraries print in every way that there is.
+COMMAND = """
+import ctypes, logging, os, sys, warnings
+from pathlib import Path
+from rlhf.console import quiet, screen
+from rlhf.errors import UserError
+from rlhf.cli.script import run_script
+def main():
+    quiet.log_to(Path("logs"), "stage")
+    print("a dict")
+    print("a bar", file=sys.stderr)
+    warnings.warn("is deprecated", FutureWarning)
+    logging.getLogger("library").warning("chatter")
+    libc = ctypes.CDLL(None)
+    libc.puts(b"from C")
+    libc.fflush(None)
+    os.write(2, b"from a descriptor\\n")
+    os.system("echo from a child")
+    screen.stage("Stage", "5 steps")
+    screen.warn("of substance")
+    END
+run_script(main)
+"""
+CHATTER = ("a dict", "a bar", "is deprecated", "chatter", "from C", "from a descriptor", "from a child")
+
+
+def run(folder: Path, end: str = "pass", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND.replace("END", end)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_console_has_our_lines_and_the_log_has_all(tmp_path):
+    done = run(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["Stage                             5 steps", "      ! of substance"]
+    log = (tmp_path / "logs" / "stage.log").read_text()
+    for words in (*CHATTER, "5 steps", "! of substance"):
+        assert words in log, words
+
+
+def test_verbose_leaves_it_on_the_console(tmp_path):
+    done = run(tmp_path, RLHF_VERBOSE="1")
+    for words in CHATTER:
+        assert words in done.stdout + done.stderr, words
+    assert not (tmp_path / "logs").exists()
+
+
+def test_another_rank_has_a_log_of_its_own(tmp_path):
+    done = run(tmp_path, RANK="1")
+    assert (done.stdout, done.stderr) == ("", "")
+    assert "of substance" in (tmp_path / "logs" / "stage-rank1.log").read_text()
+
+
+def test_a_crash_is_short_on_the_console_and_whole_in_the_log(tmp_path):
+    done = run(tmp_path, "raise RuntimeError('it\\nbroke\\nin\\nmany lines')")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[:4] == ["error: RuntimeError: it", "broke", "in", "..."]
+    assert lines[4] == "in <string>, line 20; the traceback: logs/stage.log"
+    log = (tmp_path / "logs" / "stage.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "many lines" in log
+
+
+def test_a_users_mistake_is_one_line(tmp_path):
+    done = run(tmp_path, "raise UserError('field: wrong')")
+    assert (done.returncode, done.stderr) == (2, "error: field: wrong\n")
+    assert "error: field: wrong" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(tmp_path):
+    (tmp_path / "logs").write_text("a file")
+    done = run(tmp_path)
+    assert done.returncode == 0
+    assert "a dict" in done.stdout
+    assert "of substance" in done.stdout
+
+
+def test_a_second_start_adds_to_the_log(tmp_path):
+    run(tmp_path)
+    run(tmp_path)
+    assert (tmp_path / "logs" / "stage.log").read_text().count("==== 20") == 2
