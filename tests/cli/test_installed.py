@@ -75,9 +75,5 @@ def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_pat
     (tmp_path / "trl.py").write_text("raise SystemExit('imported from the current folder')")
     done = rlhf(installed, tmp_path, "pipeline", "--recipe", "recipe", "--run", "x", "--engine", "cpu")
     assert done.returncode == 2
-    assert "logs: runs/x/logs" in done.stdout
-    first, last = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert (
-        first == "error: recipe recipe/reward.yaml: field 'learning_rat': unknown field; did you mean 'learning_rate'?"
-    )
-    assert last.startswith("error: stage reward ended with code 2; fix it and run the same command again")
+    said = "error: recipe recipe/reward.yaml: field 'learning_rat': unknown field; did you mean 'learning_rate'?\n"
+    assert (done.stdout, done.stderr) == ("", said)
