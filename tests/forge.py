@@ -225,7 +225,7 @@ def _run(script: str, fault: dict[str, Any] | None) -> int:
             runpy.run_path(script, run_name="__main__")
             code = 0
         else:
-            run_script(sys.modules[script].main)
+            run_script(sys.modules[f"rlhf.cli.{script}"].main)
     except SystemExit as end:
         code = end.code
     except BaseException:

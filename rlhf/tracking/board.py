@@ -16,8 +16,6 @@ from rlhf.file_types import Settings
 
 _MOVED = {"loss/policy_avg": "policy/loss_avg", "loss/value_avg": "value/loss_avg"}
 
-_SUMMARY = ("train_", "total_flos")  # of transformers' Trainer at its end: one value each, for all steps
-
 
 def board_tag(name: str) -> str:
     """A metric's name on the board: `objective/...` comes first, speed and progress after what is learned."""
@@ -67,10 +65,9 @@ class BoardCallback(TrainerCallback):
             add_settings(self.writer, args.to_dict())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Write a row of metrics."""
-        if self.writer is not None:
-            kept = {name: value for name, value in (logs or {}).items() if not name.startswith(_SUMMARY)}
-            for name, value in rewrite_logs(kept).items():
+        """Write a row of metrics; not the Trainer's summary at its end, one value each for all steps."""
+        if self.writer is not None and logs and "train_runtime" not in logs:
+            for name, value in rewrite_logs(logs).items():
                 self.writer.add_scalar(board_tag(name), value, state.global_step)
             self.writer.flush()
 
