@@ -43,12 +43,22 @@ class Precision(TypedDict):
     why: str | None  # None where the settings say it
 
 
+class Basis(TypedDict):
+    """What a stage's results rest on."""
+
+    given: Settings  # the fields that may change a result and that its recipe or flags set
+    flags: Settings  # those of them that flags set
+    recipe: str | None  # SHA-256 of the recipe's file
+    data: dict[str, str]  # local data file or folder -> SHA-256 of its content
+    stages: dict[str, str]  # earlier stage that was read -> its `id`
+
+
 class RunFile(TypedDict, total=False):
     """STAGE/run.json; {} for a stage that never started."""
 
     stage: str
     id: str  # differs at each start, so that results can be told apart without a clock
-    status: Literal["running", "done", "stopped", "failed"]
+    status: Literal["running", "done", "stopped", "failed", "clearing"]
     started: str  # ISO 8601, UTC
     ended: str | None
     seconds: float | None
@@ -59,9 +69,14 @@ class RunFile(TypedDict, total=False):
     versions: dict[str, str]  # package -> version
     git_commit: str | None
     config: Settings
+    basis: Basis
     peak_memory: int  # bytes
     error: str  # of a stage that failed
     data: dict[str, dict[str, int]]  # "preferences" or "prompts" -> count -> rows
+    # Report:
+    files: dict[str, str]  # what it was made of -> SHA-256
+    title: str | None
+    author: str | None
     # Training:
     batch: BatchFacts
     engine: str

@@ -1,23 +1,25 @@
 #!/bin/bash
 # Submit all stages of a run as one chain of jobs, full and LoRA side by side, and print the job ids.
 #
-#   slurm/pipeline.sh --recipe gpt2-medium --run study [--seeds 1,2,3] [options of sbatch for every stage]
+#   slurm/pipeline.sh --recipe gpt2-medium --run study [--seeds 1,2,3] [--redo] [options of sbatch for every stage]
 #   e.g. --account=lab --partition=gpu --nodes=2 --gres=gpu:4 --time=08:00:00
 #
 # A node gets 8 CPUs for each of its GPUs (RLHF_CPUS_PER_GPU), unless the options say --cpus-per-task. Jobs are told to
 # stop RLHF_SIGNAL_SECONDS, default 180, before their time limit: long enough for a step and a checkpoint.
 #
-# Stages that are done are skipped. A stage that fails cancels those that wait for it; submit again to resume it.
+# Stages that are done are skipped. Settings that differ from those of a stage that has begun are refused; with --redo it
+# runs again from its start. A stage that fails cancels those that wait for it; submit again to resume it.
 # --seeds runs every stage as a job array, one task per seed, in runs RUN-seed1, RUN-seed2, ...
 set -eu
 export RLHF_HOME="${RLHF_HOME:-$(cd "$(dirname "$0")/.." && pwd)}" RUNS_DIR="${RUNS_DIR:-runs}"
 cd "$RLHF_HOME"
-seeds="" options=()
+seeds="" redo="" options=()
 while [ $# -gt 0 ]; do
     case "$1" in
     --recipe) RECIPE="$2" && shift 2 ;;
     --run) RUN="$2" && shift 2 ;;
     --seeds) seeds="$2" && shift 2 ;;
+    --redo) redo=1 && shift ;;
     *) options+=("$1") && shift ;;
     esac
 done
@@ -53,7 +55,11 @@ venv="${RLHF_VENV:-.venv}/bin/activate"
 # shellcheck disable=SC1090  # made by scripts/environment.sh
 [ ! -f "$venv" ] || source "$venv"
 # Which stages there are, what each one needs and whether it is done: one line per stage.
-plan="$(python -m rlhf.cli.plan --recipe "$RECIPE" --run "$RUN" --runs_dir "$RUNS_DIR")" || exit 2
+# It refuses stages that were run with other settings, unless they are to run again.
+check=(--check)
+[ -z "$redo" ] || check=() RLHF_FLAGS="${RLHF_FLAGS:-} --redo"
+export RLHF_FLAGS="${RLHF_FLAGS:-}"
+plan="$(python -m rlhf.cli.plan --recipe "$RECIPE" --run "$RUN" --runs_dir "$RUNS_DIR" ${check[@]+"${check[@]}"})" || exit 2
 # sbatch silently fails a job whose log folder is missing.
 logs="$RUNS_DIR/$RUN/logs"
 mkdir -p "$logs"

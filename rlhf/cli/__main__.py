@@ -36,19 +36,19 @@ COMMANDS = {
     "reward": Command(
         "train_reward",
         "train a reward model",
-        ("RunConfig", "PreferenceConfig", "ModelConfig", "RewardStageConfig"),
+        ("StageRunConfig", "PreferenceConfig", "ModelConfig", "RewardStageConfig"),
         heavy=True,
     ),
     "ppo": Command(
         "train_ppo",
         "train a policy with PPO, full or LoRA",
-        ("RunConfig", "PromptConfig", "ModelConfig", "PPOStageConfig"),
+        ("StageRunConfig", "PromptConfig", "ModelConfig", "PPOStageConfig"),
         heavy=True,
     ),
     "evaluate": Command(
         "evaluate",
         "compare base and trained policies on unseen prompts",
-        ("RunConfig", "PromptConfig", "EvaluationConfig"),
+        ("StageRunConfig", "PromptConfig", "EvaluationConfig"),
     ),
     "rate": Command(
         "rate",

@@ -8,9 +8,9 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils import enable_tf32, is_torch_tf32_available
 
-from rlhf.cli.parsing import parse
+from rlhf.cli.parsing import parse, read_asked
 from rlhf.cli.script import run_script
-from rlhf.config import EvaluationConfig, PromptConfig, RunConfig
+from rlhf.config import EvaluationConfig, PromptConfig, StageRunConfig
 from rlhf.console import quiet, screen
 from rlhf.console.words import gigabytes, interval, one_line, percent, plain, signed
 from rlhf.data.oasst import TextPrompt, fetch_prompts
@@ -26,21 +26,25 @@ from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, loa
 from rlhf.perf.hardware import peak_memory
 from rlhf.reporting.values import NAMES
 from rlhf.reward.tokenizers import saved_tokenizer
+from rlhf.storage.basis import verdict
 from rlhf.storage.run_folder import Stage, write_json, write_rows
-from rlhf.storage.stages import POLICIES, is_done, read_run, require_stage
+from rlhf.storage.stages import POLICIES, read_run, require_stage, stage_ids
 from rlhf.tracking.recorder import write_summary
+
+KINDS = [StageRunConfig, PromptConfig, EvaluationConfig]
 
 
 def main() -> None:
-    run, data, config = parse([RunConfig, PromptConfig, EvaluationConfig])
-    folder = run.folder() / "evaluation"
+    run, data, config = parse(KINDS)
+    folder, asked = run.folder() / "evaluation", read_asked(KINDS)
     join_processes(config.ddp_timeout)
-    if from_main(lambda: is_done(folder)):
+    if from_main(lambda: verdict(folder, asked) == "done"):
         screen.say(f"evaluation: already done in {folder}")
         return
     check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # it would load weights in one process only
     reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path))
     tuned, runs = from_main(lambda: tuned_models(run.folder()))
+    read = from_main(lambda: stage_ids(run.folder(), *stages_read(run.folder(), config.reward_model_path)))
     paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
     quiet.log_to(run.folder() / "logs", "evaluation")
     with main_process_first():
@@ -59,7 +63,8 @@ def main() -> None:
     screen.stage("Evaluation", f"{len(split.evaluation):,} unseen prompts, {len(paths)} models")
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
-    with Stage(folder, "evaluation", asdict(run) | asdict(data) | asdict(config), config.eval_seed) as stage:
+    settings = run.place() | asdict(data) | asdict(config)
+    with Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
             data={"prompts": counts},
             model_paths=paths,
@@ -114,6 +119,12 @@ def check_unseen(prompts: Sequence[TextPrompt], runs: dict[str, RunFile]) -> Non
                 f"evaluation prompts: {name} was trained on {len(seen)} of them; "
                 "give all stages the same prompt settings"
             )
+
+
+def stages_read(folder: Path, reward_path: str | None) -> list[str]:
+    """The stages whose results the evaluation of this run rests on."""
+    own = [] if reward_path else ["reward"]
+    return [*own, *(name for name in ("reward_gold", *POLICIES.values()) if read_run(folder / name))]
 
 
 def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | None]:

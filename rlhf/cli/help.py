@@ -19,7 +19,7 @@ _CONFIG = Setting("config", str, False, False, (), "RECIPE.yaml", None, "recipe 
 # `--help` lists all fields, under the first line of each class.
 TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
     "RewardStageConfig": {
-        "Run": ("run", "runs_dir", "dry_run", "seed"),
+        "Run": ("run", "runs_dir", "dry_run", "redo", "seed"),
         "Model": ("model_name_or_path", "dtype", "bf16", "gradient_checkpointing"),
         "Pairs": ("dataset_name", "dataset_dir", "max_examples", "validation_examples", "test_examples", "max_length"),
         "Second reward model": ("gold",),
@@ -28,7 +28,7 @@ TOPICS: dict[str, dict[str, tuple[str, ...]]] = {
         "Validation and records": ("eval_strategy", "eval_steps", "logging_steps", "report_to"),
     },
     "PPOStageConfig": {
-        "Run": ("run", "runs_dir", "dry_run", "seed"),
+        "Run": ("run", "runs_dir", "dry_run", "redo", "seed"),
         "Models": ("model_name_or_path", "reward_model_path", "dtype", "bf16", "gradient_checkpointing"),
         "LoRA": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit"),
         "Prompts": ("prompt_dataset", "max_prompt_length", "train_prompts", "evaluation_prompts"),

@@ -1,9 +1,10 @@
 """Read settings from a recipe and command-line flags; turn a user's mistake into one line."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from inspect import isclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from rlhf.errors import UserError, did_you_mean
+from rlhf.storage.basis import Asked, digest_of
 
 _MAX_BYTES = 1 << 20  # of a recipe; ours are a thousand times smaller
 
@@ -149,9 +151,8 @@ def parse(
     none is given: another machine would choose another one.
     """
     known = settings_of(kinds)
-    given, recipe = _read_flags(list(sys.argv[1:] if argv is None else argv), known)
-    if recipe is not None:
-        given = read_fields(f"recipe {recipe}", read_recipe(recipe), known) | given
+    asked, recipe = _asked(known, argv)
+    given = dict(asked.given)
     kept = {}
     if stage is not None:
         from rlhf.cli.kept_precision import kept_precision, says_so  # slow
@@ -172,6 +173,20 @@ def parse(
     if kept:
         says_so(made)
     return tuple(made)
+
+
+def read_asked(kinds: Sequence[Any], argv: Sequence[str] | None = None) -> Asked:
+    """What a stage is asked for: the fields that recipe and flags set, as `parse` reads them, and all defaults."""
+    known = settings_of(kinds)
+    return replace(_asked(known, argv)[0], defaults={name: one.default for name, one in known.items()})
+
+
+def _asked(known: dict[str, Setting], argv: Sequence[str] | None) -> tuple[Asked, Path | None]:
+    flags, recipe = _read_flags(list(sys.argv[1:] if argv is None else argv), known)
+    of_recipe = {} if recipe is None else read_fields(f"recipe {recipe}", read_recipe(recipe), known)
+    digest = None if recipe is None else digest_of(recipe)
+    world = int(os.environ.get("WORLD_SIZE") or 1)
+    return Asked(of_recipe | flags, flags=flags, recipe=digest, redo=bool(flags.get("redo")), processes=world), recipe
 
 
 def _read_flags(argv: list[str], known: dict[str, Setting]) -> tuple[dict[str, Any], Path | None]:

@@ -1,7 +1,8 @@
 """Run all stages of a recipe, one after another: rlhf pipeline --recipe NAME --run NAME.
 
-Stages that are done are skipped; one that was interrupted resumes. --executor slurm submits the stages as a chain of
-jobs, as slurm/pipeline.sh does.
+Stages that are done are skipped; one that was interrupted resumes; one that read what has changed since runs again.
+Settings that differ from those of a stage that has begun are refused, or with --redo it runs again. --executor slurm
+submits the stages as a chain of jobs, as slurm/pipeline.sh does.
 """
 
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from rlhf.cli.children import Start, answer, forget_script_folder, forked, launc
 from rlhf.cli.engines import engine_file
 from rlhf.cli.outcome import show_header, show_outcome
 from rlhf.cli.parsing import parse
+from rlhf.cli.plan import planned, refuse_differing
 from rlhf.cli.script import run_script
 from rlhf.config import PipelineConfig, RunConfig
 from rlhf.console import quiet, screen
 from rlhf.errors import UserError
-from rlhf.storage.stages import REPORT, StageSpec, is_done, recipe_folder, stages_of
+from rlhf.storage.basis import report_holds
+from rlhf.storage.stages import REPORT, StageSpec, changed_stages, is_done, read_run, recipe_folder, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,28 +38,65 @@ def main() -> None:
     if config.executor == "slurm":
         _submit(run, config)
         return
-    *stages, _ = stages_of(recipe)
+    seeds = config.seed_list()
+    if seeds and run.run == RunConfig.run:
+        raise UserError(f"run: give --run a name for these runs, not {run.run!r}")
+    runs = {seed: replace(run, run=f"{run.run}-seed{seed}") for seed in seeds} or {config.seed: run}
+    if not config.redo:  # of all runs, before anything starts
+        refuse_differing([stage for seed, one in runs.items() for stage in planned(recipe, one.folder(), seed)])
+    for seed, one in runs.items():
+        if seeds:
+            screen.say(f"Run {one.run}", "bold")
+        _run_all(one, recipe, seed, config)
+        _report(one)
+        show_outcome(one)
+    if len(seeds) > 1:
+        _report(run, list(runs.values()))
+
+
+def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineConfig) -> None:
+    """All stages whose results do not hold, in order."""
     folder = run.folder()
-    where = ["--run", run.run, "--runs_dir", run.runs_dir]
+    *stages, _ = stages_of(recipe)
     start: Start | None = None
-    for number, stage in enumerate(stages, start=1):
-        place = f"{number}/{len(stages)}"
-        if is_done(folder / stage.name):
-            screen.say(f"[{place}] {stage.title}: already done")
+    for number in range(len(stages)):
+        stage = planned(recipe, folder, seed)[number]  # now: the stages before it may just have run
+        name, place = stage.spec.name, f"{number + 1}/{len(stages)}"
+        if stage.state == "done":
+            screen.say(f"[{place}] {stage.spec.title}: already done")
             continue
-        start = start or _starter(run, config, stages[number - 1 :])
-        config_file = ["--config", str(recipe / f"{stage.name}.yaml")]
-        _check(start(stage.command, [*config_file, *where], {screen.STAGE: place}), stage.name)
-        if not is_done(folder / stage.name):  # told to stop by a signal
-            sys.exit(f"{stage.name}: stopped before its end; run the same command again to resume")
-    _check(forked(REPORT.command, where, {screen.STAGE: "report"}), REPORT.name)
-    show_outcome(run)
+        start = start or _starter(run, config, stages[number:])
+        if stage.state == "stale":
+            changed = " and ".join(changed_stages(folder / name))
+            screen.say(f"[{place}] {stage.spec.title}: again, since {changed} changed")
+        argv = ["--config", str(stage.config), *_where(run), *stage.flags, *(["--redo"] if stage.differs else [])]
+        _check(start(stage.spec.command, argv, {screen.STAGE: place}), name)
+        if not is_done(folder / name):  # told to stop by a signal
+            sys.exit(f"{name}: stopped before its end; run the same command again to resume")
+
+
+def _where(run: RunConfig) -> list[str]:
+    return ["--run", run.run, "--runs_dir", run.runs_dir]
+
+
+def _report(run: RunConfig, of: Sequence[RunConfig] = ()) -> None:
+    """The report on a run, or on several, if what it is made of has changed; its heading stays."""
+    folder, page = run.folder(), "seeds.html" if of else "report.html"
+    if report_holds(folder, page, [one.folder() for one in of]):
+        screen.say(f"{'Report on all runs' if of else 'Report'}: nothing has changed since it was written")
+        return
+    facts = read_run(folder / REPORT.name)
+    heading = [f"--{name}={value}" for name in ("title", "author") if (value := facts.get(name))]
+    runs = ["--runs", *(one.run for one in of)] if of else []
+    _check(forked(REPORT.command, [*_where(run), *heading, *runs], {screen.STAGE: "report"}), REPORT.name)
 
 
 def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]) -> Start:
     """How these stages are run, after the header is printed: forked from this process, or by a launcher."""
     devices, folder, what = _devices(), run.folder(), Path(config.recipe).name
-    name = config.engine or ("cpu" if devices == 0 else "single_gpu" if config.num_processes == 1 else "multi_gpu")
+    name = config.engine or (
+        "cpu" if devices == 0 else "single_gpu" if (config.num_processes or devices) == 1 else "multi_gpu"
+    )
     engine = engine_file(name)
     processes = _processes(engine.stem, config.num_processes, devices)
     launcher = _launcher(engine, processes)
@@ -70,9 +111,8 @@ def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]
     with screen.busy("starting"):
         forget_script_folder()
         prepare(dict.fromkeys(["foresight", *(stage.command for stage in stages), REPORT.command]))
-    where = ["--run", run.run, "--runs_dir", run.runs_dir]
     recipe = recipe_folder(config.recipe)
-    show_header(what, answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, where)), folder)
+    show_header(what, answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, _where(run))), folder)
     return forked
 
 
@@ -84,6 +124,7 @@ def _submit(run: RunConfig, config: PipelineConfig) -> None:
         raise UserError("executor: Slurm's job files are in the repository: run scripts/pipeline.py there")
     command = ["bash", str(script), "--recipe", config.recipe, "--run", run.run]
     command += ["--seeds", config.seeds] if config.seeds else []
+    command += ["--redo"] if config.redo else []
     if sys.prefix != sys.base_prefix:  # the jobs use the virtual environment that this runs in
         os.environ.setdefault("RLHF_VENV", sys.prefix)
     settings = {"RUNS_DIR": str(Path(run.runs_dir).absolute()), "RLHF_ENGINE": config.engine or ""}

@@ -1,6 +1,7 @@
 """Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig
@@ -8,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import ModelConfig, get_peft_config
 
-from rlhf.cli.parsing import parse, required
+from rlhf.cli.parsing import parse, read_asked, required
 from rlhf.cli.script import run_script
-from rlhf.config import PPOStageConfig, PromptConfig, RunConfig
+from rlhf.config import PPOStageConfig, PromptConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
 from rlhf.config.precision import precision, precision_line
@@ -42,9 +43,10 @@ from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.roles import parameter_lines
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.tokenizers import saved_tokenizer
+from rlhf.storage.basis import verdict
 from rlhf.storage.checkpoint import PPO, numbered
 from rlhf.storage.run_folder import Stage
-from rlhf.storage.stages import TITLES, is_done, require_stage
+from rlhf.storage.stages import TITLES, require_stage, stage_ids
 from rlhf.tracking.progress import PPORows
 
 
@@ -109,6 +111,9 @@ def build(
     )
 
 
+KINDS = [StageRunConfig, PromptConfig, ModelConfig, PPOStageConfig]
+
+
 def stage_name(given: Any) -> str:
     """The stage that these settings train."""
     return "ppo_lora" if given.use_peft else "ppo_full"
@@ -126,16 +131,21 @@ def cost(trainer: PPOTrainer) -> str:
     return f"peak {gigabytes(peak_memory(trainer.accelerator.device))} · {', '.join(shares)}"
 
 
+def reward_model(run: Path, path: str | None) -> tuple[str, dict[str, str]]:
+    """The path of the reward model, and the run's stages that are read for it."""
+    return (path, {}) if path else (str(require_stage(run / "reward")), stage_ids(run, "reward"))
+
+
 def main() -> None:
-    run, data, model_args, args = parse([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], stage=stage_name)
+    run, data, model_args, args = parse(KINDS, stage=stage_name)
     check_ppo_model_config(model_args)
     name = stage_name(model_args)
-    folder = run.folder() / name
-    if from_main(lambda: is_done(folder)):
+    folder, asked = run.folder() / name, read_asked(KINDS)
+    if not args.dry_run and from_main(lambda: verdict(folder, asked) == "done"):
         screen.say(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
-    reward_path = args.reward_model_path or str(from_main(lambda: require_stage(run.folder() / "reward")))
+    reward_path, read = from_main(lambda: reward_model(run.folder(), args.reward_model_path))
     args.output_dir = str(folder)
     if not args.dry_run:
         quiet.log_to(run.folder() / "logs", name)
@@ -161,10 +171,10 @@ def main() -> None:
     with screen.busy(f"{TITLES[name]}: loading models"):
         trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
     trainer.add_callback(PPORows())
-    config: Settings = asdict(run) | asdict(data) | asdict(model_args) | args.to_dict()
+    config: Settings = run.place() | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path
     # A signal while models load ends the run at once; a later one stops it after a step, with a checkpoint.
-    with StopRequest(), Stage(folder, name, config, args.seed) as stage:
+    with StopRequest(), Stage(folder, name, config, args.seed, asked, read) as stage:
         stage.record(
             data={"prompts": counts},
             batch=batch_facts(args),

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig
 from trl.models import unwrap_model_for_generation
 
-from rlhf.cli.parsing import parse, required
+from rlhf.cli.parsing import parse, read_asked, required
 from rlhf.cli.script import run_script
-from rlhf.config import PreferenceConfig, RewardStageConfig, RunConfig
+from rlhf.config import PreferenceConfig, RewardStageConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.config.precision import precision, precision_line
@@ -41,9 +41,10 @@ from rlhf.models.load import (
 from rlhf.models.lora import trainable_share
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.storage.basis import verdict
 from rlhf.storage.disk import written_aside
 from rlhf.storage.run_folder import Stage, write_json
-from rlhf.storage.stages import TITLES, is_done
+from rlhf.storage.stages import TITLES
 from rlhf.tracking.progress import RewardRows
 from rlhf.tracking.recorder import write_summary
 
@@ -134,6 +135,9 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
     dry_run(args, config, rows["train"])
 
 
+KINDS = [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig]
+
+
 def stage_name(given: Any) -> str:
     """The stage that these settings train."""
     return "reward_gold" if given.gold else "reward"
@@ -147,11 +151,11 @@ def kept_line(counts: dict[str, int]) -> str:
 
 
 def main() -> None:
-    run, data, model_args, args = parse([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig], stage=stage_name)
+    run, data, model_args, args = parse(KINDS, stage=stage_name)
     check_reward_model_config(model_args)
     name = stage_name(data)
-    folder = run.folder() / name
-    if from_main(lambda: is_done(folder)):
+    folder, asked = run.folder() / name, read_asked(KINDS)
+    if not args.dry_run and from_main(lambda: verdict(folder, asked) == "done"):
         screen.say(f"{name}: already done in {folder}")
         return
     args.output_dir = str(folder)
@@ -183,8 +187,11 @@ def main() -> None:
         model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
     check_positions(model.config, rows)
     loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
-    config: Settings = asdict(run) | asdict(data) | loaded | args.to_dict()
-    with StopRequest(), Stage(folder, name, config, args.seed) as stage:  # a signal after training changes nothing
+    config: Settings = run.place() | asdict(data) | loaded | args.to_dict()
+    with (
+        StopRequest(),
+        Stage(folder, name, config, args.seed, asked) as stage,
+    ):  # a signal after training changes nothing
         trainable, total = trainable_share(model)
         stage.record(
             data={"preferences": counts},

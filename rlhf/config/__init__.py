@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RatingConfig,
         ReportConfig,
         RunConfig,
+        StageRunConfig,
     )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ReportConfig",
     "RewardStageConfig",
     "RunConfig",
+    "StageRunConfig",
     "bf16_is_fast",
 ]
 

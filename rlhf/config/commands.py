@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlhf.config.fields import help_text
+from rlhf.config.fields import check_seeds, help_text
 from rlhf.errors import UserError
+
+_MOST_SEEDS = 1000
 
 
 @dataclass
@@ -23,14 +25,40 @@ class PipelineConfig:
         "processes on this machine (slurm: per node); default: one per device, 2 for multi_cpu"
     )
     executor: Literal["local", "slurm"] = help_text("run here, or submit to Slurm", "local")
-    seeds: str | None = help_text("slurm: one run per seed, as job arrays, e.g. 1,2,3; default: one run")
+    seed: int | None = help_text("seed of all stages but the evaluation; default: as the recipe says")
+    seeds: str | None = help_text(
+        "one run per seed, RUN-seed1 and so on, e.g. 1,2,3 or 1-3, and a report on all; default: one run"
+    )
+    redo: bool = help_text("run stages again from their start that were run with other settings", False)
     sbatch: str = help_text("slurm: sbatch options for every stage, e.g. --sbatch='--nodes=2'", "")
 
     def __post_init__(self) -> None:
         if self.num_processes is not None and self.num_processes < 1:
             raise UserError(f"num_processes: expected at least 1, found {self.num_processes}")
-        if self.executor == "local" and (self.seeds or self.sbatch):
-            raise UserError("seeds, sbatch: add --executor slurm; they have no meaning for a local run")
+        if self.executor == "local" and self.sbatch:
+            raise UserError("sbatch: add --executor slurm; it has no meaning for a local run")
+        if self.seed is not None and self.seeds is not None:
+            raise UserError("seed, seeds: give one of them, not both")
+        if self.executor == "slurm" and self.seed is not None:
+            raise UserError(f"seed: with --executor slurm use --seeds {self.seed}")
+        check_seeds(self, "seed")
+        if self.executor == "local":
+            self.seed_list()
+
+    def seed_list(self) -> list[int]:
+        """The seeds of a local run, one run each."""
+        found: list[int] = []
+        if self.seeds is None:
+            return found
+        for part in self.seeds.split(","):
+            first, dash, last = part.strip().partition("-")
+            ends = [first, last if dash else first]
+            if not all(end.isdecimal() and len(end) < 10 for end in ends) or int(ends[0]) > int(ends[1]):
+                raise UserError(f"seeds: expected numbers like 1,2,3 or 1-3, found {self.seeds[:80]!r}")
+            found += range(int(ends[0]), int(ends[1]) + 1)
+            if len(found) > _MOST_SEEDS or len(set(found)) < len(found):
+                raise UserError(f"seeds: expected different seeds, at most {_MOST_SEEDS}, found {self.seeds[:80]!r}")
+        return found
 
 
 @dataclass

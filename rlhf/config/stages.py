@@ -28,6 +28,17 @@ class RunConfig:
         """The run's folder."""
         return Path(self.runs_dir) / self.run
 
+    def place(self) -> dict[str, str]:
+        """The run's name and place, as run.json has them."""
+        return {"run": self.run, "runs_dir": self.runs_dir}
+
+
+@dataclass
+class StageRunConfig(RunConfig):
+    """A stage of a run."""
+
+    redo: bool = help_text("run again from its start what was run with other settings; its earlier results go", False)
+
 
 @dataclass
 class PreferenceConfig:

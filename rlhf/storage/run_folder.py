@@ -23,6 +23,7 @@ from rlhf.distributed.launch import check_process_count
 from rlhf.errors import StageDone, UserError
 from rlhf.file_types import RunFile, Settings
 from rlhf.perf.hardware import device_name, peak_memory, unused_devices
+from rlhf.storage.basis import Asked, basis_of, clear, verdict
 from rlhf.storage.disk import write_bytes, writing
 from rlhf.storage.lock import FolderLock
 from rlhf.storage.stages import is_done
@@ -58,11 +59,21 @@ class Stage:
     """Context of one stage: run.json says running, then done, stopped or failed. Only rank 0 writes.
 
     Inside, the folder is locked, so the same stage cannot run twice at the same time. A finished stage raises
-    `StageDone`.
+    `StageDone`. One whose results no longer hold is cleared, and starts over.
+
+    asked: the settings that are given. read: earlier stage -> its id.
     """
 
-    def __init__(self, folder: Path, name: str, config: Settings, seed: int) -> None:
-        self.folder, self._lock = folder, FolderLock(folder)
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: Settings,
+        seed: int,
+        asked: Asked | None = None,
+        read: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self._lock, self._asked, self._read = folder, FolderLock(folder), asked, read or {}
         state = PartialState()
         wanted = os.environ.get("RLHF_WORLD_SIZE")  # processes that a job script started
         if wanted is not None:
@@ -102,7 +113,7 @@ class Stage:
         return self
 
     def _take(self) -> bool:
-        """Create the folder and lock it; True, without a lock, if the stage is already done."""
+        """Create the folder and lock it; True, without a lock, if the stage is done and its results hold."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,7 +121,13 @@ class Stage:
         self._lock.take()
         done = True
         try:
-            done = is_done(self.folder)
+            found = verdict(self.folder, self._asked) if self._asked else "done" if is_done(self.folder) else "resume"
+            if found == "again":
+                write_json(self.folder / "run.json", {"stage": self.facts["stage"], "status": "clearing"})
+                clear(self.folder)
+            if self._asked:
+                self.facts["basis"] = basis_of(self._asked, self._read)
+            done = found == "done"
         finally:
             if done:
                 self._lock.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from rlhf.errors import UserError, did_you_mean
-from rlhf.file_types import RunFile
+from rlhf.file_types import Basis, RunFile
 from rlhf.storage.disk import read_json
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -39,7 +39,7 @@ STAGES = {spec.name: spec for spec in _SPECS}  # in the order in which they run
 
 TITLES = {spec.name: spec.title for spec in _SPECS}
 
-REPORT = StageSpec("report", "Report", "report", seed_offset=None)  # no recipe; written again whenever it is asked for
+REPORT = StageSpec("report", "Report", "report", seed_offset=None)  # no recipe; made of the files of the others
 
 # The policy's name in evaluation and report -> the stage that trains it.
 POLICIES = {"full": "ppo_full", "lora": "ppo_lora"}
@@ -75,7 +75,8 @@ def read_run(stage_folder: Path) -> RunFile:
 
 def status(facts: RunFile) -> str:
     """What a run.json says of its stage: running, done, stopped or failed; "not run" if there is none."""
-    return str(facts.get("status", "not run"))
+    found = str(facts.get("status", "not run"))
+    return "not run" if found == "clearing" else found
 
 
 def says_done(facts: RunFile) -> bool:
@@ -88,14 +89,61 @@ def is_done(stage_folder: Path) -> bool:
     return says_done(read_run(stage_folder))
 
 
+def basis(facts: RunFile) -> Basis | None:
+    """What the stage's results rest on; None for an earlier version's run.json, or a broken one."""
+    found = facts.get("basis")
+    parts = [found.get(name) for name in ("given", "flags", "data", "stages")] if isinstance(found, dict) else []
+    return found if parts and all(isinstance(part, dict) for part in parts) else None
+
+
+def stages_read(facts: RunFile) -> dict[str, str]:
+    """Earlier stage that the stage has read -> its id; an evaluation of an earlier version has that of the policies."""
+    if found := basis(facts):
+        return found["stages"]
+    ids = facts.get("model_ids")
+    ids = ids if isinstance(ids, dict) else {}
+    return {POLICIES[name]: own for name, own in ids.items() if own and name in POLICIES}
+
+
+def stage_ids(run: Path, *names: str) -> dict[str, str]:
+    """Stage -> the id of its start, for those that have one."""
+    return {name: own for name in names if (own := read_run(run / name).get("id"))}
+
+
+def changed_stages(stage_folder: Path) -> list[str]:
+    """Earlier stages that have been run again since the stage read them, and those that an evaluation lacks."""
+    facts, run = read_run(stage_folder), stage_folder.parent
+    read = stages_read(facts)
+    changed = [name for name, own in read.items() if read_run(run / name).get("id") != own]
+    if stage_folder.name == "evaluation" and basis(facts):
+        changed += [name for name in STAGES["evaluation"].needs if name not in read and is_done(run / name)]
+    return changed
+
+
+def stale_stages(run: Path) -> dict[str, list[str]]:
+    """Stage whose results are of other runs of the stages that it read, or of stale ones -> those stages."""
+    found: dict[str, list[str]] = {}
+    for name in STAGES:
+        changed = changed_stages(run / name)
+        changed += [one for one in stages_read(read_run(run / name)) if one in found and one not in changed]
+        if changed:
+            found[name] = changed
+    return found
+
+
 def require_stage(stage_folder: Path) -> Path:
-    """The folder of a stage that is done. Otherwise a UserError that says which stage to run first."""
+    """The folder of a stage that is done. Otherwise a UserError that says which stage to run first.
+
+    Its results must be of the stages that its run has now.
+    """
     facts = read_run(stage_folder)
     if not says_done(facts):
         raise UserError(
             f"{stage_folder}: expected a stage that is done, found: {status(facts)}; run that stage first"
             f"{meant_run(stage_folder.parent)}"
         )
+    if changed := stale_stages(stage_folder.parent).get(stage_folder.name):
+        raise UserError(f"{stage_folder}: stale, since {' and '.join(changed)} changed; run that stage again")
     return stage_folder
 
 

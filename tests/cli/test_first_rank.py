@@ -9,8 +9,8 @@ from rlhf.storage import stages
 # Script -> flags, by which it ends where it would fetch something; and what rank 0 says before.
 SCRIPTS = {
     train_reward: (["--model_name_or_path", "./none", "--dataset_name", "./none"], [False]),
-    train_ppo: (["--model_name_or_path", "./none"], [False, "reward"]),
-    evaluate: (["--base_model", "./none"], [False, ("reward", None), ({}, {})]),
+    train_ppo: (["--model_name_or_path", "./none"], [False, ("reward", {})]),
+    evaluate: (["--base_model", "./none"], [False, ("reward", None), ({}, {}), {}]),
 }
 
 
@@ -22,7 +22,7 @@ def test_a_rank_looks_at_no_stage_itself(script, done, tmp_path, monkeypatch, ca
     answers = iter([True] if done else said)
     monkeypatch.setattr(stages, "read_json", None)
     monkeypatch.setattr(script, "from_main", lambda ask: next(answers))
-    monkeypatch.setattr("rlhf.cli.parsing.from_main", lambda ask: {"config": {"bf16": False, "fp16": False}})
+    monkeypatch.setattr("rlhf.cli.kept_precision.from_main", lambda ask: {"config": {"bf16": False, "fp16": False}})
     monkeypatch.setattr("sys.argv", ["script", "--run", "none", "--runs_dir", str(tmp_path), *argv])
     if done:
         script.main()

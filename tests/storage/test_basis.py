@@ -1,0 +1,278 @@
+"""What a stage's results rest on: which differences count, what is stale, and that nothing is lost by starting over."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rlhf.cli.parsing import read_asked
+from rlhf.config import EvaluationConfig, ModelConfig, PPOStageConfig, PreferenceConfig, PromptConfig, StageRunConfig
+from rlhf.config.reward import RewardStageConfig
+from rlhf.errors import UserError
+from rlhf.storage import basis
+from rlhf.storage.basis import Asked, basis_of, clear, counted, data_digest, differences, verdict
+from rlhf.storage.run_folder import Stage, StageDone
+from rlhf.storage.stages import read_run, require_stage, stale_stages
+
+KINDS = {
+    "reward": [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig],
+    "ppo_full": [StageRunConfig, PromptConfig, ModelConfig, PPOStageConfig],
+    "evaluation": [StageRunConfig, PromptConfig, EvaluationConfig],
+}
+RECIPE = "model_name_or_path: base\nlearning_rate: 3.0e-5\nglobal_batch_size: 8\nper_device_train_batch_size: 4\n"
+
+
+def asked(tmp_path, recipe=RECIPE, *flags, kind="ppo_full"):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    return read_asked(KINDS[kind], ["--config", str(path), *flags])
+
+
+def begun(folder, wanted, read=None, **facts):
+    """A stage's folder as Stage leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"stage": folder.name, "status": "done", "id": os.urandom(4).hex(), "config": {"bf16": False}}
+    found |= {"basis": basis_of(wanted, read or {}), "batch": {"global_batch_size": 8}} | facts
+    (folder / "run.json").write_text(json.dumps(found))
+    return found
+
+
+SAME = {
+    "as it was": RECIPE,
+    "another format": 'learning_rate: 0.00003  # as before\n\n"model_name_or_path": "base"\nglobal_batch_size: 8\n',
+    "defaults spelled out": RECIPE + "kl_coef: 0.05\nnum_ppo_epochs: 4\nkl_target: null\nwhiten_rewards: no\n",
+    "logs, trackers, hub": RECIPE + "report_to: none\nlogging_steps: 7\npush_to_hub: true\nrun_name: x\n",
+    "checkpoints": RECIPE + "save_steps: 3\nsave_total_limit: 2\nmax_skipped_updates: 3\n",
+    "how the batch is split": RECIPE.replace("size: 4", "size: 2"),
+    "memory": RECIPE + "gradient_checkpointing: true\nlocal_rollout_forward_batch_size: 3\nmicro_batch_tokens: 512\n",
+}
+OTHER = {
+    "learning_rate 3e-05 → 9e-05": RECIPE.replace("3.0e-5", "9.0e-5"),
+    "learning_rate 3e-05 → 1e-05": RECIPE.replace("learning_rate: 3.0e-5\n", ""),  # PPO's default
+    "kl_target none → 0.1": RECIPE + "kl_target: 0.1\n",
+    "whiten_rewards no → yes": RECIPE + "whiten_rewards: true\n",
+    "global_batch_size 8 → 16": RECIPE.replace("size: 8", "size: 16"),
+    "model_name_or_path base → other": RECIPE.replace("path: base", "path: other"),
+    "precision fp32 → bf16": RECIPE + "bf16: true\n",
+    "seed 42 → 3": RECIPE + "seed: 3\n",
+}
+
+
+@pytest.mark.parametrize("recipe", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("state", ["done", "stopped", "running"])
+def test_no_difference(tmp_path, recipe, state):
+    begun(tmp_path / "ppo_full", asked(tmp_path), status=state)
+    assert verdict(tmp_path / "ppo_full", asked(tmp_path, recipe)) == ("done" if state == "done" else "resume")
+
+
+@pytest.mark.parametrize(("words", "recipe"), OTHER.items(), ids=OTHER)
+@pytest.mark.parametrize("state", ["done", "stopped", "running"])
+def test_a_difference_is_named_and_refused_or_starts_over(tmp_path, words, recipe, state):
+    folder = tmp_path / "ppo_full"
+    begun(folder, asked(tmp_path), status=state)
+    with pytest.raises(UserError) as caught:
+        verdict(folder, asked(tmp_path, recipe))
+    assert str(caught.value) == f"ppo_full: settings differ ({words}): --redo, or another --run"
+    assert verdict(folder, asked(tmp_path, recipe, "--redo")) == "again"
+    assert verdict(folder, asked(tmp_path, RECIPE, "--redo")) in ("done", "resume")  # nothing differs
+
+
+def test_flags_differ_as_recipes_do(tmp_path):
+    begun(tmp_path / "ppo_full", asked(tmp_path, RECIPE, "--learning_rate", "0.1"))
+    assert verdict(tmp_path / "ppo_full", asked(tmp_path, RECIPE, "--learning_rate=1e-1")) == "done"
+    assert verdict(tmp_path / "ppo_full", asked(tmp_path, RECIPE.replace("3.0e-5", "0.1"))) == "done"
+    with pytest.raises(UserError, match=r"learning_rate 0\.1 → 3e-05"):
+        verdict(tmp_path / "ppo_full", asked(tmp_path))
+
+
+def test_many_differences_are_one_line(tmp_path):
+    begun(tmp_path / "ppo_full", asked(tmp_path))
+    recipe = RECIPE + "seed: 1\nkl_coef: 0.1\nlam: 1\ngamma: 0.9\nvf_coef: 1\nnum_ppo_epochs: 1\n"
+    words = "gamma 1.0 → 0.9, kl_coef 0.05 → 0.1, lam 0.95 → 1.0, num_ppo_epochs 4 → 1 and 2 more"
+    with pytest.raises(UserError, match=rf"^ppo_full: settings differ \({words}\): "):
+        verdict(tmp_path / "ppo_full", asked(tmp_path, recipe))
+
+
+@pytest.mark.parametrize(("state", "batch", "same"), [("done", 8, True), ("done", 16, False), ("stopped", 8, True)])
+def test_without_a_global_batch_the_product_counts(tmp_path, monkeypatch, state, batch, same):
+    """4 rows x 1 part on 2 processes are 8, and so are 2 rows x 4 parts on one; on two they are 16."""
+    begun(tmp_path / "ppo_full", asked(tmp_path, "per_device_train_batch_size: 4"), status=state, world_size=2)
+    monkeypatch.setenv("WORLD_SIZE", str(batch // 8))
+    wanted = asked(tmp_path, "per_device_train_batch_size: 2\ngradient_accumulation_steps: 4")
+    assert (differences(read_run(tmp_path / "ppo_full"), wanted) == []) is same
+
+
+def test_how_often_it_logs_counts_where_evaluations_follow_it(tmp_path):
+    """In reward training without eval_steps the best checkpoint is chosen as often as metrics are logged."""
+    for strategy, counts in (("steps", True), ("epoch", False), ("steps\neval_steps: 4", False)):
+        recipe = f"eval_strategy: {strategy}\nlogging_steps: "
+        begun(tmp_path / "reward", asked(tmp_path, recipe + "1", kind="reward"))
+        found = differences(read_run(tmp_path / "reward"), asked(tmp_path, recipe + "5", kind="reward"))
+        assert found == (["logging_steps 1.0 → 5.0"] if counts else [])
+
+
+def test_harmless_fields_are_fields():
+    """Nothing is spelled wrongly, and none of the fields that make a result is among them."""
+    known = {name for kinds in KINDS.values() for name in read_asked(kinds, []).defaults}
+    assert basis._HARMLESS - known <= {"config", "title", "author"}
+    assert basis._HARMLESS.isdisjoint({"learning_rate", "seed", "max_steps", "response_length", "optim", "bf16"})
+
+
+def test_no_secret_is_kept(tmp_path):
+    found = basis_of(asked(tmp_path, RECIPE, "--hub_token", "hf_secret"), {})
+    assert "secret" not in json.dumps(found)
+
+
+def test_data_files_are_known_by_their_content(tmp_path):
+    data = tmp_path / "data" / "pairs.jsonl"
+    data.parent.mkdir()
+    data.write_text("{}\n")
+    recipe = f"model_name_or_path: base\ndataset_name: {data}\n"
+    folder = tmp_path / "reward"
+    begun(folder, asked(tmp_path, recipe, kind="reward"))
+    data.touch()
+    assert verdict(folder, asked(tmp_path, recipe, kind="reward")) == "done"
+    moved = data.rename(tmp_path / "moved.jsonl")
+    assert verdict(folder, asked(tmp_path, recipe.replace(str(data), str(moved)), kind="reward")) == "done"
+    moved.rename(data).write_text("{ }\n")
+    with pytest.raises(UserError, match=rf"settings differ \({data}: other content\)"):
+        verdict(folder, asked(tmp_path, recipe, kind="reward"))
+    data.unlink()
+    assert verdict(folder, asked(tmp_path, recipe, kind="reward")) == "done"  # results outlive their data
+
+
+def test_a_folder_of_data_is_all_its_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jsonl").write_text("1")
+    (tmp_path / "notes.md").write_text("1")
+    found = data_digest(str(tmp_path))
+    (tmp_path / "notes.md").write_text("2")
+    assert data_digest(str(tmp_path)) == found
+    (tmp_path / "a" / "y.txt").write_text("1")
+    assert data_digest(str(tmp_path)) != found
+    assert data_digest("someone/hub-set") is None
+    assert data_digest("demo:preferences.jsonl") is not None
+    assert data_digest("none.jsonl") is None
+
+
+def test_one_that_failed_at_once_starts_over_with_new_settings(tmp_path):
+    folder = tmp_path / "ppo_full"
+    begun(folder, asked(tmp_path), status="failed")
+    other = asked(tmp_path, OTHER["seed 42 → 3"])
+    assert verdict(folder, other) == "again"
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    with pytest.raises(UserError, match="settings differ"):
+        verdict(folder, other)
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_what_is_given(tmp_path):
+    folder = tmp_path / "ppo_full"
+    facts = {
+        "status": "done",
+        "config": {"learning_rate": 3e-5, "model_name_or_path": "base", "seed": 42, "bf16": True},
+    }
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert verdict(folder, asked(tmp_path)) == "done"
+    assert verdict(folder, asked(tmp_path, RECIPE + "bf16: true")) == "done"
+    with pytest.raises(UserError, match="learning_rate 3e-05 → 9e-05, precision bf16 → fp32"):
+        verdict(folder, asked(tmp_path, RECIPE.replace("3.0e-5", "9.0e-5") + "bf16: false"))
+
+
+@pytest.mark.parametrize("broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}])
+def test_a_broken_basis_is_none(tmp_path, broken):
+    facts = begun(tmp_path / "ppo_full", asked(tmp_path), basis=broken)
+    assert differences(facts, asked(tmp_path)) == []
+    assert stale_stages(tmp_path) == {}
+
+
+def chain(tmp_path, wanted):
+    """reward -> ppo_full -> evaluation, all done."""
+    ids = {"reward": begun(tmp_path / "reward", wanted)["id"]}
+    ids["ppo_full"] = begun(tmp_path / "ppo_full", wanted, {"reward": ids["reward"]})["id"]
+    begun(tmp_path / "evaluation", wanted, ids)
+
+
+def test_what_read_a_stage_that_ran_again_is_stale_and_so_is_what_read_that(tmp_path):
+    wanted = Asked({})
+    chain(tmp_path, wanted)
+    assert stale_stages(tmp_path) == {}
+    begun(tmp_path / "reward", wanted)
+    assert stale_stages(tmp_path) == {"ppo_full": ["reward"], "evaluation": ["reward", "ppo_full"]}
+    assert verdict(tmp_path / "ppo_full", wanted) == verdict(tmp_path / "evaluation", wanted) == "again"
+    with pytest.raises(UserError, match="evaluation: stale, since reward and ppo_full changed; run that stage again"):
+        require_stage(tmp_path / "evaluation")
+    begun(tmp_path / "ppo_full", wanted, {"reward": read_run(tmp_path / "reward")["id"]})
+    assert stale_stages(tmp_path) == {"evaluation": ["reward", "ppo_full"]}
+
+
+def test_a_stage_whose_folder_is_gone_makes_what_read_it_stale(tmp_path):
+    chain(tmp_path, Asked({}))
+    (tmp_path / "ppo_full" / "run.json").unlink()
+    assert stale_stages(tmp_path) == {"evaluation": ["ppo_full"]}
+
+
+def test_an_evaluation_lacks_a_policy_that_came_later(tmp_path):
+    chain(tmp_path, Asked({}))
+    begun(tmp_path / "ppo_lora", Asked({}), {"reward": read_run(tmp_path / "reward")["id"]}, status="running")
+    assert stale_stages(tmp_path) == {}
+    begun(tmp_path / "ppo_lora", Asked({}), {"reward": read_run(tmp_path / "reward")["id"]})
+    assert stale_stages(tmp_path) == {"evaluation": ["ppo_lora"]}
+
+
+def run_stage(folder, wanted, read=None):
+    with Stage(folder, folder.name, {}, 1, wanted, read):
+        (folder / "weights").write_text("new")
+    return read_run(folder)
+
+
+def test_a_stage_that_starts_over_is_empty_and_its_lock_held(tmp_path):
+    folder = tmp_path / "ppo_full"
+    first = run_stage(folder, asked(tmp_path), {"reward": "1"})
+    assert first["basis"]["stages"] == {"reward": "1"}
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("{}\n")
+    other = asked(tmp_path, OTHER["seed 42 → 3"])
+    with pytest.raises(UserError, match="settings differ"), Stage(folder, "ppo_full", {}, 1, other):
+        pass
+    assert read_run(folder) == first  # nothing was lost
+    assert not (folder / ".lock").exists()
+    again = asked(tmp_path, OTHER["seed 42 → 3"], "--redo")
+    with Stage(folder, "ppo_full", {}, 1, again):
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+        assert read_run(folder)["status"] == "running"
+    assert read_run(folder)["basis"]["given"]["seed"] == 3
+    with pytest.raises(StageDone), Stage(folder, "ppo_full", {}, 1, again):
+        pass
+
+
+def test_a_stage_that_was_killed_while_it_was_cleared_is_cleared_again(tmp_path, monkeypatch):
+    folder = tmp_path / "ppo_full"
+    run_stage(folder, asked(tmp_path))
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    monkeypatch.setattr("rlhf.storage.run_folder.clear", lambda folder: (folder / "weights").unlink() or 1 / 0)
+    with pytest.raises(ZeroDivisionError), Stage(folder, "x", {}, 1, asked(tmp_path, RECIPE + "seed: 3", "--redo")):
+        pass
+    monkeypatch.undo()
+    assert read_run(folder)["status"] == "clearing"
+    with pytest.raises(UserError, match="found: not run"):
+        require_stage(folder)
+    with Stage(folder, "ppo_full", {}, 1, asked(tmp_path, RECIPE + "seed: 5")):
+        assert not (folder / "checkpoints").exists()
+
+
+def test_clearing_follows_no_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("")
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "link").symlink_to(outside)
+    clear(folder)
+    assert (outside / "kept").exists()
+    assert list(folder.iterdir()) == []
+
+
+def test_values_are_kept_as_json_has_them():
+    assert counted({"a": (1, 2), "optim": Path("x"), "b": None, "run": "r"}) == {"a": [1, 2], "optim": "x"}
