@@ -5,19 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import ModelConfig
 
-from rlhf.cli import train_ppo, train_reward
+from rlhf.cli import evaluate, train_ppo, train_reward
 from rlhf.cli.parsing import parse
-from rlhf.config import EvaluationConfig, PPOStageConfig, PreferenceConfig, PromptConfig, RewardStageConfig, RunConfig
 from rlhf.config.precision import precision, precision_line
 from rlhf.storage.stages import StageSpec
 
 # Command of a stage -> its settings, and which of its stages they are of.
 _KINDS: dict[str, tuple[list[Any], Any]] = {
-    "train_reward": ([RunConfig, PreferenceConfig, ModelConfig, RewardStageConfig], train_reward.stage_name),
-    "train_ppo": ([RunConfig, PromptConfig, ModelConfig, PPOStageConfig], train_ppo.stage_name),
-    "evaluate": ([RunConfig, PromptConfig, EvaluationConfig], None),
+    "train_reward": (train_reward.KINDS, train_reward.stage_name),
+    "train_ppo": (train_ppo.KINDS, train_ppo.stage_name),
+    "evaluate": (evaluate.KINDS, None),
 }
 
 

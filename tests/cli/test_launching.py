@@ -25,15 +25,20 @@ def machine(monkeypatch, tmp_path):
         argv = ["pipeline", "--run", "x", "--runs_dir", str(tmp_path), *flags]
         monkeypatch.setattr("sys.argv", argv)
         pipeline.main()
-        return [" ".join(command) for command in commands if "rlhf.cli.report" not in command]
+        return [text for command in commands if "rlhf.cli.report" not in (text := " ".join(map(str, command)))]
 
-    def record(command, **options):
+    def record(command, environment):
         commands.append(command)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    done = iter([False, True] * 99)
-    monkeypatch.setattr(pipeline, "is_done", lambda folder: next(done))
-    monkeypatch.setattr(subprocess, "run", record)
+    def fork(command, argv, environment):
+        return record(["python", "-m", f"rlhf.cli.{command}", *argv], environment)
+
+    monkeypatch.setattr(pipeline, "is_done", lambda folder: True)  # once it has run
+    monkeypatch.setattr(pipeline, "launched", record)
+    monkeypatch.setattr(pipeline, "forked", fork)
+    monkeypatch.setattr(pipeline, "prepare", lambda commands: None)
+    monkeypatch.setattr(subprocess, "run", None)
     for name in ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")  # so that what is set below is undone
         monkeypatch.delenv(name)

@@ -204,3 +204,60 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first(run, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: recipe {tmp_path / 'recipe' / 'ppo_lora.yaml'}: field 'learning_rat': unknown")
     assert not (tmp_path / "runs" / "wrong" / "reward").exists()
+
+
+def ids(folder):
+    return {stage: json.loads((folder / stage / "run.json").read_text())["id"] for stage in STAGES}
+
+
+def test_settings_that_differ_are_refused_and_redone_with_all_that_follows(run, tmp_path):
+    arguments, folder, _, _ = run
+    copy = tmp_path / "runs" / "copied"
+    shutil.copytree(folder, copy)
+    here = tmp_path / "recipe"
+    shutil.copytree(arguments[1], here)
+    (here / "ppo_full.yaml").write_text("# slower\n" + (here / "ppo_full.yaml").read_text() + "learning_rate: 3.0e-3\n")
+    arguments = ["--recipe", str(here), "--run", copy.name, "--runs_dir", str(copy.parent)]
+    before, report = ids(copy), (copy / "report" / "report.html").read_bytes()
+
+    refused = pipeline(*arguments)
+    assert refused.returncode == 2
+    words = "error: ppo_full: settings differ (learning_rate 1e-05 → 0.003): --redo, or another --run"
+    assert refused.stderr.splitlines() == [words]
+    assert "done" not in refused.stdout
+    assert (ids(copy), (copy / "report" / "report.html").read_bytes()) == (before, report)
+
+    redone = pipeline(*arguments, "--redo")
+    assert redone.returncode == 0, redone.stderr[-2000:]
+    assert redone.stdout.count("already done") == 3
+    assert "[5/5] Evaluation: again, since ppo_full changed" in redone.stdout
+    after = ids(copy)
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"ppo_full", "evaluation"}
+    assert (copy / "report" / "report.html").read_bytes() != report
+    assert json.loads((copy / "ppo_full" / "run.json").read_text())["config"]["learning_rate"] == 3e-3
+
+    again = pipeline(*arguments)
+    assert again.returncode == 0
+    assert again.stdout.count("already done") == 5
+    assert "Report: nothing has changed since it was written" in again.stdout
+    assert ids(copy) == after
+
+
+def test_one_run_per_seed_and_a_report_on_all(tmp_path):
+    here = recipe(tmp_path / "recipe")
+    for stage in STAGES[1:]:
+        (here / f"{stage}.yaml").unlink()
+    arguments = ["--recipe", str(here), "--run", "tiny", "--runs_dir", str(tmp_path / "runs"), "--seeds", "3,5"]
+    done = pipeline(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {
+        path.name: json.loads((path / "reward" / "run.json").read_text())["seed"]
+        for path in (tmp_path / "runs").glob("tiny-*")
+    }
+    assert found == {"tiny-seed3": 3, "tiny-seed5": 5}
+    assert (tmp_path / "runs" / "tiny" / "report" / "seeds.html").exists()
+    again = pipeline(*arguments)
+    assert again.stdout.count("already done") == 2
+    assert again.stdout.count("nothing has changed since it was written") == 3
+    other = pipeline(*arguments[:-2], "--seed", "4", "--run", "tiny-seed3")
+    assert "settings differ (seed 3 → 4)" in other.stderr
