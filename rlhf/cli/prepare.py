@@ -14,6 +14,7 @@ from rlhf.cli.engines import engine_file
 from rlhf.cli.parsing import parse, read_fields, read_recipe, settings_of
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PreferenceConfig, PrepareConfig, PromptConfig
+from rlhf.config.caches import cache_error
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
@@ -72,7 +73,7 @@ def _fetch_model(name: str, revision: str | None) -> str:
         return snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r}: cannot download it from the hub: {reason}") from error
+        raise cache_error(error) or UserError(f"model {name!r}: cannot download it from the hub: {reason}") from error
 
 
 def _settings(kind: Any, stage: str, recipe: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from rlhf.config.caches import cache_error
 from rlhf.console import quiet, screen
 from rlhf.console.words import path_to
 from rlhf.errors import StageDone, UserError
@@ -29,10 +30,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         screen.error(f"error: {error}")
         sys.exit(2)
     except OSError as error:
-        reason = cannot_write(error)
-        if reason is None:
+        reason, cache = cannot_write(error), cache_error(error)
+        if reason is None and cache is None:
             _crashed(error)
-        screen.error(f"error: {error.filename or 'disk'}: cannot write: {reason}")
+        full = f"{error.filename or 'disk'}: cannot write: {reason}"
+        screen.error(f"error: {cache or full}")
         sys.exit(2)
     except KeyboardInterrupt:
         screen.error("interrupted")

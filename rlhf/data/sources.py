@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf.config.caches import cache_error
 from rlhf.errors import UserError, did_you_mean
 
 MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
@@ -93,7 +94,7 @@ def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Pa
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(str(error), 160)}"
         at = f" at revision '{revision}'" if revision else ""
-        raise UserError(
+        raise cache_error(error) or UserError(
             f"{repo_id}: expected a local path or a hub data set{at} that can be downloaded or is cached, "
             f"found neither ({what}); check the name, or run `rlhf prepare` on a machine with network"
         ) from error

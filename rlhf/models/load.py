@@ -23,6 +23,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
+from rlhf.config.caches import cache_error
 from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
@@ -190,6 +191,6 @@ def _load_errors(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # broken files raise many kinds: safetensors', tokenizers', KeyError, ...
-        raise UserError(
+        raise cache_error(error) or UserError(
             f"model {name[:200]!r}: expected a model that transformers can load, found: {reason(error)}"
         ) from error
