@@ -13,6 +13,7 @@ from rlhf.benchmark.work import SHAPES
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import BenchmarkConfig
+from rlhf.console import screen
 from rlhf.storage.run_folder import write_json
 
 
@@ -22,23 +23,23 @@ def main() -> None:
         shape = SHAPES[config.shape or "gpt2-medium"]
         changes = {x: getattr(config, x) for x in ("peak_tflops", "bandwidth_gbs", "share", "launch_us", "wait_us")}
         prediction = predict(shape, gpu_of(config.predict, **changes), config.captured)
-        print(prediction_table(prediction, shape, config.predict))
+        screen.to_copy(prediction_table(prediction, shape, config.predict))
         if config.output:
             write_json(Path(config.output), prediction)
         return
     if config.growth:
-        series = growth(config.shape or "seed", config.precision, lambda line: print(line, flush=True))
-        print(growth_table(series))
+        series = growth(config.shape or "seed", config.precision, screen.say)
+        screen.to_copy(growth_table(series))
         if config.output:
             write_json(Path(config.output), {"growth": series})
         return
     given = {name: getattr(config, name) for name in ("shape", "work", "precision", "steps")}
     found = compare(given, config.pairs, Path(config.trl).resolve() if config.trl else None)
-    print(table(found))
+    screen.to_copy(table(found))
     if config.output:
         write_json(Path(config.output), found)
     else:
-        print(json.dumps(found))
+        screen.to_copy(json.dumps(found))
 
 
 if __name__ == "__main__":

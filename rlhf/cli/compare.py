@@ -16,6 +16,7 @@ from pathlib import Path
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import CompareConfig, EvaluationConfig, RunConfig
+from rlhf.console import quiet, screen
 from rlhf.data.oasst import TextPrompt
 from rlhf.distributed.collectives import join_processes
 from rlhf.errors import UserError, printable
@@ -78,9 +79,10 @@ def main() -> None:
         raise UserError(f"{folder / 'run.json'}: has no settings of an evaluation; run the evaluation again")
     config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
     device = join_processes(config.ddp_timeout).device
-    tokenizer = load_tokenizer(config.base_model)
-    reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
-    policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}
+    with quiet.logged(run.folder() / "logs", "compare"), screen.busy("loading models"):
+        tokenizer = load_tokenizer(config.base_model)
+        reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
+        policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}
     for number, text in enumerate(_prompts(wanted.prompt)):
         prompt = TextPrompt(prompt_id=f"typed {number}", tree_id="", text=text)
         rows = [

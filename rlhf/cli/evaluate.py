@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -10,8 +11,10 @@ from transformers.utils import enable_tf32, is_torch_tf32_available
 
 from rlhf.cli.parsing import parse, read_asked
 from rlhf.cli.script import run_script
+from rlhf.cli.stage_head import show_stage
 from rlhf.config import EvaluationConfig, PromptConfig, StageRunConfig
 from rlhf.console import quiet, screen
+from rlhf.console.steps import Steps
 from rlhf.console.words import gigabytes, interval, one_line, percent, plain, signed
 from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import prompt_sets
@@ -28,7 +31,7 @@ from rlhf.reporting.values import NAMES
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
 from rlhf.storage.run_folder import Stage, write_json, write_rows
-from rlhf.storage.stages import POLICIES, read_run, require_stage, stage_ids
+from rlhf.storage.stages import POLICIES, TITLES, read_run, require_stage, stage_ids
 from rlhf.tracking.recorder import write_summary
 
 KINDS = [StageRunConfig, PromptConfig, EvaluationConfig]
@@ -60,7 +63,8 @@ def main() -> None:
     device = PartialState().device
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
         enable_tf32(True)
-    screen.stage("Evaluation", f"{len(split.evaluation):,} unseen prompts, {len(paths)} models")
+    facts = f"{len(split.evaluation):,} unseen prompts, {len(paths)} models"
+    show_stage(TITLES["evaluation"], facts, device, None, run.folder())
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
     settings = run.place() | asdict(data) | asdict(config)
@@ -74,13 +78,19 @@ def main() -> None:
         reward_model = load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
+        prompts = [*split.evaluation, *split.rating]
+        bar = Steps(("prompts",), len(prompts) * len(paths), rows=0)
+        bar.start()
         for name, path in paths.items():
             policy = base if name == "base" else load_causal_lm(path).to(device)
-            eos_ids, other = stop_ids(policy, tokenizer), None if policy is base else base
-            rows += respond(name, policy, tokenizer, reward_model, split.evaluation, config, eos_ids, other, gold)
-            rating += respond(name, policy, tokenizer, reward_model, split.rating, config, eos_ids)
+            roles, eos_ids = (policy, tokenizer, reward_model), stop_ids(policy, tokenizer)
+            other, answered = None if policy is base else base, partial(bar.advance, now=name)
+            rows += respond(name, *roles, split.evaluation, config, eos_ids, other, gold, answered)
+            rating += respond(name, *roles, split.rating, config, eos_ids, answered=answered)
+            del roles
             del policy
             gc.collect()  # one tuned policy in memory at a time
+        bar.close()
         summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
         for name, path in paths.items():
             summary["models"][name]["path"] = path

@@ -25,6 +25,8 @@ from rlhf.benchmark.worker import RESULT
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import GpuCheckConfig
+from rlhf.console import screen
+from rlhf.console.words import path_to
 from rlhf.errors import UserError
 from rlhf.model_card import markdown
 from rlhf.storage.run_folder import write_json, write_text
@@ -296,14 +298,14 @@ def main() -> None:
         nonlocal done
         while done < len(items) and items[done].verdict:
             one = items[done]
-            print(f"{one.verdict:32} {one.name}: {_first(one.says)} ({one.seconds:.0f} s)", flush=True)
+            screen.to_copy(f"{one.verdict:32} {one.name}: {_first(one.says)} ({one.seconds:.0f} s)")
             done += 1
         write_json(folder / "gpu_check.json", {"config": vars(config), "items": [_facts(item) for item in items]})
         write_text(folder / "gpu_check.md", page(items, config))
 
     run_items(items, config.minutes, after)
     after()
-    print(f"written: {folder / 'gpu_check.json'}, {folder / 'gpu_check.md'}")
+    screen.to_copy(f"written: {path_to(folder / 'gpu_check.json')}, {path_to(folder / 'gpu_check.md')}")
     if any(item.verdict == "failed" for item in items):
         sys.exit(1)
 

@@ -15,6 +15,7 @@ from rlhf.cli.parsing import parse, read_fields, read_recipe, settings_of
 from rlhf.cli.script import run_script
 from rlhf.config import EvaluationConfig, PreferenceConfig, PrepareConfig, PromptConfig
 from rlhf.config.caches import cache_error
+from rlhf.console import screen
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
@@ -30,19 +31,21 @@ def main() -> None:
     (config,) = parse([PrepareConfig])
     if config.engine is not None and "offload" in engine_file(config.engine).stem:
         compile_cpu_optimizer()
-        print("DeepSpeed's CPU Adam: compiled")
+        screen.say("DeepSpeed's CPU Adam: compiled")
     stages = {path.stem: read_recipe(path) for path in sorted(recipe_folder(config.recipe).glob("*.yaml"))}
     for name, revision in dict.fromkeys(model for stage in stages.items() for model in _models(*stage)):
-        print(f"model {name}: {_fetch_model(name, revision)}")
+        screen.to_copy(f"Model        {name}: {_fetch_model(name, revision)}")
     # Data sets that a recipe does not name have a default in its stage, which is fetched, too.
     pairs = [
         _settings(PreferenceConfig, stage, recipe) for stage, recipe in stages.items() if stage.startswith("reward")
     ]
     for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
-        print("preferences:", load_pairs(*where)[1])
+        counts = load_pairs(*where)[1]
+        screen.say(f"Preferences  {where[0]}: {counts['kept']:,} pairs kept of {counts['rows']:,}")
     prompts = [_settings(PromptConfig, stage, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
     for sources in dict.fromkeys((tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts):
-        print("prompts:", load_prompts(*sources)[1])
+        counts = load_prompts(*sources)[1]
+        screen.say(f"Prompts      {', '.join(sources[0])}: {counts['kept']:,} kept of {counts['messages']:,} messages")
 
 
 def _has_prompts(stage: str) -> bool:

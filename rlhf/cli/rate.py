@@ -13,6 +13,8 @@ from typing import cast
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import RatingConfig, RunConfig
+from rlhf.console import screen
+from rlhf.console.words import path_to
 from rlhf.errors import UserError, did_you_mean
 from rlhf.file_types import RatingKey
 from rlhf.ratings.analyse import analyse
@@ -40,7 +42,8 @@ def write_sheet(run: RunConfig, config: RatingConfig) -> None:
         write_json(folder / "key.json", key)
     finally:
         os.umask(before)
-    print(f"sheet for raters: {folder / 'sheet.html'}   key, not for raters: {folder / 'key.json'}")
+    screen.to_copy(f"Sheet  {path_to(folder / 'sheet.html')}, for raters")
+    screen.to_copy(f"Key    {path_to(folder / 'key.json')}, not for raters")
 
 
 def _read_key(folder: Path) -> RatingKey:
@@ -53,7 +56,7 @@ def serve(run: RunConfig, config: RatingConfig) -> None:
     folder = run.folder() / "ratings"
     key = _read_key(folder)
     with SheetServer(render_sheet(key), key, folder / "ratings", config.port) as server:
-        print(f"rating sheet at {server.url}   (Ctrl+C ends)", flush=True)
+        screen.to_copy(f"Sheet  {server.url}   (Ctrl+C ends)")
         server.serve_forever()
 
 
@@ -64,8 +67,9 @@ def import_ratings(run: RunConfig, config: RatingConfig) -> None:
     models = sorted({item["model"] for item in key["items"]})
     result = analyse(key, sheets, models, config.rating_confidence, config.rating_seed)
     write_json(folder / "ratings.json", result)
-    print(f"complete sheets: {len(result['raters'])}, incomplete: {', '.join(result['incomplete']) or 'none'}")
-    print("\n".join(result["words"]))
+    screen.say(f"complete sheets: {len(result['raters'])}, incomplete: {', '.join(result['incomplete']) or 'none'}")
+    for line in result["words"]:
+        screen.paragraph(line)
 
 
 def main() -> None:

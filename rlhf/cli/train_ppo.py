@@ -11,6 +11,7 @@ from trl import ModelConfig, get_peft_config
 
 from rlhf.cli.parsing import parse, read_asked, required
 from rlhf.cli.script import run_script
+from rlhf.cli.stage_head import show_stage
 from rlhf.config import PPOStageConfig, PromptConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import check_ppo_model_config
@@ -183,13 +184,15 @@ def main() -> None:
             models=trainer.models,
             train_tree_ids=sorted({p.tree_id for p in split.train}),
         )
-        screen.stage(
+        show_stage(
             f"PPO, {'LoRA' if model_args.use_peft else 'all'} {count(trainer.models[0]['trainable'])} weights",
             f"{trainer.num_total_batches} steps × {trainer.batch_size} prompts of {len(train):,}",
+            args.device,
+            precision_line(args) or precision(args)["taken"],
+            run.folder(),
         )
         if stage.is_main:
-            if line := precision_line(args):
-                print(f"precision: {line}")
+            print("precision:", precision_line(args) or precision(args)["taken"])
             print("\n".join([batch_line(args, "prompts"), *parameter_lines(trainer.models)]))
         trainer.train(resume_from_checkpoint=from_main(lambda: bool(numbered(folder / "checkpoints", PPO))))
         if trainer.stopped:

@@ -12,6 +12,7 @@ from trl.models import unwrap_model_for_generation
 
 from rlhf.cli.parsing import parse, read_asked, required
 from rlhf.cli.script import run_script
+from rlhf.cli.stage_head import show_stage
 from rlhf.config import PreferenceConfig, RewardStageConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.model import LOADING, check_reward_model_config
@@ -175,7 +176,13 @@ def main() -> None:
     splits = split_fitting(pairs, counts, tokenizer, data, args)
     print("preference pairs:", ", ".join(f"{name} {n}" for name, n in counts.items()))
     train, validation, test = (f"{counts[f'split_{part}']:,}" for part in ("train", "validation", "test"))
-    screen.stage(TITLES[name], f"{train} pairs, {validation} to validate, {test} to test")
+    show_stage(
+        TITLES[name],
+        f"{train} pairs, {validation} to validate, {test} to test",
+        args.device,
+        precision_line(args) or precision(args)["taken"],
+        run.folder(),
+    )
     if not data.gold:
         screen.note(kept_line(counts))
 
@@ -201,8 +208,7 @@ def main() -> None:
             train_openings=openings([*splits["train"], *splits["validation"]]),
         )
         if stage.is_main:
-            if line := precision_line(args):
-                print(f"precision: {line}")
+            print("precision:", precision_line(args) or precision(args)["taken"])
             print(batch_line(args, "pairs"))
         with gathered([model]):
             before = evaluate_pairs(model.to(PartialState().device), rows["test"], args)

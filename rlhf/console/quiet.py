@@ -64,6 +64,22 @@ def log_to(folder: Path, name: str) -> None:
     print(time.strftime("==== %Y-%m-%d %H:%M:%S"), " ".join(sys.argv), flush=True)
 
 
+@contextmanager
+def logged(folder: Path, name: str) -> Iterator[None]:
+    """As `log_to`, as long as the block takes."""
+    global copies
+    log_to(folder, name)
+    try:
+        yield
+    finally:
+        if copies:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(copies.out.fileno(), 1)
+            os.dup2(copies.err.fileno(), 2)
+            copies = None
+
+
 def note(text: str) -> None:
     """Write a line of the console to the log as well."""
     if copies:

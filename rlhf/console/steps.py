@@ -20,7 +20,7 @@ class Steps:
         """columns: names, as wide as their cells at least. first: steps that an earlier run has done."""
         self.columns, self.total = list(columns), total
         self.every = max(1, math.ceil((total - first) / max(1, rows - 1))) if rows else 0
-        self.shown, self.when = -1, -math.inf
+        self.done, self.shown, self.when = first, -1, -math.inf
         self.bar: Any = None
 
     def start(self) -> None:
@@ -39,6 +39,11 @@ class Steps:
         """So many steps are done. now: what the bar says."""
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=done, now=now)
+
+    def advance(self, by: int, now: str = "") -> None:
+        """So many steps more are done."""
+        self.done = min(self.done + by, self.total)
+        self.step(self.done, now)
 
     def row(self, step: int, cells: Sequence[str]) -> None:
         """A step's numbers; cells as many as columns."""

@@ -1,9 +1,8 @@
 """Responses of one model to the held-out prompts, and their scores; each process answers its share of the prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from accelerate import PartialState
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import EvaluationConfig
@@ -33,6 +32,7 @@ def respond(
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
     gold: PreTrainedModel | None = None,
+    answered: Callable[[int], None] = lambda n: None,
 ) -> list[ResponseRow]:
     """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
@@ -40,6 +40,7 @@ def respond(
     numbers for a prompt, so that sampling noise does not make the difference between two models. With `base`, rows
     also have `kl`, the KL to it (nats per response); with `gold`, `gold_score`, a second reward model's score of the
     same responses. A reward model of another tokenizer family reads the text with the tokenizer saved beside it.
+    answered: called after each batch with the number of its prompts, over all processes.
     """
     proxy_reward = _reward_function("reward model", reward_model, policy, tokenizer, config)
     gold_reward = None if gold is None else _reward_function("second reward model", gold, policy, tokenizer, config)
@@ -48,9 +49,7 @@ def respond(
     mine = shard.of(prompts)[: shard.n_valid]
     rows: list[ResponseRow] = []
     starts = range(0, len(mine), config.eval_batch_size)
-    for start in tqdm(
-        starts, desc=f"evaluate {name}", unit="batch", disable=not state.is_main_process or len(starts) < 2
-    ):
+    for start in starts:
         batch = mine[start : start + config.eval_batch_size]
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
@@ -79,6 +78,7 @@ def respond(
             for row, value in zip(new, again, strict=True):
                 row["gold_score"] = value
         rows += new
+        answered(len(batch) * state.num_processes)
     return shard.gather(rows)
 
 

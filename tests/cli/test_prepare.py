@@ -49,9 +49,10 @@ def test_prepared_stages_start_offline_with_the_default_data(tmp_path: Path) -> 
         done = run([str(ROOT / "scripts/prepare.py"), "--recipe", str(recipe)], home, server.url)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in said] == [f"model {GPT2}", f"model {JUDGE}", "preferences", "prompts"]
-    assert f"'rows': {3 * len(SUBSETS)}" in said[2]
-    assert "'messages': 12" in said[3]
+    names = [f"Model        {GPT2}", f"Model        {JUDGE}", "Preferences", "Prompts"]
+    assert [line.startswith(name) for line, name in zip(said, names, strict=True)] == [True] * 4, said
+    assert f"pairs kept of {3 * len(SUBSETS)}" in said[2]
+    assert "kept of 12 messages" in said[3]
 
     stages = run(["-c", STAGES, str(recipe)], home, NOBODY, offline=True)
     assert stages.returncode == 0, stages.stderr
