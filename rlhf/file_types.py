@@ -70,11 +70,13 @@ class RunFile(TypedDict, total=False):
     git_commit: str | None
     config: Settings
     basis: Basis
+    changed: list[str]  # names in config whose values differ from their defaults
     peak_memory: int  # bytes
     error: str  # of a stage that failed
     data: dict[str, dict[str, int]]  # "preferences" or "prompts" -> count -> rows
     # Report:
     files: dict[str, str]  # what it was made of -> SHA-256
+    page: str  # the report's, by name
     title: str | None
     author: str | None
     # Training:

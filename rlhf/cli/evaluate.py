@@ -13,6 +13,7 @@ from rlhf.cli.parsing import parse, read_asked
 from rlhf.cli.script import run_script
 from rlhf.cli.stage_head import show_stage
 from rlhf.config import EvaluationConfig, PromptConfig, StageRunConfig
+from rlhf.config.fields import changed_settings
 from rlhf.console import quiet, screen
 from rlhf.console.steps import Steps
 from rlhf.console.words import gigabytes, interval, one_line, percent, plain, signed
@@ -70,6 +71,7 @@ def main() -> None:
     settings = run.place() | asdict(data) | asdict(config)
     with Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
+            changed=changed_settings(run, data, config),
             data={"prompts": counts},
             model_paths=paths,
             model_ids={name: runs[name].get("id") for name in tuned},

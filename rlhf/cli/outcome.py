@@ -12,6 +12,7 @@ from rlhf.console import screen
 from rlhf.console.words import clock, interval, path_to, plain, quoted, signed
 from rlhf.reporting.conclusions import verdict
 from rlhf.reporting.values import NAMES
+from rlhf.storage.basis import report_page
 from rlhf.storage.disk import read_json
 from rlhf.storage.stages import POLICIES, read_run
 
@@ -55,7 +56,7 @@ def show_outcome(run: RunConfig) -> None:
     where = ["--run", quoted(run.run)]
     if path_to(Path(run.runs_dir)) != RunConfig.runs_dir:
         where += ["--runs_dir", path_to(Path(run.runs_dir))]
-    report = folder / "report" / "report.html"
+    report = report_page(folder)
     others = ", ".join(end for end in (".pdf", ".ipynb") if report.with_suffix(end).exists())
     screen.to_copy(f"Report  {path_to(report)}{f' ({others})' if others else ''}")
     screen.to_copy(f"Curves  {_command('tensorboard')} --logdir {path_to(folder)}")

@@ -81,8 +81,8 @@ def _where(run: RunConfig) -> list[str]:
 
 def _report(run: RunConfig, of: Sequence[RunConfig] = ()) -> None:
     """The report on a run, or on several, if what it is made of has changed; its heading stays."""
-    folder, page = run.folder(), "seeds.html" if of else "report.html"
-    if report_holds(folder, page, [one.folder() for one in of]):
+    folder = run.folder()
+    if report_holds(folder, [one.folder() for one in of]):
         screen.say(f"{'Report on all runs' if of else 'Report'}: nothing has changed since it was written")
         return
     facts = read_run(folder / REPORT.name)

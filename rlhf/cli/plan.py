@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError, did_you_mean
 from rlhf.file_types import Basis
-from rlhf.storage.basis import Asked, differences, digest_of, has_nothing, refusal, report_holds
+from rlhf.storage.basis import Asked, differences, digest_of, has_nothing, refusal, report_holds, report_page
 from rlhf.storage.stages import (
     REPORT,
     STAGES,
@@ -76,7 +76,7 @@ def _read(spec: StageSpec, folder: Path) -> list[str]:
 
 def _look(spec: StageSpec, recipe: Path, folder: Path, seed: int | None, more: Sequence[str]) -> Planned:
     if spec.name == REPORT.name:
-        there = (folder / REPORT.name / "report.html").is_file()
+        there = report_page(folder).is_file()
         return Planned(spec, "done" if report_holds(folder) else "stale" if there else "not run", [], [], None)
     config, flags = recipe / f"{spec.name}.yaml", [] if seed is None else ["--seed", str(seed)]
     facts = read_run(folder / spec.name)

@@ -14,6 +14,7 @@ from rlhf.cli.script import run_script
 from rlhf.cli.stage_head import show_stage
 from rlhf.config import PPOStageConfig, PromptConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.fields import changed_settings
 from rlhf.config.model import check_ppo_model_config
 from rlhf.config.precision import precision, precision_line
 from rlhf.console import quiet, screen
@@ -177,6 +178,7 @@ def main() -> None:
     # A signal while models load ends the run at once; a later one stops it after a step, with a checkpoint.
     with StopRequest(), Stage(folder, name, config, args.seed, asked, read) as stage:
         stage.record(
+            changed=changed_settings(run, data, model_args, args),
             data={"prompts": counts},
             batch=batch_facts(args),
             engine=engine_name(trainer.accelerator),

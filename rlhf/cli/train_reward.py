@@ -15,6 +15,7 @@ from rlhf.cli.script import run_script
 from rlhf.cli.stage_head import show_stage
 from rlhf.config import PreferenceConfig, RewardStageConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
+from rlhf.config.fields import changed_settings
 from rlhf.config.model import LOADING, check_reward_model_config
 from rlhf.config.precision import precision, precision_line
 from rlhf.console import quiet, screen
@@ -201,6 +202,7 @@ def main() -> None:
     ):  # a signal after training changes nothing
         trainable, total = trainable_share(model)
         stage.record(
+            changed=changed_settings(run, data, model_args, args),
             data={"preferences": counts},
             batch=batch_facts(args),
             precision=precision(args),

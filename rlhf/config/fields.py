@@ -1,7 +1,7 @@
 """Fields of settings: their help texts, and checks of their values. Free of torch, so that `--help` is quick."""
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,25 @@ def help_text(text: str, default: Any = None) -> Any:
 def help_list(text: str, *default: str) -> Any:
     """A dataclass field that holds a list, with a help text for the command line."""
     return field(default_factory=lambda: list(default), metadata={"help": text})
+
+
+def changed_settings(*parts: Any) -> list[str]:
+    """Names of the fields of these settings (dataclasses) whose values differ from their defaults, in their order."""
+    return [one.name for part in parts for one in fields(part) if _differs(getattr(part, one.name), _default(one))]
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a value is not the default; None, an empty text and nested settings at their defaults are one."""
+    if is_dataclass(value) and not isinstance(value, type) and default is None:
+        return bool(value != type(value)())
+    empty = [x is None or (isinstance(x, str | list | tuple | dict) and not x) for x in (value, default)]
+    return bool(value != default) and not all(empty)
+
+
+def _default(one: Field[Any]) -> Any:
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return None if one.default is MISSING else one.default
 
 
 def check(settings: Any, holds: Callable[[Any], bool], expected: str, *names: str) -> None:

@@ -153,6 +153,8 @@
     }
   });
 
-  show(0, false);
+  // A rater who comes back continues where ratings are missing.
+  const open = fieldsets.find((fieldset) => !valueOf(fieldset));
+  show(!given() ? 0 : open ? screens.indexOf(open.closest("section")) : screens.length - 1, false);
   progress();
 })();

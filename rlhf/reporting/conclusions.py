@@ -191,6 +191,28 @@ def kl_conclusion(rows: Sequence[Record], band: tuple[float, float] = KL_BAND) -
     )
 
 
+def score_conclusion(rows: Sequence[Record], gain: float | None) -> str | None:
+    """A sentence if the scores of PPO's samples moved one way and the evaluation's gain the other; None otherwise.
+
+    rows: of metrics.jsonl. The first and the last quarter of the steps are compared, at least one step each.
+    """
+    _, values = series(rows, "objective/scores")
+    if len(values) < 2 or gain is None:
+        return None
+    part = max(1, len(values) // 4)
+    before, after = (math.fsum(some) / part for some in (values[:part], values[-part:]))
+    if (after - before) * gain >= 0:
+        return None
+    first, second = ("fell", "rose") if after < before else ("rose", "fell")
+    return (
+        f"the score {first} during training ({before:.3f} to {after:.3f}) and {second} in the evaluation "
+        f"({gain:+.3f}). Each "
+        "step of training scores a few responses to other prompts, sampled at the training temperature; the "
+        "evaluation "
+        "compares both models on the same unseen prompts, so it decides"
+    )
+
+
 REPETITION = 0.1  # most that repetition may rise above the base model's
 
 VARIETY = 0.7  # least distinct-2, as a share of the base model's
@@ -199,7 +221,8 @@ SHARE = 0.2  # from this share of empty or identical responses on, responses are
 
 GAIN_RULES = (
     "A reward rose or fell if the interval of its gain excludes 0. Length explains a gain if the interval of the gain "
-    "at equal length includes 0 and the interval of the slope does not. Responses are degenerate if repetition is more "
+    "at equal length includes 0 and the interval of the slope does not. Responses are degenerate if "
+    "repetition is more "
     f"than {REPETITION:g} above the base model's, if distinct-2 is below {VARIETY:.0%} of the base model's, or if at "
     f"least {SHARE:.0%} of the responses are empty or identical."
 )

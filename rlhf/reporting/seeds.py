@@ -5,7 +5,7 @@ Full and LoRA of one run share its reward model and prompts, so they are compare
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from scipy.stats import t
 
 from rlhf.reporting.conclusions import last_quarter
-from rlhf.reporting.report import flat
+from rlhf.reporting.formats import flat
 from rlhf.reporting.run import Run
 from rlhf.reporting.values import NAMES, is_number, series
 from rlhf.storage.stages import POLICIES, TITLES, says_done
@@ -154,11 +154,92 @@ def finished(run: Run) -> Run:
     )
 
 
-def same_seeds(runs: Sequence[Run]) -> list[str]:
-    """Sentences on runs with the same seed in a training stage, which are one sample."""
+Copies = Mapping[str, Mapping[str, str]]  # run -> its stage -> the earlier run that has the same one
+
+
+def copies(runs: Sequence[Run]) -> Copies:
+    """The stages of each run that an earlier run has, too; runs without any have no entry.
+
+    A stage is a copy if it has the same id in run.json, or the same seed and the same results: counted twice, it would
+    make the spread of the runs look smaller than it is.
+    """
+    found = {}
+    for i, run in enumerate(runs):
+        originals = {}
+        for stage in (stage for stage in TITLES if done(run, stage)):
+            same = [other.path.name for other in runs[:i] if _same(run, other, stage)]
+            if same:
+                originals[stage] = same[0]
+        if originals:
+            found[run.path.name] = originals
+    return found
+
+
+def without_copies(runs: Sequence[Run], found: Copies) -> list[Run]:
+    """The runs, each result once: those of a copied stage are left to the first run that has them."""
+    return [_without(run, found[run.path.name]) if run.path.name in found else run for run in runs]
+
+
+def copy_words(runs: Sequence[Run], found: Copies) -> list[str]:
+    """Sentences on what `without_copies` left out."""
+    said = []
+    for run in runs:
+        originals = found.get(run.path.name, {})
+        names, stages = dict.fromkeys(originals.values()), [stage for stage in TITLES if done(run, stage)]
+        if originals and len(originals) == len(stages) and len(names) == 1:
+            said.append(f"{run.path.name} is a copy of {next(iter(names))}: its results are left out")
+            continue
+        said += [
+            f"{TITLES[stage]} of {run.path.name} is a copy of the one of {name}: its results are left out"
+            for stage, name in originals.items()
+        ]
+    return said
+
+
+def _same(run: Run, other: Run, stage: str) -> bool:
+    if not done(other, stage):
+        return False
+    mine, theirs = run.stages[stage], other.stages[stage]
+    if mine.get("id") is not None and mine.get("id") == theirs.get("id"):
+        return True
+    seed, found = mine.get("seed"), _results(run, stage)
+    return seed is not None and seed == theirs.get("seed") and bool(found) and found == _results(other, stage)
+
+
+def _results(run: Run, stage: str) -> Any:
+    """What a stage found, without times, which differ even in a copy that was computed again."""
+    if stage == "evaluation":
+        return run.evaluation.get("gains")
+    if stage == "reward_gold":
+        return run.gold.get("after")
+    rows = run.reward_log if stage == "reward" else next(run.ppo.get(n, []) for n, s in POLICIES.items() if s == stage)
+    timed = ("time/", "perf/", "eps", "eval_runtime", "eval_samples", "eval_steps")
+    return [{key: value for key, value in row.items() if not key.startswith(timed)} for row in rows]
+
+
+def _without(run: Run, stages: Container[str]) -> Run:
+    """The run without the results of these stages; a policy's go from the evaluation, too."""
+    policies = [name for name, stage in POLICIES.items() if stage in stages]
+    evaluation: Any = {} if "evaluation" in stages else {**run.evaluation}
+    for part in ("gains", "validity", "models"):
+        if part in evaluation:
+            evaluation[part] = {name: value for name, value in evaluation[part].items() if name not in policies}
+    reward = "reward" in stages
+    return replace(
+        run,
+        reward_log=[] if reward else run.reward_log,
+        reward={} if reward else run.reward,
+        ppo={name: rows for name, rows in run.ppo.items() if name not in policies},
+        evaluation=evaluation,
+    )
+
+
+def same_seeds(runs: Sequence[Run], found: Copies | None = None) -> list[str]:
+    """Sentences on runs with the same seed in a training stage, which are one sample; copies are left out."""
     said = []
     for stage in _SEEDED:
-        names = _by_value(runs, {run.path.name: run.stages[stage].get("seed") for run in runs if done(run, stage)})
+        distinct = [run for run in runs if done(run, stage) and stage not in (found or {}).get(run.path.name, {})]
+        names = _by_value(runs, {run.path.name: run.stages[stage].get("seed") for run in distinct})
         said += [
             f"{TITLES[stage]}: {_join(group)} have the same seed, {seed}: they count as one sample, not {len(group)}"
             for seed, group in names.items()

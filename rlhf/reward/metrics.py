@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from scipy.stats import binomtest, spearmanr
-from sklearn.metrics import classification_report, confusion_matrix
 
 from rlhf.file_types import Calibration, CalibrationBin, PairMetrics
 
@@ -21,6 +20,8 @@ def pair_metrics(chosen: NDArray[Any], rejected: NDArray[Any], seed: int) -> Pai
     classes occur: the label is the side of the chosen response, the prediction the side with the higher score (a tie:
     "second"). Ties count half in the accuracy. A ValueError for no pairs, or for a score that is not finite.
     """
+    from sklearn.metrics import classification_report, confusion_matrix  # a second, which the report does not spend
+
     chosen, rejected = np.asarray(chosen, float), np.asarray(rejected, float)
     if chosen.shape != rejected.shape or chosen.ndim != 1 or not len(chosen):
         raise ValueError(f"scores: expected two arrays [N], N > 0, found {chosen.shape} and {rejected.shape}")

@@ -194,11 +194,15 @@ def report_files(*runs: Path) -> dict[str, str]:
     return found | {"rlhf": hashlib.sha256("".join(code).encode()).hexdigest()}
 
 
-def report_holds(run: Path, page: str = "report.html", of: Sequence[Path] = ()) -> bool:
+def report_page(run: Path) -> Path:
+    """The page of a run's report, which author and title may have named; where it will be, if there is none yet."""
+    return run / REPORT.name / Path(read_run(run / REPORT.name).get("page") or "report.html").name
+
+
+def report_holds(run: Path, of: Sequence[Path] = ()) -> bool:
     """Whether the report's page is of the files that its runs have now; `of` this run, if no others are given."""
     facts = read_run(run / REPORT.name)
-    there = (run / REPORT.name / page).is_file()
-    return there and says_done(facts) and facts.get("files") == report_files(*(of or [run]))
+    return report_page(run).is_file() and says_done(facts) and facts.get("files") == report_files(*(of or [run]))
 
 
 def verdict(folder: Path, asked: Asked) -> Literal["done", "resume", "again"]:

@@ -105,6 +105,27 @@ def test_by_mouse(page, sheet):
     assert page.locator(".word").first.inner_text() == f"4: {CRITERIA['coherence'].steps[3]}"
 
 
+def test_a_rater_who_comes_back_is_at_the_first_prompt_without_ratings(page, sheet):
+    def shown():
+        return page.evaluate("[...document.querySelectorAll('main > section')].findIndex(s => !s.hidden)")
+
+    page.goto(sheet)
+    page.reload()
+    assert shown() == 0  # nothing is rated yet: what to do
+    for _ in range(len(CRITERIA) * 3 + 1):  # the first prompt, and one rating of the second
+        page.keyboard.press("n")
+        page.keyboard.press("3")
+    page.click("#back")
+    page.reload()
+    assert shown() == 2
+    for _ in range(COUNT - len(CRITERIA) * 3 - 1):
+        page.keyboard.press("n")
+        page.keyboard.press("3")
+    page.reload()
+    assert page.inner_text("#missing").startswith("All ratings are complete.")
+    assert page.locator("#save").is_visible()
+
+
 def test_a_name_is_asked_for(page, sheet):
     page.goto(sheet)
     while page.locator("#next").is_enabled():

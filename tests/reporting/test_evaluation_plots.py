@@ -1,30 +1,39 @@
 """The plots hold the numbers they were given."""
 
 import pytest
+from test_plots import lines, texts
 
-from rlhf.reporting.plots.evaluation import proxy_and_gold, score_against_length
-
-
-def test_a_bar_for_each_judge_and_none_for_a_model_without_gold():
-    records = {
-        "full": {"proxy_in_sd": 0.8, "gold": {"in_sd": -0.2}},
-        "lora": {"proxy_in_sd": 0.5, "gold": {"in_sd": 0.4}},
-        "other": {"proxy_in_sd": 0.5},
-    }
-    axis = proxy_and_gold(records).axes[0]
-    assert [bar.get_width() for bar in axis.patches] == [0.8, -0.2, 0.5, 0.4]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["full", "LoRA"]
-    assert [text.get_text() for text in axis.texts] == ["proxy +0.80", "gold -0.20", "proxy +0.50", "gold +0.40"]
+from rlhf.reporting.plots.evaluation import gains, score_against_length
 
 
-def test_a_line_a_model_through_its_responses():
-    rows = [{"model": "base", "response_length": n, "score": 1 + 0.5 * n} for n in (2, 4, 6)]
+def test_gains_draws_the_ends_of_each_interval_under_both_judges():
+    records = {"full": {"gain": 0.4, "interval": [0.1, 0.9]}, "lora": {"gain": -0.1}, "other": {}}
+    figure = gains(records, {"full": {"gain": 0.2, "interval": [-0.3, 0.5]}})
+    shown = lines(figure)
+    assert shown["_full interval"] == ([0.1, 0.9], [0, 0])
+    assert shown["full"] == ([0.4], [0])
+    assert shown["_full gold interval"] == ([-0.3, 0.5], [1, 1])
+    assert shown["full gold"] == ([0.2], [1])
+    assert shown["_lora interval"] == ([-0.1, -0.1], [2, 2])
+    assert not any("other" in name for name in shown)
+    assert texts(figure)[2:] == [
+        "full, PPO's reward model: +0.400",
+        "full, second reward model: +0.200",
+        "LoRA, PPO's reward model: -0.100",
+    ]
+    assert "99%" in texts(gains(records, confidence=0.99))[1]
+
+
+def test_a_line_a_model_through_many_responses_and_none_through_few():
+    rows = [{"model": "base", "response_length": n, "score": 1 + 0.5 * n} for n in range(2, 22)]
     rows += [
         {"model": "full", "response_length": 3, "score": None},
-        {"model": "full", "response_length": 5, "score": 2},
+        *({"model": "full", "response_length": n, "score": 2 * n} for n in range(19)),
     ]
-    axis = score_against_length(rows).axes[0]
-    assert [len(dots.get_offsets()) for dots in axis.collections] == [3, 1]
-    assert list(axis.lines[0].get_xdata()) == [2, 6]
-    assert list(axis.lines[0].get_ydata()) == pytest.approx([2, 4])
-    assert len(axis.lines[1].get_xdata()) == 0  # one response has no slope
+    figure = score_against_length(rows)
+    assert [len(dots.get_offsets()) for dots in figure.axes[0].collections] == [20, 19]
+    shown = lines(figure)
+    assert shown["_base line"][0] == [2, 21]
+    assert shown["_base line"][1] == pytest.approx([2, 11.5])
+    assert "_full line" not in shown
+    assert {"base", "full"} <= set(shown)

@@ -13,13 +13,14 @@ from pypdf import PdfReader
 from pypdf.generic import IndirectObject
 from tensorboard.plugin_util import markdown_to_safe_html
 from test_notebook import execute
+from test_notebook import outputs as outputs_of
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 from test_report import run_json, write
 
 from rlhf.evaluation.summary import summarise
 from rlhf.model_card.markdown import code, plain, table
-from rlhf.reporting.notebook import write_notebook
-from rlhf.reporting.pdf import to_pdf
+from rlhf.reporting.files import write_report
+from rlhf.reporting.notebook import make_notebook
 from rlhf.reporting.report import build_report
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report
@@ -86,12 +87,15 @@ def opened(browser, path, checks, policy=True):
     answers = [page.evaluate(check) for check in checks]
     owned = page.evaluate("window.owned === undefined")
     context.close()
-    return owned, [url for url in asked if url != path.as_uri() and not url.startswith("data:image/png")], answers
+    return owned, [url for url in asked if url.partition("#")[0] != path.as_uri()], answers
 
 
 TABLE = ("div", "style", "table", "thead", "tbody", "tr", "th", "td", "p")
 CHECKS = (
-    "document.querySelectorAll('script, a, iframe, svg, link, base, object, meta[http-equiv=refresh]').length",
+    "document.querySelectorAll('script, iframe, img, image, link, base, object, meta[http-equiv=refresh]').length",
+    "[...document.querySelectorAll('a')].filter(n => !/^#[a-z]+$/.test(n.getAttribute('href'))).length",
+    "document.querySelectorAll('svg').length - document.querySelectorAll('figure > .plot > svg').length",
+    "document.querySelectorAll('svg :not(defs, clipPath, rect, g, path, use, text)').length",
     "[...document.querySelectorAll('*')].filter(n => [...n.attributes].some(a => a.name.startsWith('on'))).length",
     "document.querySelectorAll('style').length",
     "getComputedStyle(document.querySelector('main')).display",
@@ -104,7 +108,7 @@ def test_the_report_runs_nothing_and_asks_for_nothing(browser, hostile_run, poli
     harmless, asked, answers = opened(browser, path, CHECKS, policy)
     assert harmless
     assert asked == []
-    assert answers == [0, 0, 1, "block"]
+    assert answers == [0, 0, 0, 0, 0, 1, "block"]
     assert "1337" not in path.read_text()  # 7 * 191: no template in a text was filled in
 
 
@@ -112,11 +116,14 @@ def test_the_report_runs_nothing_and_asks_for_nothing(browser, hostile_run, poli
 def test_the_seeds_page_too(browser, hostile_run, policy):
     other = hostile_run.with_name("<img src=x onerror=window.owned=1> $\\frac{$")
     shutil.copytree(hostile_run, other)
+    for stage in ("reward", "ppo_full", "ppo_lora", "evaluation"):  # not a copy: another seed
+        facts = json.loads((other / stage / "run.json").read_text())
+        write(other / stage / "run.json", facts | {"seed": 1})
     path = build_seed_report(hostile_run.with_name("many"), [hostile_run, other], title=ALL, author=ALL)
     harmless, asked, answers = opened(browser, path, CHECKS, policy)
     assert harmless
     assert asked == []
-    assert answers == [0, 0, 1, "block"]
+    assert answers == [0, 0, 0, 0, 0, 1, "block"]
 
 
 def test_the_browser_would_have_run_it(browser, tmp_path):
@@ -126,8 +133,8 @@ def test_the_browser_would_have_run_it(browser, tmp_path):
 
 
 def test_the_pdf_links_to_nothing_and_does_nothing(hostile_run):
-    page = build_report(hostile_run, title=ALL, author=ALL)
-    reader = PdfReader(io.BytesIO(to_pdf(page.read_text(encoding="utf-8"))))
+    _, pdf, _ = write_report(hostile_run, title=ALL, author=ALL)
+    reader = PdfReader(io.BytesIO(pdf.read_bytes()))
     words = {"/URI", "/JS", "/JavaScript", "/Launch", "/AA", "/SubmitForm", "/EmbeddedFile", "/OpenAction"}
     found = set()
     for number in range(1, len(reader.xref_objStm) + max(reader.xref[0]) + 1):
@@ -143,11 +150,14 @@ def test_the_pdf_links_to_nothing_and_does_nothing(hostile_run):
     assert action is None or isinstance(action, list)  # a place on a page, no action
 
 
-def test_a_title_in_the_notebook_is_text(hostile_run, tmp_path):
+def test_a_title_in_the_notebook_is_text(hostile_run):
     render = MarkdownIt("commonmark").render
+    for path in ("evaluation", "ppo_full", "ppo_lora", "reward"):
+        shutil.rmtree(hostile_run / path)
     for text in [*HOSTILE, "a_b_c *d* `e` # f", "2) x - y"]:
-        notebook = nbformat.read(write_notebook(read_run(hostile_run), tmp_path / "n.ipynb", text), as_version=4)
+        notebook = nbformat.reads(make_notebook(read_run(hostile_run), {}, text, text).decode(), as_version=4)
         html = render(notebook.cells[0].source)
+        assert html.count("<") == 6, text  # of one heading and two paragraphs
         first = html[: html.index("</h1>")].removeprefix("<h1>")
         assert "<" not in first, text
         assert "\x1b" not in first
@@ -156,13 +166,14 @@ def test_a_title_in_the_notebook_is_text(hostile_run, tmp_path):
     )
 
 
-def test_what_the_notebook_shows_is_text(hostile_run, tmp_path):
+def test_what_the_notebook_shows_is_text(hostile_run):
     rows = [json.loads(line) for line in (hostile_run / "evaluation/responses.jsonl").read_text().splitlines()]
     rows = [row | {"prompt_length": 5, "eos": True, "gold_score": 0.5} for row in rows]
     write(hostile_run / "evaluation/responses.jsonl", rows)
     write(hostile_run / "evaluation/evaluation.json", summarise(rows, ["base", "full", "lora"], 0.95, 0))
     write(hostile_run / "ppo_full/warnings.jsonl", {"step": 1, "seen": ALL, "since": 1, "helps": ALL})
-    notebook = execute(write_notebook(read_run(hostile_run), tmp_path / "n.ipynb", ALL))
+    path = write_report(hostile_run, title=ALL)[2]
+    notebook = nbformat.read(path, as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
     pages = [output.get("data", {}).get("text/html", "") for output in outputs]
@@ -176,6 +187,7 @@ def test_what_the_notebook_shows_is_text(hostile_run, tmp_path):
     assert tags - {f"{end}{name}" for end in ("", "/") for name in TABLE} == set()
     for page in filter(None, pages):
         assert "mathjax_ignore" in page  # a formula, with \href in it, is text, too
+    assert outputs_of(execute(path)) == outputs_of(notebook)
 
 
 def test_in_a_model_card_a_text_is_a_code_span():

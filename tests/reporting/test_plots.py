@@ -1,8 +1,12 @@
+import re
+from xml.etree import ElementTree
+
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from rlhf.reporting.plots import training as plots
+from rlhf.reporting.plots.style import to_png, to_svg
 
 KL = [0.01, 0.02, 0.05, 0.1, 0.11]
 
@@ -29,15 +33,31 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], list[f
     }
 
 
+def texts(figure: Figure) -> list[str]:
+    """Title and unit, then the texts inside the panel."""
+    return [text.get_text() for text in (*figure.texts, *figure.axes[0].texts)]
+
+
 def test_kl_shows_both_runs_and_the_band() -> None:
     figure = plots.kl({"full": ppo_rows(KL), "lora": ppo_rows(KL[:2])})
     assert lines(figure) == {"full": ([1, 2, 3, 4, 5], KL), "LoRA": ([1, 2], [0.01, 0.02])}
     (band,) = figure.axes[0].patches
     assert band.get_extents().transformed(figure.axes[0].transData.inverted()).intervaly == pytest.approx([0.02, 0.1])
     assert "0.02–0.1" in str(band.get_label())
-    assert "nats" in figure.axes[0].get_ylabel()
-    assert lines(figure, 1)["full"][1] == [40 * value for value in KL]
-    assert lines(figure, 2)["LoRA"][1] == [0.05, 0.05]
+    assert texts(figure) == ["KL to the reference", "nats per response token"]
+
+
+def test_further_curves_show_what_changes() -> None:
+    rows = {"full": ppo_rows(KL), "lora": ppo_rows(KL[:3])}
+    figure = plots.curve(rows, "ppo_length")
+    assert figure is not None
+    assert lines(figure)["LoRA"][1] == [40, 41, 42]
+    assert texts(figure) == ["Response length", "mean tokens"]
+    figure = plots.curve(rows, "ppo_eos")
+    assert figure is not None
+    assert lines(figure)["LoRA"][1] == [0, 0.1, 0.2]
+    assert plots.curve(rows, "ppo_kl_coef") is None  # it never changes
+    assert plots.curve({}, "ppo_eos") is None
 
 
 def test_colours_and_styles_tell_the_runs_apart() -> None:
@@ -46,25 +66,28 @@ def test_colours_and_styles_tell_the_runs_apart() -> None:
     assert (to_hex(lora.get_color()), lora.get_linestyle()) == ("#d55e00", "--")
 
 
-def test_scores_against_the_root_of_kl_with_their_line() -> None:
+def test_scores_against_the_root_of_kl() -> None:
     kl = [0.0, 1.0, 4.0, 9.0, -0.5]  # roots 0 1 2 3; an estimate below 0 has none
     rows = [{"step": i, "objective/kl": value, "objective/scores": 1 + 2 * i} for i, value in enumerate(kl)]
     figure = plots.scores_against_kl({"full": rows})
     (dots,) = figure.axes[0].collections
     assert dots.get_offsets().tolist() == [[0, 1], [1, 3], [2, 5], [3, 7]]
-    assert lines(figure)["full: slope 2.00, r 1.00"] == ([0, 3], [1, 7])
+    assert lines(figure) == {"full": ([], [])}  # the legend's; no line through the dots
 
 
-def test_scores_are_shown_as_measured_and_smoothed() -> None:
-    shown = lines(plots.scores({"full": ppo_rows([0.05] * 12)}))
-    assert shown["_measured"][1] == list(range(12))
-    assert shown["full"][1][9:] == [4.5, 5.5, 6.5]  # means of 0..9, 1..10, 2..11
+def test_many_scores_are_smoothed_and_few_are_not() -> None:
+    shown = lines(plots.scores({"full": ppo_rows([0.05] * 24)}))
+    assert shown["_measured"][1] == list(range(24))
+    assert shown["full"][1][9:12] == [4.5, 5.5, 6.5]  # means of 0..9, 1..10, 2..11
+    assert lines(plots.scores({"full": ppo_rows(KL)})) == {"full": ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4])}
 
 
-def test_response_shape() -> None:
-    figure = plots.response_shape({"lora": ppo_rows(KL[:3])})
-    assert lines(figure, 0)["LoRA"][1] == [40, 41, 42]
-    assert lines(figure, 1)["LoRA"][1] == [0, 0.1, 0.2]
+def test_scores_stand_within_their_standard_error() -> None:
+    # 16 responses a step, standard deviation 2: error 0.5
+    rows = [row | {"objective/scores_std": 2.0, "episode": 16 * row["step"]} for row in ppo_rows(KL)]
+    (band,) = plots.scores({"full": rows}).axes[0].collections
+    assert band.get_paths()[0].get_extents().intervaly.tolist() == [-0.5, 4.5]
+    assert not plots.scores({"full": ppo_rows(KL)}).axes[0].collections
 
 
 def test_learning_curves_tell_training_from_validation() -> None:
@@ -74,43 +97,60 @@ def test_learning_curves_tell_training_from_validation() -> None:
         {"step": 20, "eval_loss": 0.8, "eval_accuracy": 0.55},
         {"step": 20, "train_runtime": 3.0},
     ]
-    figure = plots.learning_curves(rows, best_step=20)
-    assert lines(figure, 0)["training"] == ([10, 20], [0.9, 0.7])
-    assert lines(figure, 0)["validation"] == ([20], [0.8])
-    assert lines(figure, 0)["best step (20)"][0] == [20, 20]
-    assert lines(figure, 1)["training"][1] == [0.5, 0.6]
-    assert lines(figure, 1)["validation"][1] == [0.55]
-    assert "best step (20)" not in lines(plots.learning_curves(rows))
+    loss, accuracy = plots.reward_loss(rows, best_step=20), plots.reward_accuracy(rows, best_step=20)
+    assert lines(loss)["training"] == ([10, 20], [0.9, 0.7])
+    assert lines(loss)["validation"] == ([20], [0.8])
+    assert lines(loss)["best step (20)"][0] == [20, 20]
+    assert lines(accuracy)["training"][1] == [0.5, 0.6]
+    assert lines(accuracy)["validation"][1] == [0.55]
+    assert "best step (20)" not in lines(plots.reward_loss(rows))
 
 
-def test_confusion_matrix_cells_are_counts_and_row_shares() -> None:
-    axis = plots.confusion_matrix([[60, 40], [0, 0]], ["a$x$", "b"]).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["60\n60%", "40\n40%", "0\n0%", "0\n0%"]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["a$x$", "b"]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
+def test_accuracies_are_named_and_have_their_intervals() -> None:
+    rows = [
+        ("all pairs", {"accuracy": 0.75, "interval": [0.6, 0.85]}),
+        ("rule: longer $x$", {"accuracy": 0.5}),
+        ("odd", {"accuracy": None}),
+    ]
+    figure = plots.accuracies(rows)
+    shown = lines(figure)
+    assert shown["_all pairs interval"] == ([0.6, 0.85], [0, 0])
+    assert shown["_rule: longer $x$ interval"] == ([0.5, 0.5], [1, 1])
+    assert texts(figure)[2:] == ["all pairs: 75.0%", "rule: longer $x$: 50.0%"]
 
 
 def test_calibration_leaves_out_empty_bins() -> None:
     bins = [{"confidence": 0.55, "accuracy": 0.5, "n": 40}, {"confidence": 0.65, "accuracy": 0.0, "n": 0}]
     figure = plots.calibration([*bins, {"confidence": 0.9, "accuracy": 0.8, "n": 10}], ece=0.08)
-    assert lines(figure)["reward model (ECE 0.080)"] == ([0.55, 0.9], [0.5, 0.8])
-
-
-def test_gains_draws_the_ends_of_each_interval() -> None:
-    records = {"full": {"gain": 0.4, "interval": [0.1, 0.9]}, "lora": {"gain": -0.1}, "other": {}}
-    shown = lines(plots.gains(records))
-    assert shown["_full interval"] == ([0.1, 0.9], [0, 0])
-    assert shown["full"] == ([0.4], [0])
-    assert shown["_lora interval"] == ([-0.1, -0.1], [1, 1])
-    assert "other" not in shown
+    assert texts(figure)[1] == "accuracy (share of pairs), ECE 0.080"
+    assert lines(figure)["reward model"] == ([0.55, 0.9], [0.5, 0.8])
 
 
 def test_png_is_a_png_and_repeatable() -> None:
-    first, second = (plots.to_png(plots.gains({"full": {"gain": 0.4}})) for _ in range(2))
+    first, second = (to_png(plots.kl({"full": ppo_rows(KL)})) for _ in range(2))
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
     assert first == second
 
 
-@pytest.mark.parametrize("draw", [plots.kl, plots.scores, plots.scores_against_kl, plots.response_shape])
+@pytest.mark.parametrize("draw", [plots.kl, plots.scores, plots.scores_against_kl])
 def test_rows_without_the_metric_still_make_a_plot(draw) -> None:  # type: ignore[no-untyped-def]
-    assert plots.to_png(draw({"full": [{"step": 1}]}))
+    assert to_png(draw({"full": [{"step": 1}]}))
+
+
+def test_svg_is_of_the_page() -> None:
+    """Its colours are the page's, its text is text in the page's font, its ids are its own, and it fetches nothing."""
+    rows = {"full": ppo_rows([-0.1, 0.2])}
+    first, second = to_svg(plots.kl(rows), "a"), to_svg(plots.kl(rows), "b")
+    assert first == to_svg(plots.kl(rows), "a")
+    assert ElementTree.fromstring(first.replace("xlink:href", "href")).tag == "svg"
+    assert set(re.findall(r"#[0-9a-fA-F]{6}\b", first)) == set()
+    assert {"var(--full)", "var(--ink)", "var(--page)", "var(--green)"} <= set(re.findall(r"var\([^)]+\)", first))
+    assert ">KL to the reference</text>" in first
+    assert re.search(r">-0\.\d+</text>", first)  # a minus as in the tables
+    assert "font-family" not in first
+    assert "<style" not in first
+    assert "http" not in first
+    ids = [re.findall(r' id="([^"]+)"', text) for text in (first, second)]
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+    assert set(re.findall(r"#(\w+)", first)) <= set(ids[0])

@@ -1,4 +1,3 @@
-import base64
 import json
 import re
 import shutil
@@ -12,12 +11,13 @@ import rating_sheets
 from rlhf.errors import UserError
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
-from rlhf.reporting.report import build_report, choose_samples
+from rlhf.reporting import samples
+from rlhf.reporting.report import build_report, draw
+from rlhf.reporting.run import read_run
 
 ATTACK = "<script>alert(1)</script>\n\"'><img src=http://example.com/x>"
-PLOTS = {f"reward_{name}" for name in ("learning", "confusion", "calibration")} | {"evaluation_gains"}
-PLOTS |= {"evaluation_gold", "evaluation_length"}
-PLOTS |= {f"ppo_{name}" for name in ("kl", "scores", "scores_kl", "responses")}
+PLOTS = {f"reward_{name}" for name in ("loss", "accuracy", "calibration")} | {"evaluation_gains", "evaluation_length"}
+PLOTS |= {f"ppo_{name}" for name in ("kl", "scores", "scores_kl", "length", "eos")}
 
 
 class Page(HTMLParser):
@@ -148,45 +148,112 @@ def run_dir(tmp_path: Path) -> Path:
     return run
 
 
-def test_sections_stand_in_order(run_dir: Path) -> None:
-    ids = [section["id"] for section in page_of(run_dir).all("section")]
-    assert ids == ["stages", "models", "reward", "ppo", "evaluation", "samples", "ratings", "how", "environment"]
+def test_sections_stand_in_order_the_result_first(run_dir: Path) -> None:
+    page = page_of(run_dir)
+    ids = [section["id"] for section in page.all("section")]
+    assert ids == ["result", "samples", "reward", "ppo", "evaluation", "ratings", "how", "appendix"]
+    assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in ids]
+    everything = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(everything) == len(set(everything))
+    first = page.text[: page.text.index("Reward model on") if "Reward model on" in page.text else None]
+    places = [first.index(words) for words in ("Full: a gain, confirmed", "Before and after PPO", "Prompt 5 of 20")]
+    assert places == sorted(places)
+
+
+def test_the_first_screen_has_three_plots_and_three_prompts(run_dir: Path) -> None:
+    html = build_report(run_dir).read_text(encoding="utf-8")
+    main = html[html.index('<section id="result"') : html.index('<section id="reward"')]
+    assert re.findall(r'data-plot="(\w+)"', main) == ["ppo_scores", "ppo_kl", "evaluation_gains"]
+    assert main.count("<article") == 3
+    assert "<details" not in main
+    assert "/data/" not in html[: html.index('<section id="appendix"')]
 
 
 def test_numbers_are_shown_as_written(run_dir: Path) -> None:
-    text = re.sub(r" (?=[,;).])", "", page_of(run_dir).text)
+    text = re.sub(r" (?=[,;:).])", "", page_of(run_dir).text)
     for words in [
-        "50 evaluation prompts, PPO on all weights (full) moved the mean reward from 0.100 to 0.912, a gain",
-        "+0.812 (95% interval 0.500 to 1.100, which excludes 0: a gain beyond the noise of these prompts)",
-        "(95% interval -0.100 to 0.200, which includes 0: no gain beyond the noise of these prompts)",
-        "65.5% of 200 test pairs; before training it was 48.5%",
+        "Full: a gain, confirmed by the second reward model. LoRA: no gain shown.",
+        "PPO on all weights (full) raised the mean reward by +0.812 (95% interval +0.500 to +1.100), and the second "
+        "reward model, trained on other pairs, confirms it: +0.350 (+0.100 to +0.600).",
+        "PPO with LoRA shows no gain in mean reward beyond noise, +0.050 (95% interval -0.100 to +0.200)",
+        "full 0.100 +0.812 [+0.500, +1.100] +0.350 [+0.100, +0.600] 70.0% 90.0% – gain, confirmed",
+        "prefers the response that the data chose in 65.5% of 200 test pairs; before training it was 48.5%",
+        "Reward model, after training 200 test 0.871 (margin) 65.5% [59.0%, 72.0%] +0.710",
         "1 h 02 min",
         "134,515,008",
         "1 h 02 min – 1,345,150 2.5",  # the newest checkpoint's size, not the largest
         "1.000%",
-        "59.0% to 72.0%",
         "33 / 4 / 13",
         "kl_target None",
         "lora.r 16",
         "empty 100 5.0%",
         "kept 1,900 95.0%",
-        "full : growing too fast: 0.178 nats per token over the last 10 steps, 42% of all steps inside 0.02 to 0.1",
-        "LoRA : moderate: 0.050 nats per token over the last 10 steps, 100% of all steps inside 0.02 to 0.1.",
-        "0.003 70.0% 33 / 4 / 13",
-        "48.2 90.0% 0.910 0.980 0.010 – – -0.120",
-        "5 to 9 20 +0.500 (0.200 to 0.800) -0.100 (-0.300 to 0.100)",
+        "full: KL growing too fast: 0.178 nats per token over the last 10 steps, 42% of all steps inside 0.02 to 0.1",
+        "LoRA: KL moderate: 0.050 nats per token over the last 10 steps, 100% of all steps inside 0.02 to 0.1.",
+        "full 0.100 [0.000, 0.200] 48.2 0.910 0.980 0.010 – -0.120",
+        "5 to 9 tokens 20 +0.500 [+0.200, +0.800] -0.100 [-0.300, +0.100]",
         "no complete sheet yet",
-        "full : The proxy rose, and so did the gold model, which was trained on other pairs",
+        "full: The proxy rose, and so did the gold model, which was trained on other pairs",
         "Length explains the gain: responses became longer, and at equal length it is +0.220 (-0.050 to +0.490).",
-        "LoRA : The proxy did not move beyond noise; the gold model did not move beyond noise",
-        "full +0.812 0.500 to 1.100 +0.350 0.100 to 0.600 0.012 61.0% +0.810 +0.440 0.270",
-        "LoRA +7.500 +0.031 0.010 to 0.050 +0.220 -0.050 to 0.490",
+        "LoRA: The proxy did not move beyond noise; the gold model did not move beyond noise",
+        "full, PPO's reward model +0.812 [+0.500, +1.100] +0.810 0.003 70.0% 33 / 4 / 13",
+        "full, second reward model +0.350 [+0.100, +0.600] +0.440 0.012 61.0%",
+        "Rank correlation (Spearman) of both reward models' differences: full 0.27, LoRA 0.27.",
+        "LoRA +7.500 +0.031 [+0.010, +0.050] +0.220 [-0.050, +0.490]",
         "Best step: 120, validation loss 0.900",
+        "the first is better 100 66 34 0.610 0.620 0.630",
         "loss/value_avg Clipped value loss 0.00031 0.00031",
         "time/act Time of this phase, s 1.250 1.250",
         "git commit 0123abcd",
+        "(66 + 65) / 200 = 0.655",
+        "Gain (full): mean score after minus mean score before: 0.912 - 0.100 = 0.812",
     ]:
         assert words in text, words
+
+
+def test_who_chose_the_better_responses_depends_on_the_data(run_dir: Path) -> None:
+    for source, words in (
+        ("demo:preferences.jsonl", "the authors of the demo's pairs"),
+        ("Anthropic/hh-rlhf", "the crowd workers of HH-RLHF"),
+        ("mine.jsonl", "the data"),
+    ):
+        write(run_dir / "reward/run.json", run_json("reward") | {"config": {"dataset_name": source}})
+        text = page_of(run_dir).text
+        assert f"prefers the response that {words} chose in 65.5%" in re.sub(r" (?=[,;:).])", "", text)
+        assert "same response as people" not in text
+
+
+def test_no_path_of_the_machine_is_shown(run_dir: Path) -> None:
+    facts = run_json("ppo_full") | {"command": "/opt/py/bin/python -m rlhf --config /home/me/r/ppo.yaml --x=/data/a/b"}
+    facts |= {"error": "OSError: /scratch/me/file", "status": "failed"}
+    facts["config"] |= {"reward_model_path": "/data/runs/demo/reward", "files": ["~/a/b.json", "c/d"]}
+    facts["models"] = [{"role": "policy", "name": "/home/me/model", "parameters": 2, "trainable": 1}]
+    write(run_dir / "ppo_full/run.json", facts)
+    text = page_of(run_dir).text
+    assert "…/python -m rlhf --config …/ppo.yaml --x=…/b" in text
+    assert "OSError: …/file" in text
+    assert "…/reward" in text
+    assert "…/b.json, c/d" in text
+    assert not re.search(r"/(home|opt|data|scratch)/", text)
+
+
+def test_only_settings_that_differ_are_in_the_first_table(run_dir: Path) -> None:
+    write(run_dir / "ppo_full/run.json", run_json("ppo_full") | {"changed": ["learning_rate", "lora"]})
+    html = build_report(run_dir).read_text(encoding="utf-8")
+    part = html[html.index("Settings that differ from their defaults") : html.index("All settings, defaults included")]
+    assert "learning_rate" in part
+    assert "lora.r" in part
+    assert "kl_target" not in part
+    assert "kl_target" in html
+
+
+def test_scores_that_fall_while_the_evaluation_rises_are_explained(run_dir: Path) -> None:
+    rows = [ppo_row(i, 0.05) | {"objective/scores": -i / 40} for i in range(1, 41)]
+    write(run_dir / "ppo_full/metrics.jsonl", rows)
+    text = page_of(run_dir).text
+    # means of the first and last ten: -5.5 / 40 and -35.5 / 40
+    assert "the score fell during training (-0.138 to -0.887) and rose in the evaluation (+0.812)" in text
+    assert "rose during training" not in text
 
 
 def test_warnings_and_skipped_updates_are_shown(run_dir: Path) -> None:
@@ -215,16 +282,20 @@ def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:
 
 def test_page_asks_for_nothing_outside_itself(run_dir: Path) -> None:
     page = page_of(run_dir)
-    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"} == set()
-    sources = [v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "srcset")]
-    assert len(sources) == len(PLOTS)
-    assert all(source and source.startswith("data:image/png;base64,") for source in sources)
-    assert "url(" not in build_report(run_dir).read_text(encoding="utf-8")
+    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "image", "img"} == set()
+    names = ("src", "href", "srcset", "xlink:href")
+    sources = [v for _, attributes in page.tags for k, v in attributes.items() if k in names]
+    assert sources
+    assert all(source and source.startswith("#") for source in sources)
+    places = re.findall(r"url\(([^)]*)\)", build_report(run_dir).read_text(encoding="utf-8"))
+    assert all(place.startswith("#") for place in places)
 
 
 def test_page_is_accessible(run_dir: Path) -> None:
     page = page_of(run_dir)
-    assert all(image.get("alt") for image in page.all("img"))
+    pictures = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
+    assert len(pictures) == len(page.all("svg")) == len(PLOTS)
+    assert all(picture.get("aria-label") for picture in pictures)
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
@@ -236,10 +307,24 @@ def test_plots_are_files_too(run_dir: Path) -> None:
         "report.html",
         *(f"{name}.png" for name in PLOTS),
     }
-    kl = base64.b64encode((page.parent / "ppo_kl.png").read_bytes()).decode()
     html = page.read_bytes()
-    assert kl.encode() in html
+    assert set(re.findall(r'data-plot="(\w+)"', html.decode())) == PLOTS == set(draw(read_run(run_dir)))
     assert build_report(run_dir).read_bytes() == html  # the same run, the same page
+
+
+def test_a_plot_of_the_audit(run_dir: Path) -> None:
+    row = {"n": 5, "accuracy": 0.6, "interval": [0.2, 0.9]}
+    groups = {"length": {"chosen is longer": row, "rejected is longer": row}, "subset": {"only one": row}}
+    rule = row | {"better": 3, "worse": 1, "p_value": 0.5}
+    audit = {"groups": groups, "baselines": {"longer response": rule}, "leaked": {}}
+    write(run_dir / "reward/evaluation.json", reward_result() | {"audit": audit})
+    run = read_run(run_dir)
+    names = [text.get_text() for text in draw(run)["reward_groups"].axes[0].texts]
+    shown = ["all pairs: 65.5%", "chosen is longer: 60.0%", "rejected is longer: 60.0%", "rule: longer response: 60.0%"]
+    assert names == shown
+    text = page_of(run_dir).text
+    assert "length chosen is longer 5 60.0% [20.0%, 90.0%]" in text
+    assert "longer response 60.0% [20.0%, 90.0%] 3 / 1 0.500" in text
 
 
 def test_stages_that_were_not_run_are_said_to_be_missing(run_dir: Path) -> None:
@@ -250,13 +335,13 @@ def test_stages_that_were_not_run_are_said_to_be_missing(run_dir: Path) -> None:
         assert f"{name}: not run." in page.text
     assert "PPO, full: not run." not in page.text
     assert "The policies were not evaluated" in page.text
-    assert len(page.all("img")) == 4
+    assert len(page.all("svg")) == 5
 
 
 def test_an_empty_run_folder_still_makes_a_page_and_none_is_refused(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "No stage was run." in page.text
-    assert page.all("img") == []
+    assert page.all("svg") == []
     with pytest.raises(UserError, match="expected a run folder"):
         build_report(tmp_path / "none")
 
@@ -267,8 +352,8 @@ def test_a_failed_stage_is_named_and_a_policy_without_gain_left_out(run_dir: Pat
     write(run_dir / "evaluation/evaluation.json", {"gains": gains})
     page = page_of(run_dir)
     assert "PPO, full: failed, not done (ValueError: <i>)." in page.text
-    assert "(full) moved" in page.text
-    assert "(LoRA) moved" not in page.text
+    assert "(full) raised" in page.text
+    assert "PPO with LoRA" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -305,21 +390,34 @@ def test_ratings_are_shown_with_their_prompts(run_dir: Path) -> None:
     text = re.sub(r" (?=[,;).])", "", page.text)
     for words in [
         "Raters gave full higher ratings than base (+2.00 points, 95% interval +2.00 to +2.00, p = 0.062, 5 prompts",
-        "Coherence 2.00 (2.000 to 2.000) 4.00 (4.000 to 4.000) 2.00 (2.000 to 2.000) 1.00",
+        "Coherence 2.00 [2.00, 2.00] 4.00 [4.00, 4.00] 2.00 [2.00, 2.00] 1.00",
         "full over base 10 / 0 / 0 100.0%",
         "Question <b>4</b>?",
     ]:
         assert words in text, words
     assert page.all("b") == []
-    assert len(page.all("article")) == 8 + 5
+    assert len(page.all("article")) == 3 + 8 + 5
 
 
 def test_samples_are_spread_and_the_later_row_counts() -> None:
-    rows = [{"prompt_id": i, "model": "base", "response": "old"} for i in range(10)]
-    chosen = choose_samples([*rows, {"prompt_id": 5, "model": "base", "response": "new"}], count=4)
-    assert [group["base"]["prompt_id"] for group in chosen] == [0, 2, 5, 7]
-    assert chosen[2]["base"]["response"] == "new"
-    assert choose_samples([]) == []
+    rows: list[Any] = [{"prompt_id": i, "model": "base", "response": "old"} for i in range(10)]
+    chosen = samples.more_samples([*rows, {"prompt_id": 5, "model": "base", "response": "new"}], count=4)
+    assert [number for number, _ in chosen] == [1, 3, 6, 8]
+    assert chosen[2][1]["base"]["response"] == "new"
+    assert samples.more_samples([]) == []
+
+
+def test_the_first_samples_are_quartiles_of_the_gain() -> None:
+    # Gains of full and LoRA over base, prompt by prompt: 4 and 0, so 2; then 1, 9, 5, 7; the last has no base.
+    gains = [(4.0, 0.0), (1.0, 1.0), (9.0, 9.0), (4.0, 6.0), (7.0, 7.0)]
+    rows: list[Any] = [{"prompt_id": "x", "model": "full", "score": 3.0}]
+    for i, (full, lora) in enumerate(gains):
+        for model, gain in (("base", 0.0), ("full", full), ("lora", lora)):
+            rows.append({"prompt_id": i, "model": model, "score": 10 + gain})
+    # In order: 1 (2nd prompt of these), 2, 5, 7, 9; a quarter, a half and three quarters of it: 2, 5, 7
+    assert [number for number, _ in samples.first_samples(rows)] == [2, 5, 6]
+    assert [number for number, _ in samples.first_samples(rows[:4])] == [2]
+    assert samples.first_samples(rows[:1]) == []
 
 
 def test_half_a_surrogate_pair_does_not_cost_the_page(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report, read_runs
 
 FULL, LORA = [1.0, 2.0, 3.0], [1.5, 2.0, 2.5]
-PLOTS = {f"seeds_{name}" for name in ("reward", "scores", "kl", "gains")}
+PLOTS = {f"seeds_{name}" for name in ("loss", "accuracy", "scores", "kl", "gains")}
 STAGES = ("reward", "ppo_full", "ppo_lora", "evaluation")
 
 
@@ -117,9 +117,9 @@ def test_page_says_what_the_numbers_carry(runs: list[Path]) -> None:
         "excludes 0: a gain beyond",
         "over 3 seeds LoRA minus full is 0.000 on average (95% interval -1.242 to +1.242, p = 1.000): the interval "
         "includes 0: no difference beyond the spread of the seeds.",
-        "study-2 done seed 2",
-        "Gain in mean reward, full 3 +2.000 -0.484 to +4.484 +1.000 +2.000 +3.000",
-        "Reward model, accuracy 3 65.5% 65.5% to 65.5% 65.5% 65.5% 65.5%",
+        "study-2 done, seed 2",
+        "Gain in mean reward, full 3 +2.000 [-0.484, +4.484] +1.000 +2.000 +3.000",
+        "Reward model, accuracy 3 65.5% [65.5%, 65.5%] 65.5% 65.5% 65.5%",
         "EOS rate, base 3 90.0%",
         "The same in all runs, except for seeds and the run's own folder.",
     ]:
@@ -141,11 +141,11 @@ def test_files_of_the_page_and_the_same_page_again(runs: list[Path]) -> None:
     assert b"<h1>A &lt;title&gt;</h1>" in html
     assert build_seed_report(runs[0].parent / "new/study", runs, "A <title>", "A. Student").read_bytes() == html
     found = Page(html.decode())
-    assert len(found.all("img")) == len(PLOTS)
-    assert all(
-        image.get("alt") and str(image["src"]).startswith("data:image/png;base64,") for image in found.all("img")
-    )
-    assert {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "a"} == set()
+    pictures = [attributes for attributes in found.all("div") if attributes.get("role") == "img"]
+    assert len(pictures) == len(found.all("svg")) == len(PLOTS)
+    assert all(picture.get("aria-label") for picture in pictures)
+    assert {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "img", "image"} == set()
+    assert all(str(link["href"]).startswith("#") for link in found.all("a"))
     assert len(found.all("caption")) == len(found.all("table"))
 
 
@@ -161,7 +161,7 @@ def test_settings_that_differ_are_listed(runs: list[Path]) -> None:
     change(runs[2] / "ppo_lora/run.json", lambda r: r["config"].update(learning_rate=1e-5))
     change(runs[0] / "ppo_full/run.json", lambda r: r["config"]["lora"].update(r=8))
     change(runs[1] / "reward/run.json", lambda r: r["config"].update(reward_model_path="/data/runs/other/reward"))
-    said = seeds.setting_differences(read_runs(runs))
+    said = seeds.setting_differences(read_runs(runs)[0])
     assert said == [
         "Reward model, reward_model_path: RUN/reward in study-1 and study-3; /data/runs/other/reward in study-2",
         "PPO, full, lora.r: 8 in study-1; 16 in study-2 and study-3",
@@ -177,13 +177,57 @@ def test_runs_with_the_same_seed_are_not_called_seeds(runs: list[Path]) -> None:
     assert "over 3 runs LoRA minus full" in text
 
 
+def test_copies_of_one_run_are_refused(runs: list[Path]) -> None:
+    """The same ids, or the same seeds and results: no spread, and no conclusion from it."""
+    copies = [runs[0].with_name(name) for name in ("a", "b", "c")]
+    for path in copies:
+        shutil.copytree(runs[0], path)
+    with pytest.raises(UserError, match="expected different runs, found copies: b is a copy of a: its results are lef"):
+        build_seed_report(runs[0].parent / "study", copies)
+    for i, path in enumerate(copies):  # computed again: other ids and times, the same numbers
+        for stage in STAGES:
+            change(path / stage / "run.json", lambda r, i=i: r.update(id=f"start {i}", seconds=5.0 + i))
+        for method in ("full", "lora"):
+            rows = [ppo_row(step, 0.05) | {"time/act": step * i, "eps": i + 0.5} for step in range(1, 9)]
+            write(path / f"ppo_{method}/metrics.jsonl", rows)
+    with pytest.raises(UserError, match="c is a copy of a: its results are left out"):
+        build_seed_report(runs[0].parent / "study", copies)
+    assert not (runs[0].parent / "study").exists()
+
+
+def test_a_copy_among_others_is_left_out(runs: list[Path]) -> None:
+    """Two runs and a copy are two runs: 1 and 2, mean 1.5, half of 12.7062 * 0.5."""
+    copy = runs[0].with_name("copy")
+    shutil.copytree(runs[0], copy)
+    text = page_of([*runs[:2], copy])
+    assert "copy is a copy of study-1: its results are left out." in text
+    assert "Gain in mean reward, full 2 +1.500 [-4.853, +7.853] +1.000 +2.000 –" in text
+    assert "over 2 seeds +1.500 on average" in text  # the copy does not make them runs of equal seeds
+    assert "have the same seed" not in text
+
+
+def test_a_stage_that_runs_share_counts_once(runs: list[Path]) -> None:
+    """PPO with other seeds on one reward model, whose accuracy is one value; and policies that were evaluated twice."""
+    for path in runs:
+        change(path / "reward/run.json", lambda r: r.update(id="one", seed=1))
+    text = page_of(runs)
+    assert "Reward model of study-3 is a copy of the one of study-1: its results are left out." in text
+    assert "Reward model, accuracy 1 65.5% 65.5% – –" in text
+    assert "Gain in mean reward, full 3 +2.000" in text
+    for path in runs[:2]:
+        change(path / "ppo_full/run.json", lambda r: r.update(id="same policy"))
+    text = page_of(runs)
+    assert "Gain in mean reward, full 2 +2.000" in text
+    assert "Gain in mean reward, LoRA 3 +2.000" in text
+
+
 def test_what_is_not_done_is_left_out(runs: list[Path]) -> None:
     change(runs[0] / "evaluation/run.json", lambda r: r.update(status="failed"))
     shutil.rmtree(runs[1] / "evaluation")
     text = page_of(runs)
-    assert "study-1 done seed 1 not run done seed 1 done seed 1 failed seed 1" in text
+    assert "study-1 done, seed 1 not run done, seed 1 done, seed 1 failed, seed 1" in text
     assert "one run has both, LoRA minus full -0.500: a second run is needed to compare seeds." in text
-    assert "Gain in mean reward, full 1 +3.000 – – – +3.000" in text
+    assert "Gain in mean reward, full 1 +3.000 – – +3.000" in text
     shutil.rmtree(runs[2] / "evaluation")
     for path in runs:
         shutil.rmtree(path / "ppo_lora")
@@ -232,7 +276,8 @@ def test_gains_are_joined_by_run() -> None:
     assert lora
     figure = seed_plots.gains(["a$1$", "b", "c"], {"full": full, "lora": lora})
     axis = figure.axes[0]
-    assert [(list(one.get_xdata()), list(one.get_ydata())) for one in axis.get_lines()[1:4]] == [
+    joined = [one for one in axis.get_lines() if one.get_label() == "_run"]
+    assert [(list(one.get_xdata()), list(one.get_ydata())) for one in joined] == [
         ([1, 1.5], [0, 0]),
         ([2], [1]),
         ([3, 2.5], [2, 2]),
@@ -240,7 +285,7 @@ def test_gains_are_joined_by_run() -> None:
     shown = lines(figure)
     assert shown["LoRA"] == ([1.5, 2.5], [0, 2])
     assert shown["_full interval"][0] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-4)
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a$1$", "b", "c", "mean, 95% interval"]
+    assert [text.get_text() for text in axis.texts] == ["a$1$", "b", "c", "mean, 95% interval"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:

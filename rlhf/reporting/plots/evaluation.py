@@ -1,57 +1,53 @@
-"""Plots that check whether a gain is real: the second reward model, and response length."""
+"""Plots of the evaluation: gains under both reward models, and score against response length."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from scipy.stats import linregress
 
-from rlhf.reporting.plots.training import (
-    COLOURS,
-    add_legend,
-    colour_of,
-    draw_line,
-    label_axes,
-    line_of,
-    panels,
-)
+from rlhf.reporting.plots.style import add_legend, colour_of, label_rows, line_of, mark_place, panel
 from rlhf.reporting.values import NAMES, Record, is_number
 
+_FEW = 20  # a line through fewer responses says nothing
 
-def proxy_and_gold(validity: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot each model's gain under the reward model that PPO used and under the second one, side by side.
 
-    Each in standard deviations of its scores of the base model's responses. validity: model -> the record of
-    evaluation.json, with "proxy_in_sd" and "gold"; models without them are left out.
+def gains(records: Mapping[str, Record], gold: Mapping[str, Record] | None = None, confidence: float = 0.95) -> Figure:
+    """Plot each model's gain over the base model with its interval, under both reward models; 0 is marked.
+
+    records: model -> {"gain", "interval": [low, high]} by the reward model that PPO used; gold: the same by the second
+    one. Models without a gain are left out.
     """
-    shown = {
-        name: (record["proxy_in_sd"], record["gold"]["in_sd"])
-        for name, record in validity.items()
-        if is_number(record.get("proxy_in_sd")) and is_number(record.get("gold", {}).get("in_sd"))
-    }
-    figure, (axis,) = panels(1, height=1.3 + 0.6 * len(shown))
-    axis.axvline(0, color=COLOURS["base"], linestyle=":")
-    for row, (name, values) in enumerate(shown.items()):
-        for shift, value, kind, shade in ((-0.18, values[0], "proxy", 1.0), (0.18, values[1], "gold", 0.45)):
-            axis.barh(row + shift, value, height=0.32, color=colour_of(name), alpha=shade)
-            side = 4 if value >= 0 else -4
-            text = f"{kind} {value:+.2f}"
-            place = "left" if value >= 0 else "right"
-            axis.annotate(text, (value, row + shift), (side, 0), textcoords="offset points", ha=place, va="center")
-    axis.margins(x=0.25)
-    axis.set_yticks(range(len(shown)), [NAMES.get(name, name) for name in shown], parse_math=False)
-    axis.set_ylim(len(shown) - 0.4, -0.6)  # the first model on top
-    label_axes(axis, "gain over base (standard deviations of the base's scores)", "")
+    rows = []
+    for name, record in records.items():
+        for judge, found in (("PPO's reward model", record), ("second reward model", (gold or {}).get(name) or {})):
+            if is_number(found.get("gain")):
+                rows.append((name, judge, found))
+    height = max(3.2, 1.15 + 0.5 * len(rows))
+    unit = f"each in its reward model's units, bar: {confidence:.0%} interval"
+    figure, axis = panel("Gain over the base model", unit, "gain in mean reward", height, legend=False)
+    mark_place(axis, 0, len(rows))
+    for row, (name, judge, record) in enumerate(rows):
+        low, high = record.get("interval") or (record["gain"], record["gain"])
+        first = judge.startswith("PPO")
+        label = name if first else f"{name} gold"
+        # Drawn from end to end: an interval need not be centred on the gain.
+        axis.plot(
+            [low, high], [row, row], color=colour_of(name), linewidth=3 if first else 1.8, label=f"_{label} interval"
+        )
+        face: dict[str, Any] = {} if first else {"markerfacecolor": "#ffffff", "markeredgewidth": 1.8}
+        axis.plot([record["gain"]], [row], "o", color=colour_of(name), markersize=8, label=label, **face)
+    axis.margins(x=0.08)
+    label_rows(axis, [f"{NAMES.get(name, name)}, {judge}: {record['gain']:+.3f}" for name, judge, record in rows])
     return figure
 
 
 def score_against_length(responses: Sequence[Record]) -> Figure:
-    """Plot score against response length: one dot per response, one fitted line per model.
+    """Plot score against response length: one dot per response, one least-squares line per model.
 
     responses: rows with model, response_length (tokens) and score (reward units).
     """
-    figure, (axis,) = panels(1)
-    for name in dict.fromkeys(str(row.get("model")) for row in responses):
+    figure, axis = panel("Score against length", "score of a response", "response length (tokens)")
+    for place, name in enumerate(dict.fromkeys(str(row.get("model")) for row in responses)):
         points = [
             (row["response_length"], row["score"])
             for row in responses
@@ -60,12 +56,21 @@ def score_against_length(responses: Sequence[Record]) -> Figure:
         if not points:
             continue
         length, score = [list(values) for values in zip(*points, strict=True)]
-        axis.scatter(length, score, s=14, color=colour_of(name), alpha=0.5, linewidth=0, label="_dots")
-        style = line_of(name)
-        if len(set(length)) > 2:
-            draw_line(axis, linregress(length, score), length, style)
-        else:
-            axis.plot([], [], **style)
-    label_axes(axis, "response length (tokens)", "score (reward units)")
+        colour, marker = colour_of(name), "osD^"[place % 4]
+        large = len(points) > 1000  # as dots of an image: a page is not to hold thousands of them as elements
+        axis.scatter(
+            length, score, s=12, color=colour, alpha=0.5, marker=marker, linewidth=0, label="_dots", rasterized=large
+        )
+        if len(points) >= _FEW and len(set(length)) > 2:
+            axis.plot(*_line(length, score), **line_of(name) | {"label": f"_{name} line"})
+        axis.plot([], [], marker, color=colour, markersize=5, label=NAMES.get(name, name))
     add_legend(axis)
     return figure
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The ends of the least-squares line over the range of x."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    ends = [min(x), max(x)]
+    return ends, [mean_y + slope * (end - mean_x) for end in ends]

@@ -7,7 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf.reporting.plots import training as plots
+from rlhf.reporting.plots.style import (
+    REWARD_COLOUR,
+    SOFT,
+    add_legend,
+    colour_of,
+    label_rows,
+    line_of,
+    mark_place,
+    panel,
+    shade_kl_band,
+)
 from rlhf.reporting.seeds import Summary, t_interval
 from rlhf.reporting.values import KL_BAND, NAMES, SMOOTH, Record, running_mean, series
 
@@ -38,45 +48,41 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float
     return points
 
 
-def learning(logs: Sequence[Sequence[Record]]) -> Figure:
-    """Plot validation loss and accuracy of the reward models against the optimizer step.
+def learning(logs: Sequence[Sequence[Record]], key: str) -> Figure:
+    """Plot the reward models' validation "loss" or "accuracy" against the optimizer step.
 
     logs: the rows of one metrics.jsonl per run.
     """
-    figure, axes = plots.panels(2)
-    for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
-        curves = [curve(rows, f"eval_{key}") for rows in logs]
-        _draw(axis, curves, plots.REWARD_COLOUR, "-", "validation")
-        _show_curves(axis)
-        plots.label_axes(axis, "optimizer step", f"validation {key}")
-    plots.add_legend(axes[0])
+    unit = "mean per validation pair" if key == "loss" else "share of validation pairs"
+    figure, axis = panel(f"{key.capitalize()} of the reward models", unit, "optimizer step")
+    _draw(axis, [curve(rows, f"eval_{key}") for rows in logs], REWARD_COLOUR, "-", "validation")
+    _show_curves(axis)
+    add_legend(axis)
     return figure
 
 
 def scores(histories: Histories) -> Figure:
     """Plot the mean score of a PPO step, as a running mean, against the step."""
-    figure, (axis,) = plots.panels(1, height=3.6)
+    figure, axis = panel("Reward during PPO", f"mean score, running mean over {SMOOTH} steps", "PPO step")
     for name, runs in histories.items():
-        look = plots.line_of(name)
+        look = line_of(name)
         curves = [curve(rows, "objective/scores", SMOOTH) for rows in runs]
         _draw(axis, curves, look["color"], look["linestyle"], look["label"])
     _show_curves(axis)
-    plots.label_axes(axis, "PPO step", "mean score (reward units)")
-    plots.add_legend(axis)
+    add_legend(axis)
     return figure
 
 
 def kl(histories: Histories) -> Figure:
     """Plot the KL per response token against the PPO step, the target band shaded."""
-    figure, (axis,) = plots.panels(1, height=3.6)
-    plots.shade_kl_band(axis)
+    figure, axis = panel("KL to the reference", "nats per response token", "PPO step")
+    shade_kl_band(axis)
     for name, runs in histories.items():
-        look = plots.line_of(name)
+        look = line_of(name)
         curves = [curve(rows, "objective/kl_per_token") for rows in runs]
         _draw(axis, curves, look["color"], look["linestyle"], look["label"])
     _show_curves(axis, 0.0, KL_BAND[1])
-    plots.label_axes(axis, "PPO step", "KL (nats per response token)")
-    plots.add_legend(axis)
+    add_legend(axis)
     return figure
 
 
@@ -85,25 +91,23 @@ def gains(names: Sequence[str], summaries: Mapping[str, Summary]) -> Figure:
 
     names: the runs' names; summaries: "full" or "lora" -> its gain in these runs.
     """
-    figure, (axis,) = plots.panels(1, height=1.5 + 0.36 * (len(names) + 1))
-    axis.axvline(0, color=plots.COLOURS["base"], linestyle=":")
+    labels = [*names, "mean, 95% interval"]
+    figure, axis = panel("Gain over the base model", "of each run", "gain in mean reward", 1.6 + 0.42 * len(labels))
+    mark_place(axis, 0, len(labels))
     for row in range(len(names)):
         ends = [value for one in summaries.values() if (value := one.values[row]) is not None]
-        axis.plot(ends, [row] * len(ends), color=plots.COLOURS["base"], linewidth=1.2, zorder=1)
+        axis.plot(ends, [row] * len(ends), color=SOFT, linewidth=1.2, zorder=1, label="_run")
     for place, (model, one) in enumerate(summaries.items()):
-        colour, marker = plots.colour_of(model), "oD"[place % 2]  # so that they differ in a grey print
+        colour, marker = colour_of(model), "oD"[place % 2]  # so that they differ in a grey print
         points = [(value, row) for row, value in enumerate(one.values) if value is not None]
-        axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=7, label=NAMES.get(model, model))
-        below = len(names) + 0.3 * place
+        axis.plot(*zip(*points, strict=True), marker, color=colour, markersize=6, label=NAMES.get(model, model))
+        below = len(names) + 0.16 * place
         if one.interval:
             axis.plot(one.interval, [below, below], color=colour, linewidth=3, label=f"_{model} interval")
-        axis.plot([one.mean], [below], marker, color=colour, markersize=9, label=f"_{model} mean")
-    axis.axhline(len(names) - 0.5, color=plots.COLOURS["base"], linewidth=0.6)
-    # Names are the user's: a dollar sign in one must not start a formula.
-    axis.set_yticks([*range(len(names)), len(names) + 0.15], [*names, "mean, 95% interval"], parse_math=False)
-    axis.set_ylim(len(names) + 0.8, -0.6)  # the first run on top
-    plots.label_axes(axis, "gain in mean reward over base (reward units)", "")
-    plots.add_legend(axis)
+        axis.plot([one.mean], [below], marker, color=colour, markersize=7, label=f"_{model} mean")
+    axis.margins(x=0.08)
+    label_rows(axis, labels)
+    add_legend(axis)
     return figure
 
 
