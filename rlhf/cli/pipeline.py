@@ -8,6 +8,7 @@ submits the stages as a chain of jobs, as slurm/pipeline.sh does.
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -166,9 +167,12 @@ def _launcher(engine: Path, processes: int | None) -> list[str]:
 
 
 def _check(code: int, stage: str) -> None:
-    """End with the stage's code if it has failed."""
-    if code:
+    """End with the stage's code if it has failed, or was interrupted before it could save anything."""
+    if code in (128 + signal.SIGINT, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1, -signal.SIGHUP):
+        screen.error(f"{stage}: interrupted; run the same command again to resume")
+    elif code:
         screen.error(f"error: stage {stage} ended with code {code}; fix it and run the same command again to resume")
+    if code:
         sys.exit(code if code > 0 else 128 - code)
 
 
