@@ -44,7 +44,7 @@ from rlhf.models.lora import trainable_share
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.basis import verdict
-from rlhf.storage.disk import written_aside
+from rlhf.storage.disk import store_once, written_aside
 from rlhf.storage.run_folder import Stage, write_json
 from rlhf.storage.stages import TITLES
 from rlhf.tracking.progress import RewardRows
@@ -230,6 +230,8 @@ def main() -> None:
             trainer.save_model(str(aside))
         report = outcome(args, before, after, best_step(trainer), splits)
         if stage.is_main:
+            for path in folder.glob("*.safetensors"):  # the best checkpoint has the same weights
+                store_once(path, folder.glob(f"checkpoint-*/{path.name}"))
             write_json(folder / "evaluation.json", report)
             show_outcome(folder, report, splits["test"], config)
     if stage.is_main:

@@ -1,12 +1,13 @@
 """Files that survive a crash: flushed before anything relies on them, complete or absent, checked when read."""
 
 import errno
+import filecmp
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,20 @@ def written_aside(folder: Path, is_main: bool) -> Iterator[Path]:
         finally:
             if is_main:
                 shutil.rmtree(aside, ignore_errors=True)
+
+
+def store_once(path: Path, copies: Iterable[Path]) -> None:
+    """Make the copies that hold the same bytes hard links to `path`, where the file system has them.
+
+    Each is complete at any moment. Files of a run are replaced, never changed in place, so one never changes another.
+    """
+    for copy in copies:
+        if not copy.samefile(path) and filecmp.cmp(path, copy, shallow=False):
+            link = copy.with_name(f".{copy.name}.link")
+            with suppress(OSError):  # otherwise both stay
+                link.unlink(missing_ok=True)
+                os.link(path, link)
+                os.replace(link, copy)
 
 
 def _move_in(aside: Path, folder: Path) -> None:

