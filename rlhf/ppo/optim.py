@@ -52,9 +52,7 @@ def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:
         return max(1, math.ceil(args.total_episodes / batch_size))
     # Epoch by epoch: each ends with its own partial batch.
     if n_prompts == 0:
-        raise UserError(
-            "max_steps: without a train_dataset, set max_steps or total_episodes: the number of steps of your loop"
-        )
+        raise UserError("max_steps: set max_steps or total_episodes: there is no train_dataset to count steps by")
     whole, rest = divmod(args.num_train_epochs, 1)
     per_epoch = math.ceil(n_prompts / batch_size)
     return max(1, int(whole) * per_epoch + math.ceil(rest * n_prompts / batch_size))
