@@ -97,10 +97,9 @@ def launched(command: Sequence[str], environment: dict[str, str]) -> int:
     asked: list[int] = []
 
     def hand_on(number: int) -> None:
-        first = not asked
         asked.append(number)
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGUSR1 if first or number != signal.SIGINT else signal.SIGTERM)
+            os.killpg(child.pid, signal.SIGKILL if asked.count(signal.SIGINT) > 1 else signal.SIGUSR1)
 
     with _handing_on(hand_on):
         child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_launcher)
@@ -108,8 +107,9 @@ def launched(command: Sequence[str], environment: dict[str, str]) -> int:
             try:
                 return child.wait(timeout=_AGAIN)
             except subprocess.TimeoutExpired:
-                if asked and asked.count(signal.SIGINT) < 2:
-                    os.killpg(child.pid, signal.SIGUSR1)
+                if asked:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGUSR1)
 
 
 def _begin_launcher() -> None:

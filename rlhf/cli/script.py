@@ -36,6 +36,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         full = f"{error.filename or 'disk'}: cannot write: {reason}"
         screen.error(f"error: {cache or full}")
         sys.exit(2)
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        screen.error(end.code)  # Python would write it to the log
+        sys.exit(1)
     except KeyboardInterrupt:
         screen.error("interrupted")
         sys.exit(130)

@@ -82,6 +82,11 @@ def test_a_users_mistake_is_one_line(tmp_path):
     assert "error: field: wrong" in (tmp_path / "logs" / "stage.log").read_text()
 
 
+def test_the_words_that_a_command_ends_with_are_on_the_console(tmp_path):
+    done = run(tmp_path, "sys.exit('stopped; run it again')")
+    assert (done.returncode, done.stderr) == (1, "stopped; run it again\n")
+
+
 def test_a_log_that_cannot_be_written_is_no_reason_to_stop(tmp_path):
     (tmp_path / "logs").write_text("a file")
     done = run(tmp_path)
