@@ -21,6 +21,7 @@ from rlhf.data.oasst import TextPrompt, fetch_prompts
 from rlhf.data.prompts import prompt_sets
 from rlhf.distributed.collectives import from_main, join_processes, main_process_first, on_all
 from rlhf.distributed.launch import check_fsdp
+from rlhf.distributed.preemption import StopAtOnce
 from rlhf.errors import UserError
 from rlhf.evaluation.generate import respond
 from rlhf.evaluation.summary import summarise
@@ -69,7 +70,7 @@ def main() -> None:
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
     settings = run.place() | asdict(data) | asdict(config)
-    with Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
+    with StopAtOnce(), Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
             changed=changed_settings(run, data, config),
             data={"prompts": counts},

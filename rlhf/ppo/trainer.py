@@ -201,8 +201,9 @@ class PPOTrainer:
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
         """Run all PPO steps; from a checkpoint folder, or with True from the run's newest, the steps after it.
 
-        On SIGUSR1 or SIGTERM it finishes the current step, saves a checkpoint and sets `stopped`. At its end it prints
-        `throughput`. Only one process at a time may write to output_dir; a second one is a UserError.
+        On SIGUSR1, SIGTERM, SIGHUP or a first Ctrl-C it finishes the current step, saves a checkpoint and sets
+        `stopped`. At its end it prints `throughput`. Only one process at a time may write to output_dir; a second one
+        is a UserError.
         """
         for name, found in (("train_dataset", self.prompts), ("reward_model", self.collector.rewards)):
             if not found:

@@ -243,7 +243,9 @@ def train_reward_model(
     """
     prepare_offload(args.deepspeed_plugin, args.optim)
     folder = Path(args.output_dir or ".")
-    checkpoint = None if args.save_only_model else newest_whole(folder, REWARD, _problem)
+    checkpoint = newest_whole(folder, REWARD, _problem)
+    if checkpoint and args.save_only_model and not _resumable(checkpoint):
+        checkpoint = None
     from_main(lambda: _rewind(folder, checkpoint, args.save_total_limit))
     args.eval_on_start = not checkpoint  # the learning curve starts before the first step
     with ManifestCallback(args) as manifests, StopRequest() as request:
@@ -287,6 +289,11 @@ def _problem(checkpoint: Path) -> str | None:
         found = problem_of(best)
         found = found and f"the best before it, {best.name}, with {found}"
     return found
+
+
+def _resumable(checkpoint: Path) -> bool:
+    """Whether the states of an optimizer are in there: where only models are saved, that of a stop signal has them."""
+    return any((checkpoint / name).exists() for name in ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest"))
 
 
 def _rewind(folder: Path, checkpoint: Path | None, limit: int | None) -> None:

@@ -136,6 +136,8 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, or any stop signal where nothing is to be saved
+            self.stopped, error = True, None
         if error is not None:
             self.facts["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         status: Literal["failed", "stopped", "done"] = (

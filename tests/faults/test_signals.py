@@ -9,11 +9,12 @@ from trials import trial
 from rlhf.storage.checkpoint import PPO, REWARD, numbered
 
 # The evaluation before the first step generates and scores, too: the first calls are its.
+MOST = [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT))]
 PHASES = [("generate", 1), ("score", 1), ("generate", 3), ("score", 3), ("learn", 2), ("save", 2), ("log", 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=["TERM", "USR1", "INT"])
 @pytest.mark.parametrize(("phase", "call"), PHASES)
 @pytest.mark.parametrize("recipe", ["ppo_full", "ppo_lora"])
 def test_ppo_stops_and_goes_on(campaign, tmp_path, recipe, phase, call, number):
@@ -29,7 +30,9 @@ def test_ppo_stops_and_goes_on(campaign, tmp_path, recipe, phase, call, number):
         campaign.finish(recipe, tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT))]
+)
 @pytest.mark.parametrize("phase", ["end", "model"])
 def test_a_model_that_is_trained_is_saved(campaign, tmp_path, phase, number):
     with trial(f"{signal.Signals(number).name} in the last save"):
@@ -45,7 +48,9 @@ REWARD_PHASES = [("train", 2, 2), ("evaluate", 1, 1), ("evaluate", 3, 3), ("metr
     ("phase", "call", "step"),
     [REWARD_PHASES[0], *(pytest.param(*p, marks=pytest.mark.slow) for p in REWARD_PHASES[1:])],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT))]
+)
 def test_the_reward_stage_stops_and_goes_on(campaign, tmp_path, phase, call, step, number):
     with trial(f"{signal.Signals(number).name}, reward, in {phase}"):
         code, said = campaign.run("reward_stage", tmp_path, {"phase": phase, "call": call, "signal": number})
