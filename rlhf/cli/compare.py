@@ -23,7 +23,7 @@ from rlhf.errors import UserError, printable
 from rlhf.evaluation.generate import respond
 from rlhf.file_types import ResponseRow
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, stop_ids
-from rlhf.storage.stages import read_run, require_stage
+from rlhf.storage.stages import POLICIES, read_run, require_stage
 
 _GAP = 3  # columns between two responses
 
@@ -60,12 +60,26 @@ def _prompts(one: str | None) -> Iterator[str]:
         yield text
 
 
-def _models(folder: Path) -> dict[str, str]:
-    """name -> path of the models that the run has evaluated."""
+def _models(folder: Path, base: str) -> dict[str, str]:
+    """name -> path of the models that the run has evaluated. base: as the recipe says it."""
     models = read_run(folder).get("model_paths")
-    if not isinstance(models, dict):
+    if not isinstance(models, dict) or "base" not in models:
         raise UserError(f"{folder / 'run.json'}: has no model_paths; run the evaluation again")
-    return models
+    trained = {name: str(require_stage(folder.parent / POLICIES[name])) for name in models if name in POLICIES}
+    return {"base": _first_there(str(models["base"]), base)} | trained
+
+
+def _first_there(*models: str) -> str:
+    """The first of these paths that exists; the last one is taken in any case: it may be a name."""
+    return next((model for model in models[:-1] if Path(model).exists()), models[-1])
+
+
+def _judge(folder: Path, given: str | None) -> str:
+    """The reward model: the one that was given for the evaluation, or the run's own."""
+    if given is None:
+        return str(require_stage(folder.parent / "reward"))
+    paths = read_run(folder).get("judge_paths")
+    return _first_there(str((paths if isinstance(paths, dict) else {}).get("reward")), given)
 
 
 def main() -> None:
@@ -79,10 +93,11 @@ def main() -> None:
         raise UserError(f"{folder / 'run.json'}: has no settings of an evaluation; run the evaluation again")
     config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
     device = join_processes(config.ddp_timeout).device
+    models = _models(folder, config.base_model)
     with quiet.logged(run.folder() / "logs", "compare"), screen.busy("loading models"):
-        tokenizer = load_tokenizer(config.base_model)
-        reward_model = load_reward_model(config.reward_model_path or str(run.folder() / "reward")).to(device)
-        policies = {name: load_causal_lm(path).to(device) for name, path in _models(folder).items()}
+        tokenizer = load_tokenizer(models["base"])
+        reward_model = load_reward_model(_judge(folder, config.reward_model_path)).to(device)
+        policies = {name: load_causal_lm(path).to(device) for name, path in models.items()}
     for number, text in enumerate(_prompts(wanted.prompt)):
         prompt = TextPrompt(prompt_id=f"typed {number}", tree_id="", text=text)
         rows = [

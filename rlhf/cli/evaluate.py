@@ -32,7 +32,7 @@ from rlhf.perf.hardware import peak_memory
 from rlhf.reporting.values import NAMES
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
-from rlhf.storage.run_folder import Stage, write_json, write_rows
+from rlhf.storage.run_folder import Stage, anywhere, in_run, write_json, write_rows
 from rlhf.storage.stages import POLICIES, TITLES, read_run, require_stage, stage_ids
 from rlhf.tracking.recorder import write_summary
 
@@ -69,14 +69,15 @@ def main() -> None:
     show_stage(TITLES["evaluation"], facts, device, None, run.folder())
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
+    judge = anywhere(reward_path) if config.reward_model_path else reward_path
     settings = run.place() | asdict(data) | asdict(config)
     with StopAtOnce(), Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
             changed=changed_settings(run, data, config),
             data={"prompts": counts},
-            model_paths=paths,
+            model_paths=paths | {"base": anywhere(config.base_model)},
             model_ids={name: runs[name].get("id") for name in tuned},
-            judge_paths={"reward": reward_path, "gold": gold_path},
+            judge_paths={"reward": judge, "gold": gold_path},
         )
         reward_model = load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)
@@ -96,7 +97,7 @@ def main() -> None:
         bar.close()
         summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
         for name, path in paths.items():
-            summary["models"][name]["path"] = path
+            summary["models"][name]["path"] = in_run(run.folder(), path)
         if stage.is_main:
             write_rows(folder / "responses.jsonl", rows)
             write_rows(folder / "rating_responses.jsonl", rating)

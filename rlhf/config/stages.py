@@ -29,8 +29,8 @@ class RunConfig:
         return Path(self.runs_dir) / self.run
 
     def place(self) -> dict[str, str]:
-        """The run's name and place, as run.json has them."""
-        return {"run": self.run, "runs_dir": self.runs_dir}
+        """The run's name, as run.json has it; not its place, since it may be moved."""
+        return {"run": self.run}
 
 
 @dataclass

@@ -49,6 +49,11 @@ class ManifestCallback(TrainerCallback):
                 shutil.rmtree(incomplete[-1], ignore_errors=True)
             raise not_written(incomplete[-1], error) from error
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        """The best checkpoint so far is in this folder, even if it was written before the run was moved."""
+        if state.best_model_checkpoint:
+            state.best_model_checkpoint = str(self.folder / Path(state.best_model_checkpoint).name)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
         """Rows, step.json, manifest, then the limit."""
         wait_for_everyone()

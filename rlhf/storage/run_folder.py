@@ -55,6 +55,20 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def in_run(run: Path, value: Any) -> Any:
+    """A value of run.json with the paths in the run's folder relative to it."""
+    if isinstance(value, dict):
+        return {name: in_run(run, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [in_run(run, part) for part in value]
+    return value.removeprefix(f"{run}{os.sep}") if isinstance(value, str) else value
+
+
+def anywhere(model: str) -> str:
+    """A model's name, or its path so that it is found from any working directory."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
+
+
 class Stage:
     """Context of one stage: run.json says running, then done, stopped or failed. Only rank 0 writes.
 
@@ -93,12 +107,12 @@ class Stage:
             "command": _TOKEN.sub(r"\1...", command_line()),
             "versions": package_versions(),
             "git_commit": git_commit(),
-            "config": config,
+            "config": in_run(folder.parent, config),
         }
 
     def record(self, **facts: Unpack[RunFile]) -> None:
-        """Add facts to run.json and write it."""
-        self.facts.update(facts)
+        """Add facts to run.json and write it. Paths in the run are written relative to it: it may be moved."""
+        self.facts.update(in_run(self.folder.parent, facts))
         if self.is_main:
             write_json(self.folder / "run.json", self.facts)
 

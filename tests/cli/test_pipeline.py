@@ -267,3 +267,26 @@ def test_one_run_per_seed_and_a_report_on_all(tmp_path):
     assert again.stdout.count("nothing has changed since it was written") == 3
     other = pipeline(*arguments[:-2], "--seed", "4", "--run", "tiny-seed3")
     assert "settings differ (seed 3 → 4)" in other.stderr
+
+
+def test_a_run_that_was_moved_works_from_anywhere(run, tmp_path):
+    arguments, folder, _, _ = run
+    shutil.copytree(folder, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "evaluation")
+    for stage in STAGES[:4]:
+        facts = json.loads((tmp_path / "moved" / stage / "run.json").read_text())
+        assert facts["config"]["output_dir"] == stage
+        assert str(folder.parent) not in json.dumps(facts | {"command": ""})
+    environment = ENVIRONMENT | {"COLUMNS": "90", "ACCELERATE_USE_CPU": "true"}
+    where = ["--run", "moved", "--runs_dir", "."]
+    evaluation = ["--config", f"{arguments[1]}/evaluation.yaml"]
+    for command in (["evaluate.py", *evaluation], ["compare.py", "--prompt", "What is the moon?"]):
+        done = workers.python([str(ROOT / "scripts" / command[0]), *command[1:], *where], environment, tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((tmp_path / "moved" / "evaluation" / "run.json").read_text())
+    assert {name: facts["model_paths"][name] for name in ("full", "lora")} == {"full": "ppo_full", "lora": "ppo_lora"}
+    assert facts["judge_paths"] == {"reward": "reward", "gold": "reward_gold"}
+    before, after = (
+        json.loads((place / "evaluation" / "evaluation.json").read_text()) for place in (folder, tmp_path / "moved")
+    )
+    assert after["gains"] == before["gains"]
