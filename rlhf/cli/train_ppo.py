@@ -48,7 +48,7 @@ from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
 from rlhf.storage.checkpoint import PPO, numbered
 from rlhf.storage.run_folder import Stage
-from rlhf.storage.stages import TITLES, require_stage, stage_ids
+from rlhf.storage.stages import TITLES, is_done, require_stage, stage_ids
 from rlhf.tracking.progress import PPORows
 
 
@@ -77,7 +77,10 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     with main_process_first():
         policy = read_config(names[0], **base_options(names[0], model_args), **attention)
-        reward = reward_config(names[1], **attention)
+        if names[0] == names[1]:  # assumed
+            reward = read_config(names[1], num_labels=1, **base_options(names[1], model_args), **attention)
+        else:
+            reward = reward_config(names[1], **attention)
     check_attention(names[0], policy)
     check_attention(names[1], reward)
     dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"
@@ -138,6 +141,14 @@ def reward_model(run: Path, path: str | None) -> tuple[str, dict[str, str]]:
     return (path, {}) if path else (str(require_stage(run / "reward")), stage_ids(run, "reward"))
 
 
+def assumed_reward(run: Path, args: PPOStageConfig, base: str) -> str | None:
+    """For a dry run before the reward model is trained: the base model, from which recipes train it."""
+    if not args.dry_run or args.reward_model_path or is_done(run / "reward"):
+        return None
+    print(f"reward model: not trained yet; assumed to be as large as {base}")
+    return base
+
+
 def main() -> None:
     run, data, model_args, args = parse(KINDS, stage=stage_name)
     check_ppo_model_config(model_args)
@@ -147,7 +158,10 @@ def main() -> None:
         screen.say(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
-    reward_path, read = from_main(lambda: reward_model(run.folder(), args.reward_model_path))
+    assumed = from_main(lambda: assumed_reward(run.folder(), args, base))
+    reward_path, read = (
+        (assumed, {}) if assumed else from_main(lambda: reward_model(run.folder(), args.reward_model_path))
+    )
     args.output_dir = str(folder)
     if not args.dry_run:
         quiet.log_to(run.folder() / "logs", name)

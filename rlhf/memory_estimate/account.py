@@ -143,6 +143,12 @@ def kept_bytes(forward: Callable[[], Any], model: torch.nn.Module) -> int:
     return sum(size for place, size in kept.items() if place not in own)
 
 
+def by_rows(measure: Callable[[int], int], rows: int) -> int:
+    """Extrapolate measure(1) and measure(2) rows linearly: under autocast a pass keeps weights, too, once for all."""
+    one = measure(1)
+    return one if rows == 1 else one + (measure(2) - one) * (rows - 1)
+
+
 def by_depth(measure: Callable[[int], int], layers: int) -> float:
     """Extrapolate measure(1) and measure(2) layers linearly to all layers."""
     one, two = measure(1), measure(2)

@@ -21,6 +21,7 @@ from rlhf.memory_estimate.account import (
     Sharding,
     base_bytes,
     by_depth,
+    by_rows,
     check_writable,
     kept_bytes,
     shallow,
@@ -74,9 +75,10 @@ def dry_run(
     layouts = args.use_cpu and available() and sharding.stage < 3
 
     def activations(layers: int) -> int:
-        return _activations(args, roles(layers).trained, width, layouts and peft_config is not None)
+        trained = roles(layers).trained
+        return by_rows(lambda n: _activations(args, trained, n, width, layouts and peft_config is not None), rows)
 
-    learning = rows * by_depth(activations, policy.num_hidden_layers)
+    learning = by_depth(activations, policy.num_hidden_layers)
     learning += 2 * rows * _logits(args, policy)  # their gradients
     kept = 0.0 if args.use_cpu or sharding.stage == 3 else _keys_and_values(args, policy, width)
     rollout = _rollout(args, policy, width, kept=bool(kept))
@@ -103,9 +105,10 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
     return parts
 
 
-def _activations(args: PPOConfig, trained: ActorCritic, width: int, layouts: bool) -> int:
-    """Bytes that autograd saves for one text. layouts: frozen layers compute with oneDNN layouts."""
-    (texts,) = texts_of([[0] * width], [[0] * args.response_length], [[0]], args.response_length, "cpu")
+def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int, layouts: bool) -> int:
+    """Bytes that autograd saves for these texts. layouts: frozen layers compute with oneDNN layouts."""
+    prompts, responses = [[0] * width] * rows, [[0] * args.response_length] * rows
+    (texts,) = texts_of(prompts, responses, [list(range(rows))], args.response_length, "cpu")
     frozen = FrozenLayouts().active(*([trained] if layouts else []))
     with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
         return kept_bytes(lambda: trained.train()(texts), trained)

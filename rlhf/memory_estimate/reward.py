@@ -19,6 +19,7 @@ from rlhf.memory_estimate.account import (
     Sharding,
     base_bytes,
     by_depth,
+    by_rows,
     check_writable,
     kept_bytes,
     shallow,
@@ -63,11 +64,14 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
 
     def activations(layers: int) -> int:
         model = build(layers).train()
-        ids = torch.zeros(1, longest, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-            return kept_bytes(lambda: column_values(unwrap_peft(model), ids), model)
 
-    # One forward pass holds both sides of each pair.
-    learning = 2 * args.per_device_train_batch_size * by_depth(activations, config.num_hidden_layers)
+        def kept(rows: int) -> int:
+            ids = torch.zeros(rows, longest, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+                return kept_bytes(lambda: column_values(unwrap_peft(model), ids), model)
+
+        return by_rows(kept, 2 * args.per_device_train_batch_size)  # one pass holds both sides of each pair
+
+    learning = by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", full, str(args.optim)), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, accelerator.print)

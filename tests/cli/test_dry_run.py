@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from rlhf.cli import train_ppo, train_reward
 from rlhf.cli.script import run_script
 from rlhf.memory_estimate import account as memory
-from rlhf.memory_estimate.account import GB, Part, Sharding, peak
+from rlhf.memory_estimate.account import GB, Part, Sharding, by_rows, peak
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,34 @@ def test_reward_says_pairs_and_steps(study, monkeypatch, capsys):
     code, said, _ = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
     assert code == 0, said
     assert "engine NO, 1 processes\n16 pairs, 2 steps of 8" in said
+
+
+@pytest.mark.parametrize("stage", ["ppo_full", "ppo_lora"])
+def test_before_the_reward_stage_its_model_is_assumed_to_be_as_large_as_the_base(study, monkeypatch, capsys, stage):
+    folder, where = study
+    argv = ["--config", folder / f"{stage}.yaml", *where]
+    known = ask(train_ppo.main, monkeypatch, capsys, *argv)[1]
+    code, said, _ = ask(train_ppo.main, monkeypatch, capsys, *argv, "--run", "new")
+    assert code == 0, said
+    assert f"reward model: not trained yet; assumed to be as large as {folder / 'base'}" in said
+
+    def table(text):
+        return [line for line in text.splitlines() if re.match(r"(policy|critic|reward) +\d", line)]
+
+    assert table(said) == table(known) != []
+
+
+def test_a_stage_that_is_done_is_estimated_too(study, monkeypatch, capsys, tmp_path):
+    folder, where = study
+    code, said, _ = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
+    assert (code, "already done" in said) == (0, False)
+    assert re.search(r"peak: \d+\.\d+ GB of", said)
+    assert json.loads((tmp_path / "runs" / "tiny" / "reward" / "run.json").read_text())["status"] == "done"
+
+
+def test_what_a_pass_keeps_once_is_not_counted_per_row():
+    """Weights of 100 bytes cast once, 7 bytes per row, by hand."""
+    assert [by_rows(lambda rows: 100 + 7 * rows, n) for n in (1, 2, 16)] == [107, 114, 212]
 
 
 def test_too_little_memory_is_an_error(study, monkeypatch, capsys):
