@@ -96,6 +96,8 @@ def page(prog: str, about: Sequence[str], kinds: Sequence[Any], everything: bool
     known = {name: one for name, one in settings_of(kinds).items() if name not in useless}
     known |= {name: replace(known[name], default=value) for name, value in given.items()}
     topics = TOPICS.get(kinds[-1].__name__)
+    if topics:
+        known |= {name: replace(known[name], text=text) for name, text in _TEXTS.items() if name in known}
     recipe = "" if topics is None or "run" not in known else " --config RECIPE.yaml"
     lines = [f"usage: {prog}{recipe} [--field value ...]", "", *about]
     shown = topics or {_heading(kind): tuple(f.name for f in fields(kind) if f.name in known) for kind in kinds}
@@ -135,7 +137,7 @@ def _line(one: Setting) -> list[str]:
     """A field's lines: flag, text and default."""
     shape = one.shape if len(one.shape) <= _COLUMN - len(one.name) - 6 else "NAME"
     flag = f"  --{one.name} {shape}"
-    text = " ".join(_TEXTS.get(one.name, one.text).split())
+    text = " ".join(one.text.split())
     if one.choices and shape == "NAME":
         more = ", ..." if len(one.choices) > _CHOICES else ""
         text += f" ({', '.join(one.choices[:_CHOICES])}{more})"

@@ -86,7 +86,7 @@ class BenchmarkConfig:
         "work to time; the last two are compared with plain loops", "ppo_full"
     )
     shape: Literal["seed", "tiny", "smollm2", "gpt2-medium"] | None = help_text(
-        "size of the work; default: seed, or gpt2-medium with predict; growth takes seed (some minutes) or tiny (one)"
+        "size of the work; default: seed, or gpt2-medium with predict; growth takes seed (some minutes) or tiny (fewer)"
     )
     precision: Literal["default", "fp32", "bf16"] = help_text("default: each side's own default", "fp32")
     pairs: int = help_text("runs of each side, in turn", 3)
