@@ -40,7 +40,7 @@ def duration(seconds: Any) -> str:
 
 def ends(interval: Sequence[Any] | None, form: Any = num) -> str:
     """An interval as [low, high]; "–" without one."""
-    return f"[{form(interval[0])}, {form(interval[1])}]" if interval else "–"
+    return f"[{form(interval[0])},\u00a0{form(interval[1])}]" if interval else "–"  # never broken inside
 
 
 def with_ends(value: Any, interval: Sequence[Any] | None, form: Any = num) -> str:

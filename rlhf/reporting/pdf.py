@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from fpdf import FPDF
 from fpdf.enums import MethodReturnValue
 from fpdf.fonts import TTFFont
 from matplotlib import get_data_path
+
+from rlhf.reporting.plots.style import COLOURS
+from rlhf.reporting.values import NAMES
 
 _TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "pre", "li", "figcaption", "caption", "th", "td", "summary"}
 _SKIPPED = {"style", "title", "script", "svg", "nav"}
@@ -24,6 +28,7 @@ _VOID = {"meta", "img", "br", "hr", "link", "input"}
 _SIZES = {"h1": 17.0, "h2": 13.0, "summary": 11.0, "h3": 10.0, "h4": 9.0}  # points
 _BODY, _SMALL, _CELL, _CODE = 9.0, 7.5, 7.5, 6.5
 _INK, _SOFT, _LINE = (29, 33, 41), (90, 97, 109), (216, 220, 226)
+_COLOURS: dict[str, Any] = {NAMES[model]: colour for model, colour in COLOURS.items()}  # of the line over a response
 _MARGIN = 16.0  # mm at the bottom of a page
 _GAP = 6.0  # mm between plots side by side
 _PAD = 0.8  # mm in a table's cell, above and below
@@ -276,10 +281,12 @@ def _sample(pdf: _Document, parts: Sequence[Block]) -> None:
             _paragraph(pdf, Block("p", part.text, frozenset({"prompt"}) if part.kind == "h4" else frozenset()))
         return
     top = pdf.get_y()
-    pdf.set_draw_color(*_LINE)
     for place, column in enumerate(columns):
         x = pdf.l_margin + place * (width + 4 * _PAD)
+        pdf.set_draw_color(_COLOURS.get(column[0].text.partition(" ")[0], _LINE))
+        pdf.set_line_width(0.6)
         pdf.line(x, top, x + width, top)
+        pdf.set_line_width(0.2)
         pdf.set_xy(x, top + _PAD)
         for part in column:
             pdf.set_x(x)

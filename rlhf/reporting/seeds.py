@@ -37,6 +37,8 @@ COMPARED = (
     "eos_rate",
 )  # not mean_reward: its difference equals the gain's
 
+_EQUAL = 1e-12  # relative difference of values that are the same but for rounding
+
 _SEEDED = ("reward", "ppo_full", "ppo_lora")  # stages in which runs must have different seeds
 _OWN = {"run", "runs_dir", "output_dir", "logging_dir", "run_name", "seed", "data_seed", "eval_seed"}
 
@@ -49,8 +51,8 @@ class Summary:
     form: str  # how to show a value: num, signed or percent
     values: list[float | None]  # one per run, in the runs' order; None for a run without it
     mean: float
-    interval: tuple[float, float] | None  # of the mean; None with one value
-    p_value: float | None  # two-sided, that the mean is 0; None with one value, or with equal ones
+    interval: tuple[float, float] | None  # of the mean; None with one value, or with equal ones
+    p_value: float | None  # two-sided, that the mean is 0; None likewise
 
     @property
     def n(self) -> int:
@@ -82,11 +84,13 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summary_of(name: str, form: str, values: Sequence[float | None]) -> Summary | None:
-    """Mean, interval and p-value of the values that are not None; None without any."""
+    """Mean, interval and p-value of the values that are not None; None without any. Equal values have no spread."""
     there = [value for value in values if value is not None]
     if not there:
         return None
     mean = math.fsum(there) / len(there)
+    if max(there) - min(there) <= _EQUAL * max(map(abs, there)):
+        return Summary(name, form, list(values), mean, None, None)
     return Summary(name, form, list(values), mean, t_interval(there), t_p_value(there))
 
 

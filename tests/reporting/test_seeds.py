@@ -78,7 +78,10 @@ def test_one_value_has_no_interval_and_none_no_summary() -> None:
     assert seeds.summary_of("x", "num", [None, None]) is None
     equal = seeds.summary_of("x", "num", [0.5, 0.5])
     assert equal is not None
-    assert (equal.interval, equal.p_value) == ((0.5, 0.5), None)
+    assert (equal.interval, equal.p_value) == (None, None)  # no spread to judge by
+    almost = seeds.summary_of("x", "num", [0.3, 0.1 + 0.2, 0.3])
+    assert almost is not None
+    assert almost.interval is None
 
 
 def test_lora_minus_full_is_paired_by_run(runs: list[Path]) -> None:
@@ -119,11 +122,22 @@ def test_page_says_what_the_numbers_carry(runs: list[Path]) -> None:
         "includes 0: no difference beyond the spread of the seeds.",
         "study-2 done, seed 2",
         "Gain in mean reward, full 3 +2.000 [-0.484, +4.484] +1.000 +2.000 +3.000",
-        "Reward model, accuracy 3 65.5% [65.5%, 65.5%] 65.5% 65.5% 65.5%",
+        "Reward model, accuracy 3 65.5% 65.5% 65.5% 65.5%",
         "EOS rate, base 3 90.0%",
         "The same in all runs, except for seeds and the run's own folder.",
     ]:
         assert words in text, words
+
+
+def test_equal_values_of_several_runs_give_no_conclusion(runs: list[Path]) -> None:
+    for path in runs:
+        change(path / "evaluation/evaluation.json", lambda e: e["gains"]["full"].update(gain=0.378))
+    text = page_of(runs)
+    assert (
+        "Gain in mean reward, full: all 3 runs have +0.378: without a spread there is no interval to judge by." in text
+    )
+    assert "Gain in mean reward, full: over" not in text
+    assert "Response length (tokens): LoRA minus full is 0.000 in all 3 runs: without a spread there is no" in text
 
 
 def test_an_interval_beyond_0_is_said_with_its_direction(runs: list[Path]) -> None:
@@ -265,9 +279,9 @@ def test_plots_show_every_run_and_the_mean() -> None:
     figure = seed_plots.kl(histories)
     shown = [line.get_ydata() for line in figure.axes[0].get_lines()]
     assert [list(values) for values in shown] == [[0.02, 0.02], [0.04, 0.04], [0.03, 0.03], [0.03]]
-    assert {"full, mean of 2", "LoRA"} <= set(lines(figure))  # one curve has no mean, and its own name
+    assert {"full, mean", "LoRA"} <= set(lines(figure))  # one curve has no mean, and its own name
     assert figure.axes[0].get_ylim()[1] < 0.2  # the interval, 0.03 +- 0.127, does not stretch the plot
-    assert lines(seed_plots.scores(histories))["full, mean of 2"][1] == pytest.approx([1 / 40, 1.5 / 40])
+    assert lines(seed_plots.scores(histories))["full, mean"][1] == pytest.approx([1 / 40, 1.5 / 40])
 
 
 def test_gains_are_joined_by_run() -> None:
@@ -300,7 +314,9 @@ def test_script(
 ) -> None:
     names = [path.name for path in runs]
     assert call(monkeypatch, "--runs_dir", tmp_path, "--run", "study", "--runs", *names) == 0
-    assert f"report: {tmp_path}/study/report/seeds.html, seeds.pdf" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("Report on all runs  ")
+    assert "/study/report/seeds.html, seeds.pdf" in said
     text = " ".join(page.extract_text() for page in PdfReader(tmp_path / "study/report/seeds.pdf").pages)
     assert "no difference beyond the spread" in " ".join(text.split())
 

@@ -122,7 +122,7 @@ def _draw(axis: Axes, curves: Sequence[Curve], colour: str, style: str, label: s
     if points:
         steps, means, lows, highs = map(list, zip(*points, strict=True))
         axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0, label=f"_{label} interval")
-        axis.plot(steps, means, color=colour, linestyle=style, linewidth=2.2, label=f"{label}, mean of {len(curves)}")
+        axis.plot(steps, means, color=colour, linestyle=style, linewidth=2.2, label=f"{label}, mean")
 
 
 def _show_curves(axis: Axes, *also: float) -> None:
