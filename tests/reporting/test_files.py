@@ -1,6 +1,8 @@
 """A run has one report: page, PDF and notebook of the same content, and nothing older beside them."""
 
 import re
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -71,6 +73,15 @@ def test_nothing_is_written_or_removed_if_a_part_cannot_be_made(run_dir: Path, m
     with pytest.raises(UserError, match="no"):
         write_report(run_dir, "Another title")
     assert {path: path.read_bytes() for path in (run_dir / "report").iterdir()} == before
+
+
+def test_a_report_needs_no_torch() -> None:
+    """Nor anything else that takes seconds to import and that it makes no use of."""
+    slow = "{'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'sklearn'}"
+    code = f"import sys, rlhf.reporting.files; sys.exit(str({slow} & set(sys.modules) or ''))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600).stderr.strip() == ""
+    )
 
 
 def test_a_long_name_fits_a_file_system() -> None:
