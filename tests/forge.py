@@ -22,8 +22,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+from limits import HANG
+
 ROOT = Path(__file__).parents[1]
-LIMIT = 180  # seconds of one run
+LIMIT = HANG
 # Most of what the scripts import, and slow to import. None of it reads Hugging Face's variables, or imports what does.
 GENERAL = [
     *["rlhf", "torch", "torch._inductor.compile_fx", "torch.distributed.tensor", "torch.distributed.fsdp", "pandas"],
@@ -90,7 +92,7 @@ class Forge:
 
     def close(self) -> None:
         self.server.stdin.close()
-        self.server.wait(timeout=60)
+        self.server.wait(timeout=HANG)
         self.server.stdout.close()
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny
+from limits import HANG
 
 from rlhf.benchmark import predict, work
 from rlhf.errors import UserError
@@ -23,7 +24,7 @@ def test_stored_kernels_are_those_of_the_code():
     """
     command = [sys.executable, str(tiny.ROOT / "tests" / "cuda" / "count_kernels.py"), "--check"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tiny.ROOT, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, cwd=tiny.ROOT, env=env)
     assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["as stored"]), done.stdout + done.stderr
 
 

@@ -13,6 +13,7 @@ import tiny
 import torch
 import workers
 import yaml
+from limits import HANG
 from tiny_recipe import recipe
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -233,14 +234,14 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(tmp_path, stage):
     environment |= dict.fromkeys(["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"], "4294967296")
     # Not a fork: the memory of the process itself is part of the estimate.
     dry = subprocess.run(
-        [*command, "--dry_run", "true"], env=environment, capture_output=True, text=True, timeout=400, check=True
+        [*command, "--dry_run", "true"], env=environment, capture_output=True, text=True, timeout=HANG, check=True
     )
     estimate = float(re.search(r"peak: (\d+\.\d+) GB", dry.stdout)[1])
     # A process of its own in between, so that the peak is this child's alone.
     watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
     watch += "print('kilobytes', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     real = subprocess.run(
-        [sys.executable, "-c", watch, *command], env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", watch, *command], env=environment, capture_output=True, text=True, timeout=HANG
     )
     assert real.returncode == 0, real.stderr[-2000:]
     measured = int(re.search(r"kilobytes (\d+)", real.stdout)[1]) * 1024 / GB

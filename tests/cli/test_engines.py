@@ -13,6 +13,7 @@ import torch
 import workers
 import yaml
 from forge import said
+from limits import HANG
 from safetensors.torch import load_file
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM
@@ -33,7 +34,7 @@ def launch(engine, script, *argv):
         env=os.environ | changes,
         capture_output=True,
         text=True,
-        timeout=900,  # a first run under an engine compiles what it needs
+        timeout=HANG,  # a first run under an engine compiles what it needs
     )
 
 

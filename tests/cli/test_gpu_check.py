@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from limits import HANG
 
 from rlhf.benchmark.probe import calls_by_phase
 from rlhf.cli import gpu_check
@@ -67,7 +68,7 @@ time.sleep(60)
     start = time.monotonic()
     with pytest.raises(ItemError, match=r"took longer than its 4 s; last: begun"):
         child([sys.executable, "-c", script], 4)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < HANG
     for _ in range(100):  # what was killed is a zombie until someone has taken its exit code
         stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
         if not stat.exists() or stat.read_text().split()[2] == "Z":
@@ -166,7 +167,7 @@ def test_from_end_to_end_on_a_cpu(tmp_path):
     env = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")],
-        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=600, check=False,
+        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (item,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["items"]

@@ -10,6 +10,7 @@ from inspect import get_annotations
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 import rlhf
 from rlhf import config
@@ -120,7 +121,7 @@ def test_every_own_field_has_a_text_with_unit_and_default(command):
 def start(*argv):
     code = "import sys; from rlhf.cli.__main__ import main; sys.argv = ['rlhf', *sys.argv[1:]]\n"
     code += "try: main()\nfinally: print(sorted({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules)))"
-    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=HANG)
 
 
 @pytest.mark.parametrize("name", ["", *(name for name, one in COMMANDS.items() if not one.heavy)])
@@ -163,7 +164,7 @@ def test_what_is_not_close_is_not_suggested():
 def test_the_package_lists_its_names():
     """So that a shell or an editor completes them; nothing slow is imported for it."""
     code = "import rlhf, sys; print(dir(rlhf), rlhf.__version__, 'torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG).stdout
     for name in ("PPOTrainer", "PPOConfig", "UserError", "__version__"):
         assert repr(name) in said
     assert said.endswith(f" {metadata.version('rlhf')} False\n")

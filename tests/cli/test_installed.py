@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from limits import HANG
 
 from rlhf.cli.__main__ import COMMANDS
 
@@ -23,7 +24,7 @@ def installed(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     command = [*pip, "--no-compile", "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     return target
 
@@ -36,7 +37,7 @@ def rlhf(installed, folder, *argv):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG,
     )
 
 

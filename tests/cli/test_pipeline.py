@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import workers
+from limits import HANG
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,7 +25,7 @@ def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pipeline.py; it starts the stages as for a user, as real processes."""
     command = [str(ROOT / "scripts" / "pipeline.py"), "--engine", "cpu", *arguments]
     return workers.python(
-        command, ENVIRONMENT, ROOT, limit=1200
+        command, ENVIRONMENT, ROOT, limit=HANG
     )  # on a busy machine six starts of a stage take minutes
 
 

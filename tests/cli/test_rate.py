@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import rating_sheets
+from limits import HANG
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +91,7 @@ def test_serve_until_it_is_stopped(run_dir, rate):
             assert answer.read() == (run_dir / "r" / "ratings" / "sheet.html").read_bytes()
     finally:
         server.send_signal(signal.SIGINT)  # as Ctrl+C does
-        _, error = server.communicate(timeout=60)
+        _, error = server.communicate(timeout=HANG)
     assert (server.returncode, error) == (130, "interrupted\n")
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import forge
 import psutil
 import pytest
+from limits import HANG
 from trials import TALLY, trial
 
 IN_A_ROW = 3  # kills of one run, each as it goes on from the one before
@@ -93,7 +94,7 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_is_there(campaign, t
     with trial("second run of a stage"):
         stage = campaign.stage("ppo_full", tmp_path)
         first = campaign.begin("ppo_full", tmp_path, {"phase": "learn", "call": 2, "signal": signal.SIGSTOP})
-        end = time.monotonic() + 30
+        end = time.monotonic() + HANG
         while not (stage / "checkpoints" / "step-1").exists() and time.monotonic() < end:
             time.sleep(0.05)
         before = (stage / "run.json").read_text()
@@ -113,7 +114,7 @@ def test_a_second_run_that_got_ready_while_the_first_ended_leaves(campaign, tmp_
     stage = campaign.stage(recipe, tmp_path)
     with trial("second run of a stage, late"):
         late = campaign.begin(recipe, tmp_path, {"phase": "begin", "call": 1, "signal": signal.SIGSTOP})
-        log, end = campaign.folder / f"log_{campaign.logs}", time.monotonic() + 30
+        log, end = campaign.folder / f"log_{campaign.logs}", time.monotonic() + HANG
         while psutil.Process(late).status() != psutil.STATUS_STOPPED and time.monotonic() < end:
             time.sleep(0.05)
         assert campaign.run(recipe, tmp_path)[0] == 0

@@ -9,6 +9,7 @@ import pytest
 import short_runs
 from bombs import torch_bomb
 from forge import ranks
+from limits import HANG
 from trials import trial
 
 from rlhf.storage.disk import write_manifest
@@ -30,7 +31,7 @@ class Pair:
             for log, fault, rank in zip(self.logs, faults, ranks(2), strict=True)
         ]
 
-    def end(self, limit=60):
+    def end(self, limit=HANG):
         """Exit codes; None where a rank was still there at the limit."""
         return [self.campaign.forge.wait(pid, limit) for pid in self.pids]
 
@@ -74,7 +75,7 @@ def test_one_rank_is_killed(campaign, pairs, tmp_path, recipe, phase, rank):
         codes = pair.end()
         assert codes[rank] == -signal.SIGKILL
         assert codes[1 - rank] not in (None, 0), pair.said()[-3000:]
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < HANG
         assert whole(campaign, recipe, tmp_path, more) == expected
 
 
@@ -97,7 +98,7 @@ def test_both_ranks_are_refused_by_one_line_while_another_run_is_there(campaign,
     with trial("second run of a stage, two ranks"):
         stage = campaign.stage("ppo_full", tmp_path)
         first = campaign.begin("ppo_full", tmp_path, {"phase": "learn", "call": 1, "signal": signal.SIGSTOP})
-        end = time.monotonic() + 30
+        end = time.monotonic() + HANG
         while not (stage / ".lock").exists() and time.monotonic() < end:
             time.sleep(0.05)
         pair = Pair(campaign, "ppo_full", tmp_path, HALF)

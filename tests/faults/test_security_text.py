@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import rating_sheets
 import yaml
+from limits import HANG
 
 from rlhf.cli.compare import side_by_side
 from rlhf.cli.parsing import read_recipe
@@ -96,7 +97,7 @@ def test_the_key_is_for_its_owner_alone(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/rate.py"), "sheet", "--runs_dir", str(tmp_path), "--run", "r"]
     before = os.umask(0o022)
     try:
-        subprocess.run(command, check=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT)
+        subprocess.run(command, check=True, timeout=HANG, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "r" / "ratings").iterdir()}
@@ -174,7 +175,7 @@ def shell(script, tmp_path, **environment):
         "HOME": str(tmp_path),
     }
     return subprocess.run(
-        ["bash", *script], env=settings | environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["bash", *script], env=settings | environment, cwd=ROOT, capture_output=True, text=True, timeout=HANG
     )
 
 

@@ -5,6 +5,7 @@ import json
 import nbformat
 import pandas as pd
 import pytest
+from limits import HANG
 from nbclient import NotebookClient
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 
@@ -43,7 +44,7 @@ def execute(path):
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.outputs = []
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(path.parent))
+    NotebookClient(notebook, timeout=HANG, kernel_name="python3").execute(cwd=str(path.parent))
     return notebook
 
 

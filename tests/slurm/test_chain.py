@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANG
 from safetensors.torch import load_file
 from tiny_recipe import recipe
 from torch.testing import assert_close
@@ -264,5 +265,5 @@ def test_each_seed_is_a_run_of_its_own(cluster, top):
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
 def test_shellcheck_finds_nothing():
     files = [str(path) for pattern in ("*.sbatch", "*.sh") for path in sorted((ROOT / "slurm").glob(pattern))]
-    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, timeout=60, env=os.environ)
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, timeout=HANG, env=os.environ)
     assert done.returncode == 0, done.stdout

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG
 
 from rlhf.storage.stages import RECIPES, STAGES, stages_of
 
@@ -41,7 +42,7 @@ def commands(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG,
         )
         return done.stdout + done.stderr
 

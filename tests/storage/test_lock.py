@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from limits import HANG
 
 from rlhf.errors import UserError
 from rlhf.storage.lock import NAME, FolderLock, _self, _start
@@ -21,7 +22,7 @@ def other():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
-    process.wait(timeout=30)
+    process.wait(timeout=HANG)
     process.stdin.close()
 
 
@@ -67,7 +68,7 @@ def test_a_living_owner_is_named_and_stays(tmp_path, other, capsys):
 def test_a_dead_owner_is_followed(tmp_path, other, capsys):
     start = _start(other.pid)
     other.kill()
-    other.wait(timeout=30)
+    other.wait(timeout=HANG)
     owned(tmp_path, pid=other.pid, start=start)
     FolderLock(tmp_path).take()
     assert owner(tmp_path)["pid"] == os.getpid()
@@ -145,14 +146,14 @@ def test_an_owner_that_died_as_it_wrote_its_name(tmp_path, content):
 
 
 def _try(folder, gate, answers):
-    gate.wait(timeout=30)
+    gate.wait(timeout=HANG)
     try:
         FolderLock(folder).take()
         answers.put("taken")
-        gate.wait(timeout=30)  # alive until all have tried
+        gate.wait(timeout=HANG)  # alive until all have tried
     except UserError:
         answers.put("refused")
-        gate.wait(timeout=30)
+        gate.wait(timeout=HANG)
 
 
 def _no_flock(*_):
@@ -174,9 +175,9 @@ def test_of_many_one_becomes_the_owner(tmp_path, monkeypatch, dead):
         there = [context.Process(target=_try, args=(folder, gate, answers)) for _ in range(6)]
         for process in there:
             process.start()
-        found = sorted(answers.get(timeout=30) for _ in there)
+        found = sorted(answers.get(timeout=HANG) for _ in there)
         for process in there:
-            process.join(timeout=30)
+            process.join(timeout=HANG)
         assert found == ["refused"] * 5 + ["taken"]
 
 

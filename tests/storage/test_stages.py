@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from limits import HANG
 
 from rlhf.errors import UserError
 from rlhf.storage.stages import POLICIES, RECIPES, REPORT, STAGES, is_done, recipe_folder, require_stage, stages_of
@@ -84,7 +85,7 @@ assert not heavy, heavy
 
 def plan(*argv):
     command = [sys.executable, "-c", PLAN, *map(str, argv)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
