@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers.utils import enable_tf32, is_torch_tf32_available
 
@@ -14,6 +15,7 @@ from rlhf.cli.script import run_script
 from rlhf.cli.stage_head import show_stage
 from rlhf.config import EvaluationConfig, PromptConfig, StageRunConfig
 from rlhf.config.fields import changed_settings
+from rlhf.config.precision import evaluation_precision, in_words
 from rlhf.console import quiet, screen
 from rlhf.console.steps import Steps
 from rlhf.console.words import gigabytes, interval, one_line, percent, plain, signed
@@ -66,7 +68,8 @@ def main() -> None:
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
         enable_tf32(True)
     facts = f"{len(split.evaluation):,} unseen prompts, {len(paths)} models"
-    show_stage(TITLES["evaluation"], facts, device, None, run.folder())
+    precision = evaluation_precision(config.eval_precision)
+    show_stage(TITLES["evaluation"], facts, device, in_words(precision), run.folder())
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
     judge = anywhere(reward_path) if config.reward_model_path else reward_path
@@ -74,6 +77,7 @@ def main() -> None:
     with StopAtOnce(), Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
             changed=changed_settings(run, data, config),
+            precision=precision,
             data={"prompts": counts},
             model_paths=paths | {"base": anywhere(config.base_model)},
             model_ids={name: runs[name].get("id") for name in tuned},
@@ -89,8 +93,9 @@ def main() -> None:
             policy = base if name == "base" else load_causal_lm(path).to(device)
             roles, eos_ids = (policy, tokenizer, reward_model), stop_ids(policy, tokenizer)
             other, answered = None if policy is base else base, partial(bar.advance, now=name)
-            rows += respond(name, *roles, split.evaluation, config, eos_ids, other, gold, answered)
-            rating += respond(name, *roles, split.rating, config, eos_ids, answered=answered)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision["taken"] == "bf16"):
+                rows += respond(name, *roles, split.evaluation, config, eos_ids, other, gold, answered)
+                rating += respond(name, *roles, split.rating, config, eos_ids, answered=answered)
             del roles
             del policy
             gc.collect()  # one tuned policy in memory at a time

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import torch
 from torch.nn.functional import linear
@@ -99,6 +100,14 @@ def _agreed(args: TrainingArguments) -> tuple[bool, str]:
     return from_main(lambda: _bf16(args.use_cpu))
 
 
+def evaluation_precision(asked: Literal["fp32", "bf16", "auto"]) -> Precision:
+    """The precision of an evaluation, and why where it was chosen here; the same on all ranks, which have joined."""
+    if asked != "auto":
+        return {"taken": asked, "why": None}
+    fast, why = from_main(lambda: _bf16(cpu_is_asked_for()))
+    return {"taken": "bf16" if fast else "fp32", "why": why}
+
+
 def give_reason(args: TrainingArguments, why: str) -> None:
     """Say why the settings have their precision, where it was not the user's choice."""
     vars(args)["precision_reason"] = why
@@ -113,6 +122,11 @@ def precision(args: TrainingArguments) -> Precision:
 
 
 def precision_line(args: TrainingArguments) -> str | None:
-    """E.g. "fp32 (bf16 measured: 0.6 times as fast)"; None where the user has set the precision."""
+    """`in_words` of the settings' precision; None where the user has set it."""
     found = precision(args)
-    return f"{found['taken']} ({found['why']})" if found["why"] else None
+    return in_words(found) if found["why"] else None
+
+
+def in_words(found: Precision) -> str:
+    """E.g. "fp32 (bf16 measured: 0.6 times as fast)"; only "fp32" where the user has set it."""
+    return f"{found['taken']} ({found['why']})" if found["why"] else found["taken"]

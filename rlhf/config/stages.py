@@ -6,6 +6,7 @@ It imports neither torch nor transformers, so that the help of a command is quic
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlhf.config.fields import at_least, check, check_plain_name, check_seeds, help_list, help_text
 from rlhf.console.quiet import VERBOSE
@@ -97,6 +98,9 @@ class EvaluationConfig:
     eval_seed: int = help_text("seed of sampling and of the bootstrap", 0)
     confidence: float = help_text("confidence level of the intervals, 0 to 1", 0.95)
     eval_tf32: bool = help_text("TF32 matrix products on GPUs that support them", True)
+    eval_precision: Literal["fp32", "bf16", "auto"] = help_text(
+        "of the models' passes; auto: bf16 where a training stage would take it by itself", "fp32"
+    )
     ddp_timeout: int = help_text("maximum seconds that a process waits for the others, as in training", 1800)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,14 @@ from rlhf.cli.parsing import parse
 from rlhf.cli.train_ppo import stage_name
 from rlhf.config import PPOConfig, PPOStageConfig, PromptConfig, RewardStageConfig, RunConfig
 from rlhf.config import precision as module
-from rlhf.config.precision import bf16_is_fast, bf16_speed, choose_hardware, precision, precision_line
+from rlhf.config.precision import (
+    bf16_is_fast,
+    bf16_speed,
+    choose_hardware,
+    evaluation_precision,
+    precision,
+    precision_line,
+)
 from rlhf.errors import UserError
 
 
@@ -250,3 +257,19 @@ def test_bf16_is_asked_of_the_device_that_is_used(gpu, monkeypatch, measured):
         choose_hardware(args)
         assert (args.use_cpu, args.bf16) == (True, False)
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "speed", "found"),
+    [
+        ("fp32", 9.0, {"taken": "fp32", "why": None}),
+        ("bf16", 0.1, {"taken": "bf16", "why": None}),
+        ("auto", 1.19, {"taken": "fp32", "why": "bf16 measured: 1.19 times as fast"}),
+        ("auto", 1.2, {"taken": "bf16", "why": "bf16 measured: 1.2 times as fast"}),
+    ],
+)
+def test_an_evaluation_measures_only_where_it_may_choose(measured, monkeypatch, asked, speed, found):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    measurements = measured(speed)
+    assert evaluation_precision(asked) == found
+    assert measurements == ([speed] if asked == "auto" else [])
