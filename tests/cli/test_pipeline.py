@@ -195,7 +195,8 @@ def test_the_console_says_what_each_stage_did(run):
 
 def test_what_libraries_say_is_in_the_logs(run):
     logs = run[1] / "logs"
-    assert sorted(path.stem for path in logs.iterdir()) == sorted(["pipeline", *STAGES, "report"])
+    found = {path.stem for path in logs.iterdir()} - {"compare"}  # another test has compared this run's models
+    assert found == {"pipeline", *STAGES, "report"}
     assert "LOAD REPORT" in (logs / "reward.log").read_text()
     assert "preference pairs: rows 207, " in (logs / "reward.log").read_text()
     assert "speed: " in (logs / "ppo_full.log").read_text()
