@@ -4,9 +4,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 
-from rlhf import config
+from rlhf import __version__, config
 from rlhf.cli.help import page
 from rlhf.cli.parsing import parse
 from rlhf.errors import UserError, did_you_mean
@@ -137,7 +137,7 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
-        print(metadata.version("rlhf"))
+        print(__version__)
     elif name not in COMMANDS:
         expected = f"expected a command, one of {', '.join(COMMANDS)}, found {name!r}{did_you_mean(name, COMMANDS)}"
         print(f"error: rlhf: {expected}", file=sys.stderr)

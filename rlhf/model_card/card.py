@@ -5,7 +5,6 @@ It is made from the files of the run, so it can be rewritten at any time. It sho
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from rlhf import __version__
 from rlhf.file_types import RunFile, Settings
 from rlhf.model_card.markdown import code, table
 from rlhf.model_card.metrics import format_number, policy_metrics, reward_metrics
@@ -143,7 +143,7 @@ def _facts(place: Path, facts: RunFile) -> dict[str, Any]:
 
 def _provenance(facts: RunFile) -> list[list[str]]:
     names = ["stage", "seed", "git_commit", "started", "ended", "seconds", "device", "world_size", "engine"]
-    versions = {"rlhf": metadata.version("rlhf")} | dict(facts.get("versions", {}))
+    versions = {"rlhf": __version__} | dict(facts.get("versions", {}))
     seed = {"seed": facts.get("config", {}).get("seed")}
     return _rows(seed | dict(facts), names) + [[code(name), code(version)] for name, version in versions.items()]
 

@@ -131,12 +131,17 @@ def _power(evaluation: Evaluation, judges: Mapping[str, tuple[PairedGain, GoldGa
         least = record.get("detectable")
         if not is_number(least):
             continue
+        who, prompts = _capital(NAMES.get(name, name)), f"{evaluation.get('n_prompts', 0):,} prompts"
+        if least == 0:  # and no gain: no prompt's score has changed
+            yield f"{who}: the responses to all {prompts} score exactly as before{judge}."
+            continue
         needed = record.get("prompts_needed")
         more = f"; {record['gain']:+.3f} would need about {_rounded(needed):,}" if needed else ""
-        yield (
-            f"{_capital(NAMES.get(name, name))}: {evaluation.get('n_prompts', 0):,} prompts can show a gain of "
-            f"{least:.2f}{judge} (80% power){more}."
-        )
+        yield (f"{who}: {prompts} can show a gain of {_amount(least)}{judge} (80% power){more}.")
+
+
+def _amount(gain: float) -> str:
+    return f"{gain:.2f}" if gain >= 0.005 else "less than 0.01"
 
 
 def _rounded(count: int) -> int:

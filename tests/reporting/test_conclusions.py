@@ -120,6 +120,9 @@ def test_without_a_gain_the_verdict_says_what_the_prompts_can_show():
     assert verdict(record).advice == [
         "Full: 50 prompts can show a gain of 0.50 by the second reward model (80% power); +0.100 would need about 96."
     ]
+    assert "a gain of less than 0.01 (80% power)" in verdict(judged(FLAT, detectable=0.004)).advice[0]
+    same = judged([0.0, 0.0], detectable=0.0, prompts_needed=None)
+    assert verdict(same).advice == ["Full: the responses to all 50 prompts score exactly as before."]
     assert "would need" not in verdict(judged(FLAT, detectable=0.9, prompts_needed=None)).advice[0]
 
 
