@@ -8,12 +8,11 @@ from rlhf.reporting.values import is_number
 
 Answers = Mapping[str, ResponseRow]  # model -> its response to one prompt
 
-N_FIRST, N_MORE = 3, 8  # prompts on the first screen, and in the evaluation's section
+N_FIRST, N_MORE = 5, 6  # prompts on the first screen, and in the evaluation's section
 
 FIRST_RULE = (
-    "Prompts in the order of the policies' mean gain under PPO's reward model; shown are those at a quarter, "
-    "a half and "
-    "three quarters of that order."
+    "Prompts in the order of the policies' mean gain under PPO's reward model; shown are those at one, three, five, "
+    "seven and nine tenths of that order, so the first samples are where PPO helped least."
 )
 MORE_RULE = "Evenly spaced in the order of evaluation; scores play no part in the choice."
 
@@ -30,12 +29,12 @@ def numbered(responses: Sequence[ResponseRow]) -> list[tuple[int, dict[str, Resp
 
 
 def first_samples(responses: Sequence[ResponseRow]) -> list[tuple[int, dict[str, ResponseRow]]]:
-    """The three prompts of FIRST_RULE; fewer if fewer have scores of the base and of a policy."""
+    """The five prompts of FIRST_RULE; fewer if fewer have scores of the base and of a policy."""
     ordered = [
         (gain, number, answers) for number, answers in numbered(responses) if (gain := _gain(answers)) is not None
     ]
     ordered.sort(key=lambda found: found[:2])
-    places = dict.fromkeys((len(ordered) - 1) * part // 4 for part in (1, 2, 3)) if ordered else {}
+    places = dict.fromkeys((len(ordered) - 1) * part // 10 for part in (1, 3, 5, 7, 9)) if ordered else {}
     return [ordered[place][1:] for place in places]
 
 

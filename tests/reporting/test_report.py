@@ -156,15 +156,15 @@ def test_sections_stand_in_order_the_result_first(run_dir: Path) -> None:
     everything = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(everything) == len(set(everything))
     first = page.text[: page.text.index("Reward model on") if "Reward model on" in page.text else None]
-    places = [first.index(words) for words in ("Full: a gain, confirmed", "Before and after PPO", "Prompt 5 of 20")]
+    places = [first.index(words) for words in ("Full: a gain, confirmed", "Before and after PPO", "Prompt 2 of 20")]
     assert places == sorted(places)
 
 
-def test_the_first_screen_has_three_plots_and_three_prompts(run_dir: Path) -> None:
+def test_the_first_screen_has_three_plots_and_five_prompts(run_dir: Path) -> None:
     html = build_report(run_dir).read_text(encoding="utf-8")
     main = html[html.index('<section id="result"') : html.index('<section id="reward"')]
     assert re.findall(r'data-plot="(\w+)"', main) == ["ppo_scores", "ppo_kl", "evaluation_gains"]
-    assert main.count("<article") == 3
+    assert main.count("<article") == 5
     assert "<details" not in main
     assert "/data/" not in html[: html.index('<section id="appendix"')]
 
@@ -407,15 +407,15 @@ def test_samples_are_spread_and_the_later_row_counts() -> None:
     assert samples.more_samples([]) == []
 
 
-def test_the_first_samples_are_quartiles_of_the_gain() -> None:
+def test_the_first_samples_are_spread_over_the_gains() -> None:
     # Gains of full and LoRA over base, prompt by prompt: 4 and 0, so 2; then 1, 9, 5, 7; the last has no base.
     gains = [(4.0, 0.0), (1.0, 1.0), (9.0, 9.0), (4.0, 6.0), (7.0, 7.0)]
     rows: list[Any] = [{"prompt_id": "x", "model": "full", "score": 3.0}]
     for i, (full, lora) in enumerate(gains):
         for model, gain in (("base", 0.0), ("full", full), ("lora", lora)):
             rows.append({"prompt_id": i, "model": model, "score": 10 + gain})
-    # In order: 1 (2nd prompt of these), 2, 5, 7, 9; a quarter, a half and three quarters of it: 2, 5, 7
-    assert [number for number, _ in samples.first_samples(rows)] == [2, 5, 6]
+    # In order: 1 (2nd prompt of these), 2, 5, 7, 9; places 0.4, 1.2, 2, 2.8 and 3.6 of it, rounded down: 1, 2, 5, 5, 7
+    assert [number for number, _ in samples.first_samples(rows)] == [3, 2, 5, 6]
     assert [number for number, _ in samples.first_samples(rows[:4])] == [2]
     assert samples.first_samples(rows[:1]) == []
 
