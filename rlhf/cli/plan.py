@@ -106,7 +106,7 @@ def refuse_differing(stages: Sequence[Planned]) -> None:
     """A UserError that names the stages whose settings differ, if there are any."""
     differing = [one for one in stages if one.differs]
     if differing:
-        names = [one.spec.name for one in differing]
+        names = list(dict.fromkeys(one.spec.name for one in differing))  # of several runs, each once
         raise UserError(refusal(names, list(dict.fromkeys(text for one in differing for text in one.differs))))
 
 

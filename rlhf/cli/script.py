@@ -14,6 +14,8 @@ from rlhf.console.words import path_to
 from rlhf.errors import StageDone, UserError
 from rlhf.storage.disk import cannot_write
 
+_MISTAKE = 2  # exit code where the user has to change something
+
 _MESSAGE = 3  # lines of a crash's message that are shown
 
 
@@ -28,15 +30,18 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
     except UserError as error:
         screen.error(f"error: {error}")
-        sys.exit(2)
+        quiet.discard()
+        sys.exit(_MISTAKE)
     except OSError as error:
         reason, cache = cannot_write(error), cache_error(error)
         if reason is None and cache is None:
             _crashed(error)
         full = f"{error.filename or 'disk'}: cannot write: {reason}"
         screen.error(f"error: {cache or full}")
-        sys.exit(2)
+        sys.exit(_MISTAKE)
     except SystemExit as end:
+        if end.code == _MISTAKE:  # of a stage, which a pipeline passes on
+            quiet.discard()
         if not isinstance(end.code, str):
             raise
         screen.error(end.code)  # Python would write it to the log

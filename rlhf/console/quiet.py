@@ -4,10 +4,11 @@ Only in a process that is one of our commands. Where somebody's own script train
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,6 +23,7 @@ class Copies:
     out: TextIO
     err: TextIO
     log: Path
+    made: tuple[Path, ...]  # folders of the log that were not there before, the innermost first
 
 
 copies: Copies | None = None  # None: stdout and stderr are the console
@@ -49,6 +51,7 @@ def log_to(folder: Path, name: str) -> None:
     if not is_command or os.environ.get(VERBOSE) or not _has_descriptors():
         return
     path = folder / (f"{name}.log" if not rank() else f"{name}-rank{rank()}.log")
+    made = copies.made if copies else tuple(one for one in (folder, *folder.parents) if not one.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -60,8 +63,19 @@ def log_to(folder: Path, name: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    copies = Copies(out, err, path)
+    copies = Copies(out, err, path, made)
     print(time.strftime("==== %Y-%m-%d %H:%M:%S"), " ".join(sys.argv), flush=True)
+
+
+def discard() -> None:
+    """Remove the run's folder if this process has made it and it holds only logs: a mistake leaves nothing behind."""
+    run = copies.log.parent.parent if copies else None
+    if copies is None or run not in copies.made or [one.name for one in run.iterdir()] != [copies.log.parent.name]:
+        return
+    shutil.rmtree(run, ignore_errors=True)
+    for folder in copies.made:
+        with suppress(OSError):  # one that is gone, or that holds something else
+            folder.rmdir()
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def paired_p_value(differences: ArrayLike, seed: int) -> float:
     x = np.asarray(differences, float)
     if not len(x) or not np.isfinite(x).all():
         raise ValueError(f"differences: expected at least one, all finite, found {x.tolist()[:5]}")
-    if not x.any():
+    if len(x) < 2 or not x.any():  # of one pair both flips are as far out
         return 1.0
     result = permutation_test(
         (x,),

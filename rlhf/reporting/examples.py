@@ -11,6 +11,7 @@ from rlhf.reporting.values import NAMES, is_number
 from rlhf.storage.stages import POLICIES
 
 _MOST_DIGITS = 9
+_FLOAT32 = 2.0**-22  # two roundings of float32, relative: metrics are summed in it
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,12 @@ def _example(about: str, form: str, rule: Callable[..., float], values: Sequence
         return
     for digits in range(_least(*values, total), _MOST_DIGITS + 1):
         shown = [_rounded(value, digits) for value in values]
-        if round(rule(*shown), digits) == round(total, digits):
+        found = rule(*shown)
+        # Or the sum as shown differs from the total by less than half a digit and what float32 rounds off.
+        near = abs(found - total) <= 0.5 * 10.0**-digits + _FLOAT32 * max(map(abs, (*values, total)))
+        if near or round(found, digits) == round(total, digits):
             texts = [f"({_text(value, digits)})" if value < 0 else _text(value, digits) for value in shown]
-            yield Example(about, form.format(*texts), _text(total, digits))
+            yield Example(about, form.format(*texts), _text(_rounded(found, digits), digits))
             return
 
 

@@ -8,6 +8,8 @@ import ast
 import base64
 import io
 import re
+import sys
+from code import InteractiveInterpreter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -89,26 +91,37 @@ class _Outputs(io.StringIO):
         self.truncate()
 
 
+class _Cell(InteractiveInterpreter):
+    """Runs a cell's statements one by one; keeps the first error."""
+
+    error: BaseException | None = None
+
+    def showtraceback(self) -> None:
+        self.error = sys.exc_info()[1]
+
+
 def _outputs(code: str, space: dict[str, Any], number: int) -> list[Any]:
     """Run a cell's code in the name space of the notebook, and collect its outputs."""
-    outputs = _Outputs()
+    outputs, cell = _Outputs(), _Cell(space)
     space["display"] = outputs.display
-    body = ast.parse(code).body
-    end = body[-1]
-    last = end.value if isinstance(end, ast.Expr) else None
-    body = body[:-1] if last else body
+    shown: list[Any] = []  # values of the statement that ran last
+    hook, sys.displayhook = sys.displayhook, shown.append
     try:
         with redirect_stdout(outputs):
-            exec(compile(ast.Module(body, []), "notebook.md", "exec"), space)
-            value = None if last is None else eval(compile(ast.Expression(last), "notebook.md", "eval"), space)
-        outputs.end()
-        if value is not None:
-            count = number // 2 + 1
-            outputs.found.append(new_output("execute_result", data=_forms(value), execution_count=count))
-    except Exception as error:  # whatever is odd in a run's files: the other cells are of use
-        outputs.end()
-        said = printable(f"{type(error).__name__}: {error}")
-        outputs.found.append(new_output("error", ename=type(error).__name__, evalue=said, traceback=[said]))
+            for statement in ast.parse(code).body:
+                shown.clear()
+                cell.runsource(f"{ast.get_source_segment(code, statement)}\n\n", "notebook.md", "single")
+                if cell.error:
+                    break
+    finally:
+        sys.displayhook = hook
+    outputs.end()
+    if cell.error:  # whatever is odd in a run's files: the other cells are of use
+        name, said = type(cell.error).__name__, printable(f"{type(cell.error).__name__}: {cell.error}")
+        outputs.found.append(new_output("error", ename=name, evalue=said, traceback=[said]))
+    elif shown and shown[-1] is not None:
+        count = number // 2 + 1
+        outputs.found.append(new_output("execute_result", data=_forms(shown[-1]), execution_count=count))
     return outputs.found
 
 

@@ -29,6 +29,7 @@ def kinds_of(name):
 
 
 def helped(name, capsys, monkeypatch, *argv):
+    monkeypatch.setenv("COLUMNS", "120")  # whatever the terminal of the tests has
     monkeypatch.setattr("sys.argv", [f"rlhf {name}", *argv])
     command.run(name)
     return capsys.readouterr().out

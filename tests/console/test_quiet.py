@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from limits import HANG
+
 ROOT = Path(__file__).parents[2]
 # A command whose libraries print in every way that there is.
 COMMAND = """
 import ctypes, logging, os, sys, warnings
 from pathlib import Path
+
+from limits import HANG
 from rlhf.console import quiet, screen
 from rlhf.errors import UserError
 from rlhf.cli.script import run_script
@@ -99,3 +103,23 @@ def test_a_second_start_adds_to_the_log(tmp_path):
     run(tmp_path)
     run(tmp_path)
     assert (tmp_path / "logs" / "stage.log").read_text().count("==== 20") == 2
+
+
+def test_a_mistake_leaves_no_logs_of_a_run_that_never_began(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+
+from limits import HANG
+from rlhf.console import quiet
+run = Path(sys.argv[1])
+with quiet.command():
+    quiet.log_to(run / "logs", "reward")
+    if len(sys.argv) > 2:
+        (run / "reward").mkdir()
+    quiet.discard()
+"""
+    for more, left in (([], []), (["begun"], ["a", "a/run", "a/run/logs", "a/run/logs/reward.log", "a/run/reward"])):
+        command = [sys.executable, "-c", code, str(tmp_path / "a" / "run"), *more]
+        subprocess.run(command, check=True, timeout=HANG, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left

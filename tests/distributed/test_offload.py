@@ -71,7 +71,7 @@ def test_what_cannot_be_compiled_is_one_line(builds):
 
 def test_prepare_compiles_it_where_the_engine_is_named(builds, monkeypatch, tmp_path):
     (tmp_path / "reward.yaml").write_text("max_length: 8\n")
-    monkeypatch.setattr(prepare, "load_pairs", lambda *where: ([], {}))
+    monkeypatch.setattr(prepare, "load_pairs", lambda *where: ([], {"kept": 0, "rows": 0}))
     for engine, expected in ((None, []), ("zero3", []), ("zero3_offload", ["CPUAdamBuilder"])):
         builds.names.clear()
         flags = [] if engine is None else ["--engine", engine]
@@ -79,5 +79,5 @@ def test_prepare_compiles_it_where_the_engine_is_named(builds, monkeypatch, tmp_
         prepare.main()
         assert builds.names == expected
     monkeypatch.setattr("sys.argv", ["prepare", "--engine", "zero4"])
-    with pytest.raises(UserError, match=r"^engine: expected one of cpu, .*, found 'zero4'$"):
+    with pytest.raises(UserError, match=r"^engine: expected one of cpu, .*, found 'zero4'; did you mean 'zero3'\?$"):
         prepare.main()

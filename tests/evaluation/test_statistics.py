@@ -119,6 +119,7 @@ def test_p_value_of_many_pairs_agrees_with_the_t_test() -> None:
 
 def test_p_value_at_its_ends() -> None:
     assert paired_p_value([0.0, 0.0], seed=0) == 1
+    assert paired_p_value([3.0], seed=0) == 1  # both flips are as far out
     assert paired_p_value([1.0] * 10, seed=0) == pytest.approx(2 / 1024)  # two of 2^10 flips are as far out
     with pytest.raises(ValueError, match="at least one, all finite"):
         paired_p_value([], seed=0)
@@ -210,3 +211,9 @@ def test_order_of_rows_does_not_matter_to_the_pairs() -> None:
 def test_wrong_rows_are_named(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarise(rows, ["base", "full"], 0.95, seed=0)
+
+
+def test_a_group_of_one_prompt_has_a_gain_and_no_p_value() -> None:
+    rows = [row("a", "base", 0.0), row("a", "full", 2.0)]
+    gain = summarise(rows, ["base", "full"], 0.95, 0)["gains"]["full"]
+    assert (gain["gain"], gain["interval"], gain["p_value"]) == (2.0, [2.0, 2.0], 1.0)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,6 +20,7 @@ from test_report import run_json, write
 
 from rlhf.evaluation.summary import summarise
 from rlhf.model_card.markdown import code, plain, table
+from rlhf.reporting import notebook as notebook_code
 from rlhf.reporting.files import write_report
 from rlhf.reporting.notebook import make_notebook
 from rlhf.reporting.report import build_report
@@ -174,12 +176,15 @@ def test_what_the_notebook_shows_is_text(hostile_run):
     write(hostile_run / "ppo_full/warnings.jsonl", {"step": 1, "seen": ALL, "since": 1, "helps": ALL})
     path = write_report(hostile_run, title=ALL)[2]
     notebook = nbformat.read(path, as_version=4)
+    ours = Path(notebook_code.__file__).with_suffix(".md").read_text(encoding="utf-8")
+    for cell in notebook.cells:  # a run's files may say anything: the code is the package's
+        assert cell.cell_type == "markdown" or f"```python\n{cell.source}\n```" in ours
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
     pages = [output.get("data", {}).get("text/html", "") for output in outputs]
     assert {kind for output in outputs for kind in output.get("data", {})} == {"image/png", "text/html", "text/plain"}
     for text in (*texts, *pages):
-        assert all(c.isprintable() or c == "\n" for c in text), text
+        assert all(c.isprintable() or c in "\n\u00a0" for c in text), text  # no-break blanks are ours, in intervals
     assert r"\x1b[2J\x1b]8;;http://evil.example\x07link" in "".join(texts)
     assert r"\x1b[2J\x1b]8;;http://evil.example\x07link" in "".join(pages)
     assert "![x](http://evil.example/x.png) [x](javascript:alert(1))" in "".join(pages)

@@ -61,15 +61,16 @@ def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type):
 
 def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
     model, tokenizer, rows = setup
-    # A learning rate that wrecks the model: the last step is not the best one.
+    # Validation pairs the wrong way round: what is learned makes them worse, so the last step is not the best one.
+    swapped = [row | {"chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]} for row in rows[24:48]]
     args = config(tmp_path, learning_rate=0.3, max_grad_norm=0.0, optim="sgd", per_device_train_batch_size=4)
-    trainer, _ = train_reward_model(model, tokenizer, rows[:12], rows[24:48], args)
+    trainer, _ = train_reward_model(model, tokenizer, rows[:12], swapped, args)
     trainer.save_model(str(tmp_path))
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["eval_loss"] for row in logged if "eval_loss" in row and row["step"] > 0]
     assert min(losses) < losses[-1] - 1e-3
     saved = load_reward_model(str(tmp_path))
-    assert evaluate_pairs(saved, rows[24:48], args)["loss"] == pytest.approx(min(losses), abs=1e-4)
+    assert evaluate_pairs(saved, swapped, args)["loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
 def test_stock_transformers_gives_the_same_score(setup, tmp_path):
