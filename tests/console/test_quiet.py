@@ -12,8 +12,6 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import ctypes, logging, os, sys, warnings
 from pathlib import Path
-
-from limits import HANG
 from rlhf.console import quiet, screen
 from rlhf.errors import UserError
 from rlhf.cli.script import run_script
@@ -109,8 +107,6 @@ def test_a_mistake_leaves_no_logs_of_a_run_that_never_began(tmp_path):
     code = """
 import sys
 from pathlib import Path
-
-from limits import HANG
 from rlhf.console import quiet
 run = Path(sys.argv[1])
 with quiet.command():
