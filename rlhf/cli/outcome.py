@@ -3,12 +3,12 @@
 import os
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rlhf import __version__
 from rlhf.config import RunConfig
-from rlhf.console import screen
+from rlhf.console import quiet, screen
 from rlhf.console.words import clock, interval, path_to, plain, quoted, signed
 from rlhf.reporting.conclusions import verdict
 from rlhf.reporting.values import NAMES
@@ -21,7 +21,8 @@ def show_header(what: str, on: list[str], folder: Path) -> None:
     """What will run, and on what."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     where = ", ".join([*on, f"{memory:.0f} GB"])
-    screen.say(f"rlhf {metadata.version('rlhf')}  {what} on {where}   logs: {path_to(folder / 'logs')}", "bold")
+    logs = "" if quiet.is_dropped() else f"   logs: {path_to(folder / 'logs')}"
+    screen.say(f"rlhf {__version__}  {what} on {where}{logs}", "bold")
     screen.say()
 
 

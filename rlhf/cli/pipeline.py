@@ -60,13 +60,16 @@ def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineCon
     folder = run.folder()
     *stages, _ = stages_of(recipe)
     start: Start | None = None
+    lines: list[str] = []  # about stages that are done
     for number in range(len(stages)):
         stage = planned(recipe, folder, seed)[number]  # now: the stages before it may just have run
         name, place = stage.spec.name, f"{number + 1}/{len(stages)}"
         if stage.state == "done":
-            screen.say(f"[{place}] {stage.spec.title}: already done")
+            lines.append(f"[{place}] {stage.spec.title}: already done")
             continue
-        start = start or _starter(run, config, stages[number:])
+        start = start or _starter(run, config, stages[number:])  # which prints the header
+        while lines:
+            screen.say(lines.pop(0))
         if stage.state == "stale":
             changed = " and ".join(changed_stages(folder / name))
             screen.say(f"[{place}] {stage.spec.title}: again, since {changed} changed")
@@ -74,6 +77,8 @@ def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineCon
         _check(start(stage.spec.command, argv, {screen.STAGE: place}), name)
         if not is_done(folder / name):  # told to stop by a signal
             sys.exit(f"{name}: stopped before its end; run the same command again to resume")
+    for line in lines:
+        screen.say(line)
 
 
 def _where(run: RunConfig) -> list[str]:

@@ -59,6 +59,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 def _crashed(error: Exception) -> NoReturn:
     if quiet.copies is None:
         raise error
+    if quiet.is_dropped():  # there is no log
+        traceback.print_exception(error, file=quiet.copies.err)
+        sys.exit(1)
     traceback.print_exception(error)
     message = f"error: {type(error).__name__}: {error}".strip().split("\n")
     where = traceback.extract_tb(error.__traceback__)[-1]

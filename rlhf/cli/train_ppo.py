@@ -145,7 +145,7 @@ def assumed_reward(run: Path, args: PPOStageConfig, base: str) -> str | None:
     """For a dry run before the reward model is trained: the base model, from which recipes train it."""
     if not args.dry_run or args.reward_model_path or is_done(run / "reward"):
         return None
-    print(f"reward model: not trained yet; assumed to be as large as {base}")
+    screen.say(f"reward model: not trained yet; assumed to be as large as {base}")
     return base
 
 
@@ -163,7 +163,9 @@ def main() -> None:
         (assumed, {}) if assumed else from_main(lambda: reward_model(run.folder(), args.reward_model_path))
     )
     args.output_dir = str(folder)
-    if not args.dry_run:
+    if args.dry_run:
+        quiet.drop()
+    else:
         quiet.log_to(run.folder() / "logs", name)
     with main_process_first():
         tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))

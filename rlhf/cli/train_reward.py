@@ -161,7 +161,9 @@ def main() -> None:
         screen.say(f"{name}: already done in {folder}")
         return
     args.output_dir = str(folder)
-    if not args.dry_run:
+    if args.dry_run:
+        quiet.drop()
+    else:
         quiet.log_to(run.folder() / "logs", name)
     set_seed(args.seed)
     base = required("model_name_or_path", model_args.model_name_or_path)

@@ -16,6 +16,9 @@ from typing import TextIO
 VERBOSE = "RLHF_VERBOSE"  # set: libraries' output stays on the console, also of processes started from here
 
 
+_NOWHERE = Path(os.devnull)
+
+
 @dataclass(frozen=True)
 class Copies:
     """The console as it was before stdout and stderr became the log."""
@@ -47,16 +50,34 @@ def log_to(folder: Path, name: str) -> None:
 
     Nothing happens in other processes than commands, with --verbose, or if the file cannot be written.
     """
-    global copies
-    if not is_command or os.environ.get(VERBOSE) or not _has_descriptors():
-        return
     path = folder / (f"{name}.log" if not rank() else f"{name}-rank{rank()}.log")
     made = copies.made if copies else tuple(one for one in (folder, *folder.parents) if not one.exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        return
+    if _may_redirect():
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            _redirect(path, made)
+            print(time.strftime("==== %Y-%m-%d %H:%M:%S"), " ".join(sys.argv), flush=True)
+
+
+def drop() -> None:
+    """From now on, what is written to stdout and stderr is lost: for a dry run, which writes no log."""
+    if _may_redirect():
+        _redirect(_NOWHERE, ())
+
+
+def is_dropped() -> bool:
+    """Whether `drop` was called."""
+    return copies is not None and copies.log == _NOWHERE
+
+
+def _may_redirect() -> bool:
+    return is_command and not os.environ.get(VERBOSE) and _has_descriptors()
+
+
+def _redirect(path: Path, made: tuple[Path, ...]) -> None:
+    """An OSError, and nothing has changed, if the file cannot be written."""
+    global copies
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
     out, err = (copies.out, copies.err) if copies else (_copy(sys.stdout), _copy(sys.stderr))
@@ -64,7 +85,6 @@ def log_to(folder: Path, name: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     copies = Copies(out, err, path, made)
-    print(time.strftime("==== %Y-%m-%d %H:%M:%S"), " ".join(sys.argv), flush=True)
 
 
 def discard() -> None:

@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf.config import PPOConfig
 from rlhf.config.batch import batch_line
 from rlhf.config.precision import precision_line
+from rlhf.console import screen
 from rlhf.distributed.accelerator import make_accelerator
 from rlhf.distributed.launch import engine_name
 from rlhf.distributed.sharding import numel
@@ -64,12 +65,12 @@ def dry_run(
 
     full = roles(None)
     sharding = Sharding.of(args)
-    accelerator.print("\n".join(parameter_lines(describe_roles(full))))
+    screen.say("\n".join(parameter_lines(describe_roles(full))))
     steps = count_steps(args, len(lengths), args.local_batch_size * sharding.processes)
-    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
-    accelerator.print(batch_line(args, "prompts"))
+    screen.say(f"engine {engine_name(accelerator)}, {sharding.processes} processes, {steps} PPO steps")
+    screen.say(batch_line(args, "prompts"))
     if line := precision_line(args):
-        accelerator.print(f"precision: {line}")
+        screen.say(f"precision: {line}")
     parts = _models(args, full, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
     layouts = args.use_cpu and available() and sharding.stage < 3
@@ -90,7 +91,7 @@ def dry_run(
     if peft_config is not None and args.use_cpu:  # on a GPU the merge happens in main memory
         merged = sum(numel(p) * p.element_size() for p in full.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
-    verdict(parts, base, args.use_cpu, accelerator.print)
+    verdict(parts, base, args.use_cpu, screen.say)
 
 
 def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:

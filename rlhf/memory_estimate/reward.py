@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rlhf.config import RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.precision import precision_line
+from rlhf.console import screen
 from rlhf.distributed.launch import check_engine, engine_name
 from rlhf.distributed.offload import prepare_offload
 from rlhf.memory_estimate.account import (
@@ -51,16 +52,14 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     sharding = Sharding.of(args)
     full = build(None)
     trainable, total = trainable_share(full)
-    accelerator.print(
-        f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})"
-    )
+    screen.say(f"reward: {config.name_or_path}, {total:,} parameters, {trainable:,} trained ({trainable / total:.2%})")
     batch = batch_facts(args)["global_batch_size"]
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(len(rows) / batch))
-    accelerator.print(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
-    accelerator.print(f"{len(rows)} pairs, {steps} steps of {batch}")
-    accelerator.print(batch_line(args, "pairs"))
+    screen.say(f"engine {engine_name(accelerator)}, {sharding.processes} processes")
+    screen.say(f"{len(rows)} pairs, {steps} steps of {batch}")
+    screen.say(batch_line(args, "pairs"))
     if line := precision_line(args):
-        accelerator.print(f"precision: {line}")
+        screen.say(f"precision: {line}")
 
     def activations(layers: int) -> int:
         model = build(layers).train()
@@ -74,4 +73,4 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
 
     learning = by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", full, str(args.optim)), Part("activations", learning=learning)]
-    verdict(parts, base, args.use_cpu, accelerator.print)
+    verdict(parts, base, args.use_cpu, screen.say)

@@ -119,3 +119,25 @@ with quiet.command():
         command = [sys.executable, "-c", code, str(tmp_path / "a" / "run"), *more]
         subprocess.run(command, check=True, timeout=HANG, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
+
+
+def test_what_is_dropped_is_nowhere_and_a_crash_is_on_the_console(tmp_path):
+    code = """
+import os, sys
+from rlhf.cli.script import run_script
+from rlhf.console import quiet, screen
+def main():
+    quiet.drop()
+    print("chatter")
+    os.system("echo from a child")
+    screen.say("ours")
+    if len(sys.argv) > 1:
+        raise RuntimeError("a crash")
+run_script(main)
+"""
+    for more in ([], ["crash"]):
+        run = {"capture_output": True, "text": True, "timeout": HANG, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+        done = subprocess.run([sys.executable, "-c", code, *more], cwd=tmp_path, **run)
+        assert (done.stdout, done.returncode) == ("ours\n", len(more))
+        assert done.stderr.endswith("RuntimeError: a crash\n") if more else done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
