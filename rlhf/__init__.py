@@ -8,15 +8,21 @@ if TYPE_CHECKING:
     from rlhf.config import PPOConfig
     from rlhf.errors import UserError
     from rlhf.ppo.trainer import PPOTrainer
+    from rlhf.reward.remote import RemoteReward
 
     __version__: str
 
 # bitsandbytes tells every process on a CPU with bf16 to install a package that loads code from the hub: not here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-__all__ = ["PPOConfig", "PPOTrainer", "UserError", "__version__"]
+__all__ = ["PPOConfig", "PPOTrainer", "RemoteReward", "UserError", "__version__"]
 
-_WHERE = {"PPOConfig": "rlhf.config", "UserError": "rlhf.errors", "PPOTrainer": "rlhf.ppo.trainer"}
+_WHERE = {
+    "PPOConfig": "rlhf.config",
+    "PPOTrainer": "rlhf.ppo.trainer",
+    "RemoteReward": "rlhf.reward.remote",
+    "UserError": "rlhf.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

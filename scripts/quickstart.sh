@@ -5,4 +5,4 @@ set -euo pipefail
 export RLHF_SHELL_CWD="$PWD" RLHF_SHELL_PATH="$PATH" # where the person stands: what it prints is meant for there
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-rlhf quickstart "$@"
+exec rlhf quickstart "$@" # in place of this shell, which would pass no signal on

@@ -1,7 +1,7 @@
 """Stages as processes of their own: forked from this one, which has imported everything, or started by a launcher.
 
 A child has a process group of its own, so that Ctrl-C in a terminal reaches it once: this process hears the signal and
-hands it on, then waits for the child to save its work.
+hands it on, then waits for the child to save its work. `heard` has the signals so far.
 """
 
 import ctypes
@@ -11,15 +11,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from rlhf.cli.script import run_script
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+heard: list[int] = []  # after the child that was there has ended, nothing more is to start
+
+_ONE_PRESS = 1.0  # seconds, as in rlhf/distributed/preemption.py, whose imports are slow
 
 _AGAIN = 2  # seconds between two stop signals to processes under a launcher, which miss one while they start
 
@@ -94,22 +101,32 @@ def launched(command: Sequence[str], environment: dict[str, str]) -> int:
 
     A first signal asks the processes to stop, by SIGUSR1, which the launcher ignores; a second Ctrl-C ends them all.
     """
-    asked: list[int] = []
+    pressed: list[float] = []  # when Ctrl-C was
 
     def hand_on(number: int) -> None:
-        asked.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL if asked.count(signal.SIGINT) > 1 else signal.SIGUSR1)
+        pressed.extend([time.monotonic()] if number == signal.SIGINT else [])
+        ends = bool(pressed) and pressed[-1] - pressed[0] > _ONE_PRESS
+        _signal_below(child.pid, signal.SIGKILL if ends else signal.SIGUSR1)
 
+    before = len(heard)
     with _handing_on(hand_on):
         child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_launcher)
         while True:
             try:
                 return child.wait(timeout=_AGAIN)
             except subprocess.TimeoutExpired:
-                if asked:
-                    with suppress(ProcessLookupError):
-                        os.killpg(child.pid, signal.SIGUSR1)
+                if len(heard) > before:
+                    _signal_below(child.pid, signal.SIGUSR1)
+
+
+def _signal_below(launcher: int, number: int) -> None:
+    """Signal the processes of a launcher, which may be in sessions of their own; kill the launcher, too."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(launcher)
+        below = parent.children(recursive=number == signal.SIGKILL)
+        for process in [*([parent] if number == signal.SIGKILL else []), *below]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def _begin_launcher() -> None:
@@ -119,10 +136,13 @@ def _begin_launcher() -> None:
 
 @contextmanager
 def _handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
-    def heard(number: int, frame: FrameType | None) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
         hand_on(number)
 
-    before = {number: signal.signal(number, heard) for number in HANDED_ON}
+    # What `nohup` and a shell's & let this process ignore stays ignored.
+    handled = [number for number in HANDED_ON if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hear) for number in handled}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from rlhf.cli.children import Start, answer, forget_script_folder, forked, launched, prepare
+from rlhf.cli.children import Start, answer, forget_script_folder, forked, heard, launched, prepare
 from rlhf.cli.engines import engine_file
 from rlhf.cli.outcome import show_header, show_outcome
 from rlhf.cli.parsing import parse
@@ -77,6 +77,8 @@ def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineCon
         _check(start(stage.spec.command, argv, {screen.STAGE: place}), name)
         if not is_done(folder / name):  # told to stop by a signal
             sys.exit(f"{name}: stopped before its end; run the same command again to resume")
+        if heard:  # when all of it was done
+            sys.exit(f"{name}: done, then told to stop; run the same command again to go on")
     for line in lines:
         screen.say(line)
 

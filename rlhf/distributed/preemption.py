@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A shell lets what it starts in the background ignore Ctrl-C, and `nohup` a closed terminal.
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
-_ONE_PRESS = 1.0  # seconds: a terminal and a launcher both hand on the same Ctrl-C
+_ONE_PRESS = 1.0  # seconds: a terminal and a launcher both hand on the same Ctrl-C, and people press twice
 
 
 class StopRequest:
@@ -75,17 +75,27 @@ class StopRequest:
 
 
 class StopAtOnce:
-    """Inside its `with` block a stop signal raises KeyboardInterrupt: for work that has no steps to resume from."""
+    """Inside its `with` block a stop signal raises KeyboardInterrupt: for work whose parts are kept as they come.
+
+    Later signals do not disturb what is then put in order, but for Ctrl-C after a second or more.
+    """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
+        self._first: float | None = None  # when the first one came
 
     def __enter__(self) -> "StopAtOnce":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, signal.default_int_handler)
+                    self._before[number] = signal.signal(number, self._stop)
         return self
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None or (number == signal.SIGINT and now - self._first > _ONE_PRESS):
+            self._first = self._first or now
+            raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,6 +17,8 @@ from rlhf.functional.gae import Moments, gae, moments, rescale, standardise, wid
 from rlhf.functional.losses import kl_penalty
 from rlhf.ppo.rollout import Rollout
 
+_NO_SPREAD = 1e-6  # a deviation of this share of the mean is what rounding leaves of equal scores
+
 AllSum = Callable[[Tensor], Tensor]  # float [K] -> [K], summed over ranks
 
 
@@ -84,15 +86,14 @@ class ScoreScaler:
     def fit(self, raw: Tensor, is_valid: Tensor, all_sum: AllSum) -> tuple[float, float]:
         """Take mean and standard deviation from scores of the reference's responses, float [B], over all ranks.
 
-        Returns both. A UserError if they are not finite.
+        Returns both. A UserError if they are not finite. Scores that are all equal are centred, and not scaled.
         """
         count, total, squares = all_sum(_sums(raw, is_valid)).cpu().double()
         m = moments(total, squares, count)
-        m = Moments(m.mean.float(), m.std.float().clamp(min=1e-6))
         mean, std = m.mean.item(), m.std.item()
         if not math.isfinite(mean + std):
             raise UserError(f"score_norm_samples: expected finite scores, found mean {mean} and deviation {std}")
-        self.mean, self.std = mean, std
+        self.mean, self.std = mean, _divisor(m)
         return mean, std
 
     def __call__(self, raw: Tensor, is_valid: Tensor, all_sum: AllSum) -> Tensor:
@@ -102,8 +103,7 @@ class ScoreScaler:
         if args.use_score_scaling:
             self.sums = self.sums + all_sum(_sums(score, is_valid)).cpu()
             m = moments(self.sums[1], self.sums[2], self.sums[0])
-            std = m.std.to(score) + 1e-8
-            score = (score - m.mean.to(score)) / std if args.use_score_norm else score / std
+            score = (score - m.mean.item() if args.use_score_norm else score) / _divisor(m)
         return score if args.score_clip is None else score.clamp(-args.score_clip, args.score_clip)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -113,6 +113,12 @@ class ScoreScaler:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint."""
         self.mean, self.std, self.sums = state["mean"].item(), state["std"].item(), state["sums"]
+
+
+def _divisor(m: Moments) -> float:
+    """The deviation; 1 where all scores so far are equal, or there is one: they have no scale yet."""
+    mean, std = m.mean.item(), m.std.item()
+    return std if std > _NO_SPREAD * abs(mean) else 1.0
 
 
 def _sums(x: Tensor, is_valid: Tensor) -> Tensor:

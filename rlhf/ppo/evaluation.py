@@ -1,17 +1,20 @@
 """Evaluation while PPO runs: the policy on prompts that it does not learn from."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.chat import decode_response
 from rlhf.distributed.collectives import Shard
 from rlhf.file_types import Completion
 from rlhf.functional.gae import widest
-from rlhf.ppo.metrics import rollout_means, rollout_sums, summed
+from rlhf.ppo.metrics import logged_means, rollout_means, rollout_sums, summed
 from rlhf.ppo.prompts import Prompt
-from rlhf.ppo.rollout import RolloutCollector
+from rlhf.ppo.rollout import Rollout, RolloutCollector
+from rlhf.reward.calls import Logged
 
 # The step of the sampling streams (seed, step, prompt). PPO counts from 1. Each evaluation gets the same random
 # numbers, so that two of them differ because of the policy and not by luck.
@@ -27,16 +30,19 @@ def evaluate(collector: RolloutCollector, prompts: Sequence[Prompt], prefix: str
     """
     names = [source.name for source in collector.rewards]
     total: dict[str, Tensor] = {}
+    logged: list[Logged] = []
     shard = Shard.of_rank(len(prompts), collector.accelerator)
     for part, is_valid in _batches(collector, shard, prompts):
         rollout = collector.complete(part, collector.sample(part, STEP), shard, is_valid)
         nonfinite = torch.stack(list(rollout.nonfinite.values())).any(0)
+        logged.append(rollout.logged)
         sums = rollout_sums(rollout, collector.args.kl_estimator)
-        for name, value in (sums | {_NONFINITE: nonfinite.sum()}).items():
+        sums |= {_NONFINITE: nonfinite.sum(), "logged": torch.tensor(len(rollout.logged.metrics))}
+        for name, value in sums.items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu().double()
     device = collector.accelerator.device
     whole = summed({k: v.to(device, widest(device)) for k, v in total.items()}, collector.accelerator)
-    means = rollout_means(whole, names) | {_NONFINITE: whole[_NONFINITE]}
+    means = logged_means(whole["logged"], logged) | rollout_means(whole, names) | {_NONFINITE: whole[_NONFINITE]}
     return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
 
 
@@ -51,12 +57,20 @@ def completions(collector: RolloutCollector, prompts: Sequence[Prompt], one_batc
     shard = Shard.of_rank(len(prompts), collector.accelerator)
     for part, is_valid in _batches(collector, shard, prompts):
         samples = collector.sample(part, STEP, GREEDY)
-        scores = collector.complete(part, samples, shard, is_valid).raw_score.tolist()
-        for prompt, response, score, valid in zip(part, samples.responses, scores, is_valid.tolist(), strict=True):
-            if valid:
-                text = decode_response(collector.tokenizer, response)
-                rows.append({"prompt_id": prompt.prompt_id, "prompt": prompt.text, "response": text, "score": score})
+        rollout = collector.complete(part, samples, shard, is_valid)
+        rows += sample_rows(rollout, collector.tokenizer, int(is_valid.sum()))
     return shard.gather(rows)
+
+
+def sample_rows(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Completion]:
+    """The first `count` prompts of a rollout, with what was answered and what reward functions say of it."""
+    scores = rollout.raw_score[:count].tolist()
+    rows = []
+    for i, (prompt, response, score) in enumerate(zip(rollout.prompts, rollout.responses, scores, strict=False)):
+        text = decode_response(tokenizer, response)
+        row = {"prompt_id": prompt.prompt_id, "prompt": prompt.text, "response": text, "score": score}
+        rows.append(cast(Completion, rollout.logged.row(i) | row))
+    return rows
 
 
 def _batches(

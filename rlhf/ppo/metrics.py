@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rlhf.config import PPOConfig
-from rlhf.distributed.collectives import all_sum
+from rlhf.distributed.collectives import all_rows, all_sum
 from rlhf.functional.batching import to_device
 from rlhf.functional.gae import widest
 from rlhf.functional.losses import kl_penalty
@@ -15,6 +15,7 @@ from rlhf.perf.work import FIELDS, Work, rates
 from rlhf.ppo.advantages import Advantages
 from rlhf.ppo.learner import Update
 from rlhf.ppo.rollout import Rollout
+from rlhf.reward.calls import Logged
 
 
 def metrics_row(
@@ -34,6 +35,7 @@ def metrics_row(
     sums: dict[str, Tensor | float] = {**rollout_sums(rollout, args.kl_estimator)}
     sums |= _advantage_sums(rollout, advantages) | _fingerprint_sums(rollout)
     sums |= {**update.statistics._asdict(), "tokens": update.tokens}
+    sums["logged"] = float(len(rollout.logged.metrics))
     # The same on all ranks: only rank 0 sends them, so that they ride along with the sums.
     norms: list[Tensor | float] = [*update.norms.unbind()] if rank == 0 else [0.0, 0.0]
     sums |= dict(zip(("grad_norm", "grad_norm_critic"), norms, strict=True))
@@ -74,7 +76,19 @@ def metrics_row(
         "val/skipped_updates": float(update.skipped),
         "val/all_responses_same": float(total["n"] > 1 and _all_same(total)),
     }
-    return row | rates(together, accelerator.num_processes)
+    return logged_means(total["logged"], [rollout.logged]) | row | rates(together, accelerator.num_processes)
+
+
+def logged_means(count: float, logged: Sequence[Logged]) -> dict[str, float]:
+    """Means over batches and ranks of the metrics that reward functions log: a collective, if any rank has one.
+
+    count: of these metrics, summed over ranks.
+    """
+    found: dict[str, list[float]] = {}
+    for metrics in all_rows([one.metrics for one in logged]) if count else []:
+        for name, values in metrics.items():
+            found.setdefault(name, []).extend(values)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def summed(sums: Mapping[str, Tensor | float], accelerator: Accelerator) -> dict[str, float]:

@@ -30,6 +30,7 @@ from rlhf.models.unwrap import Model
 from rlhf.perf.work import TextPasses
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
+from rlhf.reward.calls import Logged
 from rlhf.reward.reward_functions import Completions, FunctionReward, Reward, weighted_sum
 from rlhf.tracking.skipped_updates import json_number
 
@@ -63,6 +64,7 @@ class Rollout:
     calls: list[tuple[int, int]] = field(default_factory=list)  # rows and columns of each call that sampled
     passes: list[list[int]] = field(default_factory=list)  # rows of each pass over the finished texts
     reward_passes: Mapping[str, TextPasses] = field(default_factory=dict)  # by reward model
+    logged: Logged = field(default_factory=Logged)  # by reward functions
 
 
 def use_cuda_graphs(args: PPOConfig, device: torch.device, gathers: bool) -> bool:
@@ -82,6 +84,7 @@ class Scores(NamedTuple):
 
     scores: Tensor  # float32 [B, K], NaN for a function's None
     passes: dict[str, TextPasses]  # by reward model
+    logged: Logged  # by functions
 
 
 class RolloutCollector:
@@ -166,7 +169,7 @@ class RolloutCollector:
                 scored = self.score(prompts, responses, is_valid)
             else:
                 names, weights = ["score"], torch.ones(scores.shape[1], device=self.device)
-                scored, abstains = Scores(scores, {}), weights.bool()
+                scored, abstains = Scores(scores, {}, Logged()), weights.bool()
         raw_score = weighted_sum(scored.scores, weights, abstains)
         mask = mask & valid.unsqueeze(1)
         nonfinite = find_nonfinite(raw_score, seen, mask, valid)
@@ -188,22 +191,27 @@ class RolloutCollector:
             calls=samples.calls,
             passes=passes,
             reward_passes=scored.passes,
+            logged=scored.logged,
         )
 
     def score(self, prompts: Sequence[Prompt], responses: list[list[int]], is_valid: Tensor) -> Scores:
-        """Ask every reward. is_valid: bool [B], on the CPU."""
-        everyone, columns, passes = list(range(len(prompts))), [], {}
+        """Ask every reward; async functions answer while models score. is_valid: bool [B], on the CPU."""
+        logged, asked = Logged(), {}
+        rows = [i for i, valid in enumerate(is_valid.tolist()) if valid]
+        if rows:  # functions see no others
+            part = self._completions(prompts, responses, rows)
+            asked = {one.name: one.ask(part, logged) for one in self.rewards if isinstance(one, FunctionReward)}
+        found: dict[str, Tensor] = {}
+        passes: dict[str, TextPasses] = {}
         for reward in self.rewards:
-            if isinstance(reward, FunctionReward):  # functions see valid rows only
-                rows = [i for i in everyone if is_valid[i]]
-                found = reward(self._completions(prompts, responses, rows)) if rows else torch.zeros(0)
-                if len(rows) < len(prompts):
-                    found = torch.zeros(len(prompts)).index_copy_(0, torch.tensor(rows, dtype=torch.long), found)
-                columns.append(to_device(found, self.device))
-            else:  # models keep the ranks in step, so they see padding rows, too
-                passes[reward.name] = reward.plan(self._completions(prompts, responses, everyone))
-                columns.append(reward.score(passes[reward.name]))
-        return Scores(torch.stack(columns, dim=1), passes)
+            if not isinstance(reward, FunctionReward):  # models keep the ranks in step, so they see padding rows, too
+                passes[reward.name] = reward.plan(self._completions(prompts, responses, range(len(prompts))))
+                found[reward.name] = reward.score(passes[reward.name])
+        for name, result in asked.items():
+            column = torch.zeros(len(prompts)).index_copy_(0, torch.tensor(rows), result())
+            found[name] = to_device(column, self.device)
+        nothing = torch.zeros(len(prompts), device=self.device)
+        return Scores(torch.stack([found.get(one.name, nothing) for one in self.rewards], dim=1), passes, logged)
 
     def ended(self, responses: Sequence[Sequence[int]]) -> list[bool]:
         """Which responses end with an EOS; the others are truncated."""

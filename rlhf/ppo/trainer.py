@@ -5,8 +5,10 @@ Read `PPOTrainer.train` first, then `_loop` and `_finish_step`.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +26,7 @@ from transformers import (
 
 from rlhf.config import PPOConfig
 from rlhf.config.trl_names import answers_old_names
-from rlhf.data.chat import decode_response, prepare_tokenizer
+from rlhf.data.chat import prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
 from rlhf.distributed.collectives import Shard, all_sum, from_main, full_state_dict
 from rlhf.distributed.launch import autocast_dtype, check_wrapped, is_deepspeed, is_fsdp
@@ -41,7 +43,7 @@ from rlhf.perf.work import Meter, StepPasses, Work, total
 from rlhf.ppo.advantages import AdaptiveKLController, Advantages, ScoreScaler, compute_advantages
 from rlhf.ppo.callbacks import Callbacks
 from rlhf.ppo.checkpointing import Checkpoints
-from rlhf.ppo.evaluation import completions, evaluate
+from rlhf.ppo.evaluation import completions, evaluate, sample_rows
 from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
 from rlhf.ppo.health import HealthMonitor, warning_line
 from rlhf.ppo.learner import Learner, Update
@@ -60,6 +62,7 @@ from rlhf.ppo.prompts import (
 from rlhf.ppo.roles import build_roles, check_shardable, describe_roles, parameter_lines
 from rlhf.ppo.rollout import Rollout, RolloutCollector, nonfinite_rows
 from rlhf.reward.reward_functions import (
+    FunctionReward,
     ModelReward,
     RewardModelOrFunction,
     build_reward_functions,
@@ -152,6 +155,10 @@ class PPOTrainer:
         reward_roles = {reward.name: reward.role for reward in rewards if isinstance(reward, ModelReward)}
         # The data, and how many steps that makes.
         self._read_data(train_dataset, eval_dataset)
+        functions = [reward for reward in rewards if isinstance(reward, FunctionReward)]
+        for prompts in filter(None, (self.prompts, *self.eval_prompts.values())):
+            for function in functions:
+                function.check(sorted(set().union(*(prompt.columns for prompt in prompts))))
         self.batch_size = args.local_batch_size * self.accelerator.num_processes
         self.num_total_batches = count_steps(args, len(self.prompts), self.batch_size)
         # What is trained, prepared.
@@ -174,6 +181,8 @@ class PPOTrainer:
         shown = {"processing_class": processing_class, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
         self.callbacks = Callbacks(args, callbacks or [], main, model=policy, **shown)
         self.state = self.callbacks.state
+        for function in functions:
+            function.state = self.state
         skips = Skips(args.max_skipped_updates, lambda row: self.recorder.event(SKIPPED, row, skip_line(row)))
         self.learner = Learner(self.model, self.optimizer, self.accelerator, args, self.callbacks.event, skips)
         dtype = autocast_dtype(self.accelerator) or policy.dtype
@@ -196,6 +205,7 @@ class PPOTrainer:
             self.health,
         )
         self.work, self.episode, self.stopped = [], 0, False
+        self._asked: Counter[str] = Counter()  # ids that `generate` was given since the last step
         self.callbacks.event("on_init_end")
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> None:
@@ -267,7 +277,7 @@ class PPOTrainer:
         self.callbacks.event("on_step_end")
         self.health.check(step, row, rollout.shard.n_items)
         if self._shows_samples(step):
-            self.recorder.samples(step, self._samples(rollout))
+            self.recorder.samples(step, sample_rows(rollout, self.processing_class, 4))
         self._log_eval_save(step, row)
         return row
 
@@ -340,6 +350,8 @@ class PPOTrainer:
         rows = [as_row(prompt, str(i)) for i, prompt in enumerate(prompts)]
         read = read_prompts(rows, self.processing_class, name="prompts")
         tokens = [response_ids(self.processing_class, p, responses[i], i) for i, p in enumerate(read)]
+        self._check_fit(read, [len(response) for response in tokens])
+        self._asked.clear()
         column = torch.tensor([[float(score)] for score in scores], device=self.accelerator.device)
         if not self.recorder.is_open:
             self._begin(self.state.global_step)
@@ -370,13 +382,31 @@ class PPOTrainer:
     def generate(self, prompts: Sequence[Any]) -> list[list[int]]:
         """Responses of the policy as token ids, for your own loop: texts, messages or token ids in.
 
-        Each rank passes its own prompts, equally many on all ranks. `step` learns from what comes out.
+        Each rank passes its own prompts, equally many on all ranks. `step` learns from what comes out. A prompt that is
+        asked again before the step gets another response.
         """
         rank = self.accelerator.process_index
         rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]
-        return self.collector.sample(
-            read_prompts(rows, self.processing_class, name="prompts"), self.state.global_step + 1
-        ).responses
+        read = read_prompts(rows, self.processing_class, name="prompts")
+        self._check_fit(read, [self.args.response_length] * len(read))
+        return self.collector.sample(list(map(self._asked_again, read)), self.state.global_step + 1).responses
+
+    def _asked_again(self, prompt: Prompt) -> Prompt:
+        """The prompt, with random numbers of its own if `generate` has had one of its id since the last step."""
+        before = self._asked[prompt.prompt_id]
+        self._asked[prompt.prompt_id] += 1
+        return replace(prompt, prompt_id=f"{prompt.prompt_id}#{before}") if before else prompt
+
+    def _check_fit(self, prompts: Sequence[Prompt], more: Sequence[int]) -> None:
+        """A UserError if a prompt and its response, of so many tokens, have more than the model has positions."""
+        config = unwrap_peft(self.roles.trained.policy).config
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        for i, (prompt, length) in enumerate(zip(prompts, more, strict=True)):
+            if len(prompt.input_ids) + length > positions:
+                raise UserError(
+                    f"prompts row {i}: expected prompt and response of at most {positions} tokens, the model's "
+                    f"positions, found {len(prompt.input_ids)} and {length}"
+                )
 
     def evaluate(self, eval_dataset: Rows | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Means over each evaluation set, whole, as eval/scores, eval/kl_per_token, ...; eval_NAME/... of several.
@@ -480,19 +510,6 @@ class PPOTrainer:
     def _shows_samples(self, step: int) -> bool:
         wanted = min(self.args.num_sample_generations, self.num_total_batches)
         return wanted > 0 and (step == 1 or step % math.ceil(self.num_total_batches / wanted) == 0)
-
-    def _samples(self, rollout: Rollout) -> list[Completion]:
-        """The first few prompts of this rank's share with what was answered."""
-        scores = rollout.raw_score[:4].tolist()
-        return [
-            {
-                "prompt_id": prompt.prompt_id,
-                "prompt": prompt.text,
-                "response": decode_response(self.processing_class, response),
-                "score": score,
-            }
-            for prompt, response, score in zip(rollout.prompts, rollout.responses, scores, strict=False)
-        ]
 
     def _bar(self, first: int) -> Any:
         return tqdm(

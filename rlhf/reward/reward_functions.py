@@ -1,17 +1,17 @@
 """Reward functions: what scores completions, and how a user's `reward_model` argument becomes a list of them."""
 
-import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text, render
@@ -19,8 +19,11 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 from rlhf.perf.work import TextPasses
+from rlhf.reward.calls import Logged, accepted, as_scores, call
 from rlhf.reward.scoring import run_passes, score_passes
 from rlhf.reward.tokenizers import tokenizer_to_read
+
+_FROM_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
 
 RewardModelOrFunction = PreTrainedModel | PeftModel | Callable[..., Any]  # what users pass, one of them or several
 
@@ -131,39 +134,49 @@ class TextReward(ModelReward):
 
 
 class FunctionReward:
-    """A Python function with the signature of TRL's `reward_funcs`.
+    """A Python function with the signature of TRL's `reward_funcs`, async or not.
 
-    f(prompts, completions, completion_ids, **columns) -> B numbers. Completions are texts, or for conversational
-    prompts lists of one assistant message. None means no score for this row. A NaN that the function returns is an
-    error: it becomes inf, which is not finite either, since NaN stands for None from here on.
+    f(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns) -> B numbers. It gets those
+    of the arguments that it takes. Completions are texts, or for conversational prompts lists of one assistant message.
+    None means no score for this row. A NaN that the function returns is an error.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.name, self.function, self.tokenizer = name, function, tokenizer
+        self.state = TrainerState()  # what the function gets as `trainer_state`
 
-    def __call__(self, completions: Completions) -> Tensor:
-        """What the function returns, as float32 [B] on the CPU; a UserError if it is not B numbers."""
+    def check(self, columns: Iterable[str]) -> None:
+        """A UserError if the function takes an argument that neither the trainer nor the rows of prompts have."""
+        accepted(self.name, self.function, dict.fromkeys([*_FROM_TRAINER, *columns]))
+
+    def ask(self, completions: Completions, logged: Logged) -> Callable[[], Tensor]:
+        """Call the function; the result waits for it and returns float32 [B] on the CPU.
+
+        A UserError if it does not return B numbers.
+        """
+        count = len(completions.prompts)
         texts: list[Any] = [decode_response(self.tokenizer, ids) for ids in completions.response_ids]
         if not isinstance(completions.prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = sorted(set().union(*completions.columns))
-        values = self.function(
-            prompts=completions.prompts,
-            completions=texts,
-            completion_ids=completions.response_ids,
-            **{name: [row.get(name) for row in completions.columns] for name in columns},
-        )
-        values = list(values)
-        if len(values) != len(texts):
-            raise UserError(f"reward {self.name}: expected {len(texts)} numbers, found {len(values)}")
-        return torch.tensor([math.nan if value is None else _nan_to_inf(float(value)) for value in values])
+        given: dict[str, Any] = {name: [row.get(name) for row in completions.columns] for name in columns}
+        given |= {
+            "prompts": list(completions.prompts),
+            "completions": texts,
+            "completion_ids": [list(ids) for ids in completions.response_ids],
+            "trainer_state": self.state,
+            "log_metric": logged.metric,
+            "log_extra": lambda column, values: logged.extra(column, values, count, self.name),
+        }
+        result = call(self.name, self.function, accepted(self.name, self.function, given))
+        return lambda: as_scores(self.name, result(), count)
+
+    def __call__(self, completions: Completions) -> Tensor:
+        """Ask, then wait."""
+        return self.ask(completions, Logged())()
 
 
 Reward = ModelReward | FunctionReward
-
-
-def _nan_to_inf(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 def weighted_sum(scores: Tensor, weights: Tensor, abstains: Tensor) -> Tensor:
@@ -227,12 +240,14 @@ def _checked_name(reward: Any) -> str:
         if model.config.num_labels != 1:
             raise UserError(f"reward_model: expected a head with 1 label, found {model.config.num_labels}")
         return Path(model.config.name_or_path or "reward").name
-    if isinstance(reward, torch.nn.Module) or not callable(reward):
+    if isinstance(reward, torch.nn.Module | type) or not callable(reward):
+        found = f"the class {reward.__name__}" if isinstance(reward, type) else type(reward).__name__
         raise UserError(
             "reward_model: expected a sequence-classification model or a function of (prompts, completions, ...), "
-            f"found {type(reward).__name__}"
+            f"found {found}"
         )
-    return getattr(reward, "__name__", type(reward).__name__)
+    function = reward.func if isinstance(reward, partial) else reward
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _with_tokenizer(spec: RewardSpec, policy_tokenizer: PreTrainedTokenizerBase, policy: Model) -> RewardSpec:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from limits import HANG
 
@@ -122,7 +124,8 @@ LAUNCHER = """
 import os, sys
 from pathlib import Path
 from rlhf.cli import children
-launcher = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', *sys.argv[1:]]).returncode)"
+run = "subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"  # as torch's launcher does
+launcher = f"import subprocess, sys; sys.exit({run}.returncode)"
 code = children.launched([sys.executable, "-c", launcher, Path("worker").read_text(), sys.argv[1]], dict(os.environ))
 Path("code").write_text(str(code))
 """
@@ -133,7 +136,9 @@ def stop(*_):
     if sys.argv[1] == "saves":
         sys.exit(0)
 signal.signal(signal.SIGUSR1, stop)
-open("ready", "w").close()
+with open("ready.tmp", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("ready.tmp", "ready")
 end = time.monotonic() + 120
 while time.monotonic() < end:
     time.sleep(0.05)
@@ -151,12 +156,40 @@ def test_processes_under_a_launcher_are_asked_to_stop(tmp_path, parent, number):
     assert (tmp_path / "code").read_text() == "0"
 
 
-def test_a_second_ctrl_c_ends_them(tmp_path, parent):
+@pytest.mark.parametrize("again", [False, True], ids=["within a second", "later"])
+def test_a_second_ctrl_c_ends_them_unless_it_is_the_same_press(tmp_path, parent, again):
     (tmp_path / "worker").write_text(WORKER)
     process = parent("goes on", code=LAUNCHER)
     appears(tmp_path / "ready")
-    os.kill(process.pid, signal.SIGINT)
-    appears(tmp_path / "heard")
-    os.kill(process.pid, signal.SIGINT)
+    worker = int((tmp_path / "ready").read_text())
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        appears(tmp_path / "heard")
+        time.sleep(1.1 if again else 0)
+    assert psutil.pid_exists(worker) == (not again)
+    if not again:
+        os.kill(worker, signal.SIGKILL)
     assert process.wait(LIMIT) == 0
     assert int((tmp_path / "code").read_text()) != 0
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path, parent):
+    process = parent("1", code=f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{PARENT}")
+    appears(tmp_path / "ready")
+    os.killpg(process.pid, signal.SIGHUP)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(LIMIT) == 0
+    assert json.loads((tmp_path / "heard").read_text()) == [signal.SIGTERM]
+
+
+def test_the_quickstart_is_in_place_of_its_shell(tmp_path):
+    """A shell that waits for a program ends at SIGTERM, and the program goes on without it."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "quickstart.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "environment.sh").write_text('PATH="$PWD:$PATH"\n')
+    (tmp_path / "rlhf").write_text('#!/bin/sh\necho "$$ $*"\n')
+    (tmp_path / "rlhf").chmod(0o755)
+    command = ["bash", "scripts/quickstart.sh", "--seed", "3"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        said = process.communicate(timeout=LIMIT)[0]
+    assert said == f"{process.pid} quickstart --seed 3\n"

@@ -73,6 +73,12 @@ def test_without_a_device_one_process_and_no_launcher(machine):
     assert os.environ["ACCELERATE_USE_CPU"] == "true"
 
 
+def test_a_signal_that_came_too_late_for_a_stage_starts_no_other(machine, monkeypatch):
+    monkeypatch.setattr(pipeline, "heard", [15])
+    with pytest.raises(SystemExit, match="reward: done, then told to stop; run the same command again to go on"):
+        machine(1)
+
+
 @pytest.mark.parametrize(
     ("devices", "flags", "words"),
     [

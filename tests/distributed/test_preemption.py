@@ -188,3 +188,22 @@ def test_a_stage_without_steps_is_stopped_and_not_failed(tmp_path, number):
     assert (facts["status"], facts.get("error")) == ("stopped", None)
     assert not (tmp_path / ".lock").exists()
     assert signal.getsignal(number) is before
+
+
+def test_what_is_put_in_order_after_a_stop_is_not_disturbed(presses):
+    steps = []
+    with pytest.raises(KeyboardInterrupt), StopAtOnce():  # noqa: PT012
+        try:
+            presses(1.0)
+        finally:
+            presses(1.9)  # two presses within a second are one
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("in order")
+    assert steps == ["in order"]
+    with pytest.raises(KeyboardInterrupt), StopAtOnce():  # noqa: PT012
+        try:
+            presses(1.0)
+        finally:
+            presses(3.0)
+            steps.append("never")
+    assert steps == ["in order"]

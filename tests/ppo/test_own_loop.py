@@ -30,6 +30,32 @@ def test_a_loop_of_ones_own(tmp_path):
     assert run.generate(PROMPTS) != responses  # another step has other random numbers
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["texts", "rows with ids"])
+def test_what_is_asked_again_before_a_step_is_answered_anew(tmp_path, named):
+    """Row by row, too: chunks of a batch share no random numbers. After a resume the same calls give the same."""
+    prompts = [{"prompt": "hello", "prompt_id": "a"}] * 2 if named else ["hello"] * 2
+    run, other = own(tmp_path), own(tmp_path)
+    first, again = run.generate(prompts), run.generate(prompts)
+    assert len({tuple(response) for response in first + again}) == 4
+    assert [other.generate(prompts), other.generate(prompts)] == [first, again]
+    run.step(prompts, first, [0.0, 1.0])
+    other.step(prompts, first, [0.0, 1.0])
+    assert other.generate(prompts[:1]) == run.generate(prompts[:1])
+
+
+def test_what_has_more_tokens_than_positions_is_refused(tmp_path):
+    run = own(tmp_path)
+    positions = run.roles.trained.policy.config.max_position_embeddings
+    fits = [5] * (positions - 6)
+    run.generate([fits])
+    words = f"prompts row 1: expected prompt and response of at most {positions} tokens, .*found {positions - 5} and 6"
+    with pytest.raises(UserError, match=words):
+        run.generate([fits, [*fits, 5]])
+    run.step([fits, fits], [[7] * 6, [7]], [0.0, 1.0])
+    with pytest.raises(UserError, match=f"row 0: .*found {positions - 6} and 7"):
+        run.step([fits], [[7] * 7], [0.0])
+
+
 def looped(run, steps):
     """Steps of a loop; the metrics of each that do not tell the time."""
     rows = []

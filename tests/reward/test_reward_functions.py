@@ -33,7 +33,7 @@ def collect(run):
 def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
     seen = {}
 
-    def keep(prompts, completions, completion_ids, **columns):
+    def keep(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns):
         seen.update(prompts=prompts, completions=completions, ids=completion_ids, columns=columns)
         return [1.5] * len(prompts)
 
