@@ -15,6 +15,7 @@ from rlhf.evaluation.kl import response_kl
 from rlhf.file_types import ResponseRow
 from rlhf.generation.decode import generate, uniforms
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.vocabulary import ids_without_token
 from rlhf.reward.reward_functions import Completions, Reward, model_reward
 from rlhf.reward.tokenizers import tokenizer_to_read
 
@@ -47,13 +48,14 @@ def respond(
     state, stop = PartialState(), set(eos_ids)
     shard = Shard.of_rank(len(prompts), state)
     mine = shard.of(prompts)[: shard.n_valid]
+    suppressed = ids_without_token(policy, tokenizer, eos_ids, policy.device)
     rows: list[ResponseRow] = []
     starts = range(0, len(mine), config.eval_batch_size)
     for start in starts:
         batch = mine[start : start + config.eval_batch_size]
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
-        responses = generate(policy, inputs, u, eos_ids, config.eval_temperature)
+        responses = generate(policy, inputs, u, eos_ids, config.eval_temperature, suppress_tokens=suppressed)
         completions = _completions(batch, inputs, responses, stop)
         scores = _scores(proxy_reward, completions, batch)
         new: list[ResponseRow] = [
@@ -70,7 +72,7 @@ def respond(
             for prompt, ids, response, score in zip(batch, inputs, responses, scores, strict=True)
         ]
         if base is not None:
-            kl = response_kl(policy, base, inputs, responses, config.eval_temperature)
+            kl = response_kl(policy, base, inputs, responses, config.eval_temperature, suppressed)
             for row, value in zip(new, kl, strict=True):
                 row["kl"] = value
         if gold_reward is not None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.actor_critic import check_head, exact_kl, head_logits, in_chunks, texts_of, trunk_states
 from rlhf.models.unwrap import unwrap_peft
+from rlhf.models.vocabulary import suppress
 
 _ROWS = 16  # responses per batch
 
@@ -19,17 +20,19 @@ def response_kl(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     temperature: float,
+    suppress_tokens: Tensor | None = None,
 ) -> list[float]:
     """KL of policy to base in nats per response: exact over the vocabulary at each position, summed over positions.
 
     Both distributions are those sampled from, softmax(logits / temperature). The mean over responses of the policy
-    estimates the KL between the two distributions over responses. A UserError for a model that `check_head` refuses.
+    estimates the KL between the two distributions over responses. suppress_tokens: as in `decode`. A UserError for a model that `check_head` refuses.
     """
     for model in (policy, base):
         check_head(unwrap_peft(model).config.name_or_path, model)
 
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
-        return (exact_kl(head_logits(unwrap_peft(policy), mine), head_logits(unwrap_peft(base), other), temperature),)
+        both = head_logits(unwrap_peft(policy), mine), head_logits(unwrap_peft(base), other)
+        return (exact_kl(*(suppress(logits, suppress_tokens) for logits in both), temperature),)
 
     starts = range(0, len(prompts), _ROWS)
     groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]

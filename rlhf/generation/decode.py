@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
-from rlhf.generation.static import StaticDecoder, is_static
+from rlhf.generation.static import Pick, StaticDecoder, is_static
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
+from rlhf.models.vocabulary import suppress
 from rlhf.perf.work import key_values
 
 # The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
@@ -41,9 +42,10 @@ def generate(
     eos_ids: Sequence[int],
     temperature: float,
     decoder: StaticDecoder | None = None,
+    suppress_tokens: Tensor | None = None,
 ) -> list[list[int]]:
     """The responses of `decode`."""
-    return decode(model, prompts, u, eos_ids, temperature, decoder).responses
+    return decode(model, prompts, u, eos_ids, temperature, decoder, suppress_tokens).responses
 
 
 @torch.no_grad()
@@ -54,16 +56,21 @@ def decode(
     eos_ids: Sequence[int],
     temperature: float,
     decoder: StaticDecoder | None = None,
+    suppress_tokens: Tensor | None = None,
 ) -> Samples:
     """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
 
     A response ends with its first EOS, or is truncated after T tokens. Logits processors of the model's own generation
     config are not used: responses come from softmax(logits / temperature). decoder: keeps memory and captured steps
-    from call to call, on a GPU.
+    from call to call, on a GPU. suppress_tokens: ids that are never sampled, int [K].
     """
+
+    def pick(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
+        return inverse_cdf(suppress(logits, suppress_tokens), u, temperature)
+
     if model.device.type != "cpu" and is_static(model, max(map(len, prompts)) + u.shape[1]):
         decoder = decoder or StaticDecoder()
-        rows, calls = decoder.decode(model, prompts, u, eos_ids, temperature, inverse_cdf)
+        rows, calls = decoder.decode(model, prompts, u, eos_ids, temperature, pick)
         return Samples([_until_eos(row, set(eos_ids)) for row in rows], calls)
     responses: list[list[int]] = [[] for _ in prompts]
     calls = []
@@ -71,7 +78,7 @@ def decode(
     cast = frozen_cast(model) if torch.is_autocast_enabled(model.device.type) else nullcontext()
     with decoding_layouts(model), cast:
         for group in groups:
-            rows = _decode_group(model, [prompts[i] for i in group], u[group], eos_ids, temperature, calls)
+            rows = _decode_group(model, [prompts[i] for i in group], u[group], eos_ids, temperature, pick, calls)
             for i, row in zip(group, rows, strict=True):
                 responses[i] = _until_eos(row, set(eos_ids))
     return Samples(responses, calls)
@@ -97,6 +104,7 @@ def _decode_group(
     u: Tensor,
     eos_ids: Sequence[int],
     temperature: float,
+    pick: Pick,
     calls: list[tuple[int, int]],
 ) -> list[list[int]]:
     """One batch: B rows of T tokens; what comes after a row's first EOS is any. Appends to calls."""
@@ -119,7 +127,7 @@ def _decode_group(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        ids = inverse_cdf(logits, u[rows, t], temperature).unsqueeze(1)
+        ids = pick(logits, u[rows, t], temperature).unsqueeze(1)
         responses[rows, t] = ids[:, 0]  # a finished row continues until it leaves; `_until_eos` drops that
         ended |= torch.isin(ids[:, 0], stop)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

@@ -22,7 +22,9 @@ from rlhf.errors import UserError
 from rlhf.functional.batching import to_device
 from rlhf.models.kernels.attention import pack, packs
 from rlhf.models.kernels.unmasked import unmasked
+from rlhf.models.scalar_heads import ScalarHead
 from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
+from rlhf.models.vocabulary import suppress
 
 _MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
 _REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
@@ -69,13 +71,13 @@ class ValueHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.score = nn.Linear(width, 1)
+        self.score = ScalarHead(width, 1)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """float [..., d] -> float32 [...], reward units."""
-        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
+        return self.score(hidden).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
@@ -83,6 +85,7 @@ class ActorCritic(nn.Module):
 
     policy_base: Any
     critic_base: Any
+    suppress_tokens: Tensor | None = None  # ids that the policy never samples, see `ids_without_token`
     is_gradient_checkpointing = False  # of the module as a whole; TRL asks when it gathers weights
 
     def __init__(self, policy: Model, critic: Model | ValueHead, temperature: float) -> None:
@@ -115,7 +118,8 @@ class ActorCritic(nn.Module):
         base = self.policy_base
 
         def logp(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            return logp_of(head_logits(base, states), tokens, self.temperature)
+            logits = suppress(head_logits(base, states), self.suppress_tokens)
+            return logp_of(logits, tokens, self.temperature)
 
         inputs = texts.at_tokens(states), texts.tokens
         # Under ZeRO-3 the head is gathered by all ranks together, as often on each: once.
@@ -168,9 +172,9 @@ def read_texts(
         ref_states = trunk_states(ref, texts.ids, texts.lengths)
 
     def per_token(states: Tensor, ref_states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        logits = head_logits(policy, states)
+        logits = suppress(head_logits(policy, states), trained.suppress_tokens)
         with reference.active():
-            ref_logits = head_logits(ref, ref_states)
+            ref_logits = suppress(head_logits(ref, ref_states), trained.suppress_tokens)
         logp, entropy = logp_of(logits, tokens, temperature)
         ref_logp, _ = logp_of(ref_logits, tokens, temperature)
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, temperature)

@@ -29,6 +29,7 @@ from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
+from rlhf.models.scalar_heads import widen_heads
 
 # The files of a hub model that transformers reads.
 _WEIGHTS = ["*.json", "model.safetensors", "model-*.safetensors", "adapter_model.safetensors"]
@@ -129,14 +130,15 @@ def new_reward_model(
 
     The tokenizer gets a pad token other than EOS, and the embedding a row for it if needed.
     """
-    grew = give_distinct_pad(tokenizer)
+    give_distinct_pad(tokenizer)
     model, missing = _load_model(AutoModelForSequenceClassification, name, dtype, ("score.",), num_labels=1, **options)
     has_head = isinstance(getattr(model, "score", None), torch.nn.Linear)
     if missing or not has_head:
         found = f"no {missing}" if has_head else f"a {type(model).__name__}"
         raise UserError(f"model {name!r}: expected a causal language model for a new head, found {found}")
-    if grew:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(needed, mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     with gathered([model.score], changed=True):
         torch.nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
@@ -168,6 +170,7 @@ def _load_model(
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = _load(kind, name, **options)
     fuse_gelu(model)
+    widen_heads(model)
     for part, weights in model.named_parameters():
         # Quick test first: a sum is not finite if a weight is not; it may also overflow.
         if weights.is_floating_point() and not weights.sum().isfinite() and not weights.isfinite().all():

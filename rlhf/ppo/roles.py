@@ -24,6 +24,7 @@ from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.quantised import prepare_4bit
+from rlhf.models.scalar_heads import widen_heads
 from rlhf.models.unwrap import Model, has_token_head, is_quantised, unwrap_peft
 
 
@@ -64,6 +65,7 @@ def build_roles(
             prepare_4bit(name, part)
             disable_dropout(part)
             fuse_gelu(part)
+            widen_heads(part)
             use_cpu_attention(unwrap_peft(part))
     if peft_config is not None and isinstance(model, PeftModel):
         if is_quantised(model):  # a saved adapter would lack the one merged here
@@ -186,6 +188,7 @@ def critic_from(policy: Model) -> PreTrainedModel:
     critic.base_model.load_state_dict(inner.base_model.state_dict())
     torch.nn.init.zeros_(critic.score.weight)
     disable_dropout(critic)
+    widen_heads(critic)
     return critic.to(inner.device).eval()
 
 

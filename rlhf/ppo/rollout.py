@@ -141,6 +141,7 @@ class RolloutCollector:
                 temperature or args.temperature,
                 # Its graphs read weights that stay where they are, as the copy's do.
                 None if copy is None else self._decoder,
+                self.roles.trained.suppress_tokens,
             )
 
     def complete(

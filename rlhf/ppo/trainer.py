@@ -38,6 +38,7 @@ from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, WARNINGS, Completion, ModelSize, RunFile
 from rlhf.generation.decode import Samples
 from rlhf.models.unwrap import is_quantised, unwrap_peft
+from rlhf.models.vocabulary import ids_without_token
 from rlhf.perf.throughput import conditions, report
 from rlhf.perf.work import Meter, StepPasses, Work, total
 from rlhf.ppo.advantages import AdaptiveKLController, Advantages, ScoreScaler, compute_advantages
@@ -149,6 +150,7 @@ class PPOTrainer:
         self.roles = build_roles(args, model, ref_model, first_token_model(specs), value_model, peft_config)
         trained, policy = self.roles.trained, self.roles.trained.policy
         check_shardable(self.accelerator, trained)
+        trained.suppress_tokens = ids_without_token(policy, self.processing_class, stop, device)
         self.roles.reference.to(device)
         self.models = describe_roles(self.roles)
         rewards = build_reward_functions(specs, self.roles.reward, self.processing_class, args, device)

@@ -17,6 +17,7 @@ from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text, render
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.scalar_heads import widen_heads
 from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 from rlhf.perf.work import TextPasses
 from rlhf.reward.calls import Logged, accepted, as_scores, call
@@ -277,6 +278,7 @@ def build_reward_functions(
             continue
         own = role if spec.reward is first and role is not None else FrozenRole(spec.reward)
         own.to(device)
+        widen_heads(own.model)
         functions.append(
             model_reward(spec.name, own, spec.tokenizer, policy_tokenizer, batch_size, args.close_truncated)
         )
