@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from inspect import isclass
@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from rlhf.config.old_names import new_name
 from rlhf.errors import UserError, did_you_mean
 from rlhf.storage.basis import Asked, digest_of
 
@@ -209,8 +210,7 @@ def _read_flags(argv: list[str], known: dict[str, Setting]) -> tuple[dict[str, A
         if flag in ("-h", "--help"):
             raise UserError("command line: rlhf COMMAND --help lists the fields of a command")
         if not flag.startswith("--") or (one is None and name != "config"):
-            meant = did_you_mean(name, [*known, "config"]).replace("mean '", "mean '--")
-            raise UserError(f"command line: unknown field {flag!r}{meant or '; --help all lists all fields'}")
+            raise UserError(f"command line: unknown field {flag!r}{_meant(name, [*known, 'config'], '--')}")
         if len(texts) > 1 and not (one and one.several):
             raise UserError(f"command line: unknown field {texts[1]!r}; --{name} {texts[0]} takes one value")
         if one is None:
@@ -255,7 +255,7 @@ def read_fields(recipe: str, content: Mapping[str, Any], known: Mapping[str, Set
         where = f"{recipe}: field {name!r}"
         one = known.get(name)
         if one is None:
-            raise UserError(f"{where}: unknown field{did_you_mean(name, known) or '; --help all lists all fields'}")
+            raise UserError(f"{where}: unknown field{_meant(name, known)}")
         if value is None:
             continue
         if isinstance(value, list) and not (one.several and value):
@@ -267,6 +267,14 @@ def read_fields(recipe: str, content: Mapping[str, Any], known: Mapping[str, Set
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
     return given
+
+
+def _meant(name: object, known: Iterable[str], dashes: str = "") -> str:
+    """The end of an error line on an unknown field: what to use in its place."""
+    known = list(known)
+    if use := new_name(str(name), known):
+        return f"; use {dashes if not use.startswith('nothing') else ''}{use}"
+    return did_you_mean(name, known).replace("mean '", f"mean '{dashes}") or "; --help all lists all fields"
 
 
 def _scalars(where: str, value: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Arguments of PPO, with TRL 1.12's names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -10,10 +10,11 @@ from transformers import TrainingArguments
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
 from rlhf.config.fields import help_text
+from rlhf.config.old_names import OLD_NAMES, refuse_unknown
 from rlhf.config.precision import choose_hardware
 from rlhf.config.schedule import make_schedule, schedule_kind
 from rlhf.config.trackers import tracker_names
-from rlhf.config.training_args import REFUSED, refuse_ignored, refuse_renamed
+from rlhf.config.training_args import REFUSED, refuse_ignored
 from rlhf.errors import UserError
 
 _AT_LEAST_1 = (
@@ -151,8 +152,8 @@ class PPOConfig(TrainingArguments):
     ds3_gather_for_generation: bool = help_text("always True: ZeRO-3 gathers the policy once per rollout", True)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """A field of an older TRL is a UserError with its new name, before dataclasses would raise a TypeError."""
-        refuse_renamed(kwargs)
+        """An old name of a field is a UserError with its new one, before dataclasses would raise a TypeError."""
+        refuse_unknown(kwargs, (field.name for field in fields(cls)), "PPOConfig", OLD_NAMES)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Arguments of the reward model's training: TRL's RewardConfig with the reference recipe's defaults."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from trl import ModelConfig, RewardConfig
 
@@ -9,6 +9,7 @@ from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
 from rlhf.config.fields import at_least, check, help_text
 from rlhf.config.model import LOADING
+from rlhf.config.old_names import REMOVED, refuse_unknown
 from rlhf.config.precision import choose_hardware
 from rlhf.config.trackers import check_integrations
 from rlhf.errors import UserError
@@ -44,6 +45,11 @@ class RewardStageConfig(RewardConfig):
 
     # The whole model is trained: of ModelConfig only how it is loaded counts.
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(ModelConfig)) - LOADING
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An old name of a field is a UserError with its new one, before dataclasses would raise a TypeError."""
+        refuse_unknown(kwargs, (field.name for field in fields(cls)), "RewardStageConfig", REMOVED)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_training(self)

@@ -1,9 +1,8 @@
-"""What `PPOTrainer` does with each field of `TrainingArguments`, and the new names of older TRLs' fields.
+"""What `PPOTrainer` does with each field of `TrainingArguments`.
 
 `PPOConfig` refuses fields that it would ignore. A test checks all fields of the installed transformers.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -146,65 +145,6 @@ REFUSED = {
     "debug": "not supported",
     "skip_memory_metrics": "not supported",
 }
-
-# Fields of older TRLs (PPO up to 0.11, PPOv2 after it) -> what to use now.
-RENAMED = {
-    "init_kl_coef": "kl_coef",
-    "adap_kl_ctrl": "kl_target (set it for an adaptive coefficient, omit it for a fixed one)",
-    "target": "kl_target (nats per token; it was nats per response)",
-    "horizon": "kl_horizon",
-    "kl_penalty": "kl_estimator (k1 or k3)",
-    "ppo_epochs": "num_ppo_epochs",
-    "early_stopping": "target_kl (set it to stop an update early)",
-    "ratio_threshold": "target_kl",
-    "steps": "total_episodes, or max_steps",
-    "batch_size": "global_batch_size (over all processes; it was each one's own)",
-    "mini_batch_size": "num_mini_batches (optimizer steps per pass; per_device_train_batch_size is the micro-batch)",
-    "backward_batch_size": "per_device_train_batch_size",
-    "forward_batch_size": "local_rollout_forward_batch_size",
-    "log_with": "report_to",
-    "exp_name": "run_name",
-    "tracker_project_name": "project",
-    "tracker_kwargs": "run_name, project and report_to",
-    "project_kwargs": "output_dir",
-    "accelerator_kwargs": "bf16, fp16, use_cpu and an accelerate config",
-    "model_name": "the model argument of PPOTrainer",
-    "query_dataset": "the train_dataset argument of PPOTrainer",
-    "reward_model": "the reward_model argument of PPOTrainer",
-    "is_peft_model": "the peft_config argument of PPOTrainer",
-    "is_encoder_decoder": "nothing: only decoders are supported",
-    "optimize_cuda_cache": "torch_empty_cache_steps",
-    "optimize_device_cache": "torch_empty_cache_steps",
-    "push_to_hub_if_best_kwargs": "push_to_hub and hub_model_id",
-    "compare_steps": "push_to_hub and hub_strategy",
-    "task_name": "run_name",
-    "base_model": "sft_model_path",
-    "noptepochs": "num_ppo_epochs",
-    "nminibatches": "num_mini_batches",
-    "num_updates": "max_steps, or total_episodes",
-    "num_total_batches": "max_steps, or total_episodes",
-    "sanity_check": "max_steps",
-    "global_backward_batch_size": "per_device_train_batch_size x processes",
-    "micro_batch_size": "per_device_train_batch_size x processes",
-    "local_batch_size": "per_device_train_batch_size x gradient_accumulation_steps",
-    "local_mini_batch_size": "num_mini_batches",
-    "local_eval_batch_size": "per_device_eval_batch_size",
-    "world_size": "nothing: it is the launcher's number of processes",
-    "offload": "nothing: set offloading in an accelerate config with DeepSpeed",
-    "non_eos_penalty": "missing_eos_penalty (what is subtracted from the score of a truncated response)",
-    "penalty_reward_value": "missing_eos_penalty (a positive number, subtracted; it was the score itself)",
-    "truncate_token": "stop_token",
-    "truncate_token_id": "stop_token_id",
-}
-
-
-def refuse_renamed(
-    names: Iterable[str], table: Mapping[str, str] = RENAMED, where: str = "PPOConfig", kind: str = "a field"
-) -> None:
-    """A UserError for the first of `names` that is an older TRL's, with its new name. table: old name -> new."""
-    for name in names:
-        if name in table:
-            raise UserError(f"{where}: expected {kind} of TRL 1.12, found {name!r}: use {table[name]}")
 
 
 def _is_off(value: Any) -> bool:

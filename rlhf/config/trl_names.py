@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch.nn import Module
 
-from rlhf.config.training_args import refuse_renamed
+from rlhf.config.old_names import refuse_renamed
 from rlhf.errors import UserError
 
 _WHOLE = "nothing: samples come from the policy's full distribution, at PPOConfig's temperature"
@@ -27,6 +27,16 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
         "lr_scheduler": "optimizers, a pair of optimizer and schedule",
         "num_shared_layers": _ADAPTERS,
         "training_data_collator": "nothing: batches are built here",
+        "reward_funcs": "reward_model, which takes functions, too",
+        "reward_fn": "reward_model, which takes functions, too",
+        "judge": "reward_model",
+        "critic": "value_model",
+        "critic_model": "value_model",
+        "compute_metrics": "callbacks, which see each row of metrics",
+        "max_length": _LENGTH,
+        "max_prompt_length": "max_prompt_tokens of PPOConfig",
+        "model_init_kwargs": "model, loaded with these arguments",
+        "ref_model_init_kwargs": "ref_model, loaded with these arguments",
     },
     "step": {
         "queries": "prompts",

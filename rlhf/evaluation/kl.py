@@ -25,7 +25,8 @@ def response_kl(
     """KL of policy to base in nats per response: exact over the vocabulary at each position, summed over positions.
 
     Both distributions are those sampled from, softmax(logits / temperature). The mean over responses of the policy
-    estimates the KL between the two distributions over responses. suppress_tokens: as in `decode`. A UserError for a model that `check_head` refuses.
+    estimates the KL between the two distributions over responses. suppress_tokens: as in `decode`.
+    A UserError for a model that `check_head` refuses.
     """
     for model in (policy, base):
         check_head(unwrap_peft(model).config.name_or_path, model)

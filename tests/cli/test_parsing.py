@@ -4,7 +4,15 @@ import pytest
 from transformers import HfArgumentParser
 
 from rlhf.cli.parsing import parse
-from rlhf.config import ModelConfig, PPOStageConfig, PreferenceConfig, PromptConfig, ReportConfig, RewardStageConfig
+from rlhf.config import (
+    EvaluationConfig,
+    ModelConfig,
+    PPOStageConfig,
+    PreferenceConfig,
+    PromptConfig,
+    ReportConfig,
+    RewardStageConfig,
+)
 from rlhf.errors import UserError
 
 BASE = ["--output_dir", "x", "--use_cpu", "true", "--bf16", "false"]
@@ -49,6 +57,26 @@ def test_a_switch_is_yes_alone_and_no_with_no():
     assert parse([PreferenceConfig], ["--no-gold", "--gold", "Y"])[0].gold is True
     with pytest.raises(UserError, match="unknown field '--no_split_seed'"):
         parse([PreferenceConfig], ["--no_split_seed"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "kinds", "answer"),
+    [
+        ("warmup_ratio", [PPOStageConfig], r"; use --warmup_steps \(below 1 it is a share of all steps\)$"),
+        ("warmup_ratio", [RewardStageConfig], r"; use --warmup_steps \(below 1"),
+        ("torch_dtype", [PPOStageConfig, ModelConfig], "; use --dtype$"),
+        ("evaluation-strategy", [RewardStageConfig], "; use --eval_strategy$"),
+        ("top_p", [PPOStageConfig], "; use nothing: samples come from"),
+        ("max_new_tokens", [EvaluationConfig], "; --help all lists all fields$"),
+    ],
+)
+def test_an_old_name_is_answered_by_the_new_one_where_there_is_one(tmp_path, flag, kinds, answer):
+    with pytest.raises(UserError, match=f"unknown field '--{flag}'{answer}"):
+        parse(kinds, [f"--{flag}", "1"])
+    name, same = flag.replace("-", "_"), answer.replace("use --", "use ")
+    (tmp_path / "r.yaml").write_text(f"{name}: 1\n")
+    with pytest.raises(UserError, match=f"r.yaml: field '{name}': unknown field{same}"):
+        parse(kinds, ["--config", str(tmp_path / "r.yaml")])
 
 
 def test_lists_take_all_up_to_the_next_flag():

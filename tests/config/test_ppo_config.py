@@ -1,12 +1,14 @@
 """Every argument has an effect, is documented as having none, or is refused."""
 
+import re
 from dataclasses import MISSING, fields
 
 import pytest
 from transformers import TrainingArguments
 
-from rlhf.config import PPOConfig
-from rlhf.config.training_args import HONOURED, INERT, REFUSED, RENAMED
+from rlhf.config import PPOConfig, PPOStageConfig
+from rlhf.config.old_names import OLD_NAMES, REMOVED
+from rlhf.config.training_args import HONOURED, INERT, REFUSED
 from rlhf.errors import UserError
 
 # PPOConfig of TRL 1.12: names and defaults. What differs here is in DIFFERENT, and in the README.
@@ -75,13 +77,38 @@ def test_names_and_defaults_are_those_of_trl(name):
     assert getattr(config(), name) == TRL[name]
 
 
-@pytest.mark.parametrize("name", sorted(RENAMED))
-def test_a_name_of_an_older_trl_is_answered_by_the_new_one(name):
-    with pytest.raises(UserError, match=f"found '{name}': use "):
+@pytest.mark.parametrize("name", sorted(OLD_NAMES))
+def test_an_old_name_is_answered_by_the_new_one(name):
+    new, mine = re.split("[ ,:]", OLD_NAMES[name])[0], {field.name for field in fields(PPOStageConfig)}
+    elsewhere = {
+        "dtype",
+        "model_name_or_path",
+        "attn_implementation",
+        "train_sampling_strategy",
+    }  # ModelConfig's, reward's
+    assert name not in mine
+    assert new in mine | elsewhere | {"the", "nothing"}, new
+    with pytest.raises(UserError, match=f"^PPOConfig: .*found '{name}': use {re.escape(OLD_NAMES[name])}"):
         config(**{name: 1})
-    new = RENAMED[name].split(",")[0].split(" ")[0]
-    mine = {field.name for field in fields(PPOConfig)}
-    assert new in mine or new in ("the", "nothing:", "per_device_train_batch_size"), new
+
+
+def test_every_field_that_transformers_has_removed_is_known():
+    """Those of transformers 4.57, but for what 5 still has."""
+    gone = (
+        "adafactor dispatch_batches evaluation_strategy fp16_backend fp16_opt_level fsdp_min_num_params "
+        "fsdp_transformer_layer_cls_to_wrap group_by_length half_precision_backend include_inputs_for_metrics "
+        "include_tokens_per_second jit_mode_eval logging_dir mp_parameters no_cuda overwrite_output_dir past_index "
+        "per_gpu_eval_batch_size per_gpu_train_batch_size push_to_hub_model_id push_to_hub_organization "
+        "push_to_hub_token ray_scope save_safetensors split_batches torchdynamo tpu_metrics_debug tpu_num_cores "
+        "use_ipex use_legacy_prediction_loop use_mps_device warmup_ratio"
+    )
+    assert set(gone.split()) <= REMOVED.keys()
+    assert not REMOVED.keys() & {field.name for field in fields(TrainingArguments)}
+
+
+def test_a_name_that_nobody_had_is_a_line_too():
+    with pytest.raises(UserError, match=r"^PPOConfig: unknown field 'learning_rat'; did you mean 'learning_rate'\?$"):
+        config(learning_rat=1)
 
 
 @pytest.mark.parametrize(
