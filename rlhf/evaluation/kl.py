@@ -32,8 +32,9 @@ def response_kl(
         check_head(unwrap_peft(model).config.name_or_path, model)
 
     def per_token(mine: Tensor, other: Tensor) -> tuple[Tensor]:
-        both = head_logits(unwrap_peft(policy), mine), head_logits(unwrap_peft(base), other)
-        return (exact_kl(*(suppress(logits, suppress_tokens) for logits in both), temperature),)
+        logits = suppress(head_logits(unwrap_peft(policy), mine), suppress_tokens)
+        other = suppress(head_logits(unwrap_peft(base), other), suppress_tokens)
+        return (exact_kl(logits, other, temperature),)
 
     starts = range(0, len(prompts), _ROWS)
     groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]
