@@ -15,8 +15,9 @@ from rlhf.evaluation.kl import response_kl
 from rlhf.file_types import ResponseRow
 from rlhf.generation.decode import generate, uniforms
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.unwrap import max_positions
 from rlhf.models.vocabulary import ids_without_token
-from rlhf.reward.reward_functions import Completions, Reward, model_reward
+from rlhf.reward.reward_functions import Completions, ModelReward, Reward, model_reward
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 # The step of the sampling streams (seed, step, prompt). PPO counts from 1, so evaluation shares no stream with it.
@@ -45,6 +46,7 @@ def respond(
     """
     proxy_reward = _reward_function("reward model", reward_model, policy, tokenizer, config)
     gold_reward = None if gold is None else _reward_function("second reward model", gold, policy, tokenizer, config)
+    _check_positions(policy, [reward for reward in (proxy_reward, gold_reward) if reward], tokenizer, prompts, config)
     state, stop = PartialState(), set(eos_ids)
     shard = Shard.of_rank(len(prompts), state)
     mine = shard.of(prompts)[: shard.n_valid]
@@ -94,6 +96,30 @@ def _reward_function(
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
+
+
+def _check_positions(
+    policy: PreTrainedModel,
+    rewards: Sequence[Reward],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[TextPrompt],
+    config: EvaluationConfig,
+) -> None:
+    """A UserError if the longest prompt and its response have more tokens than a model has positions."""
+    texts = [as_messages(prompt.text) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, text) for text in texts]
+    longest = {"model": (max_positions(policy.config), max(map(len, ids), default=0))} | {
+        reward.name: (reward.positions, reward.longest(texts, ids))
+        for reward in rewards
+        if isinstance(reward, ModelReward) and texts
+    }
+    for name, (positions, found) in longest.items():
+        if positions is not None and found + config.eval_response_length > positions:
+            raise UserError(
+                f"eval_response_length: expected at most {positions - found}, so that the longest prompt, of {found} "
+                f"tokens, and its response fit the {positions} positions of the {name}, found "
+                f"{config.eval_response_length}"
+            )
 
 
 def _scores(reward: Reward, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:

@@ -31,6 +31,7 @@ from rlhf.memory_estimate.account import (
 from rlhf.models.actor_critic import ActorCritic, texts_of
 from rlhf.models.kernels.onednn_linear import FrozenLayouts, available, layout_bytes
 from rlhf.models.sampling_copy import can_copy, copied_bytes
+from rlhf.models.unwrap import max_positions
 from rlhf.perf.work import key_values
 from rlhf.ppo.optim import count_steps
 from rlhf.ppo.prompts import check_positions
@@ -52,7 +53,8 @@ def dry_run(
     accelerator = make_accelerator(args)  # makes the same checks as the start of training
     unset_hf_deepspeed_config()  # do not shard models here: `Sharding` accounts for ZeRO-3
     check_writable(Path(args.output_dir or "."))
-    check_positions(args, policy, max(lengths), "train_dataset")
+    for role, config in (("model", policy), ("reward model", reward)):
+        check_positions(args, max_positions(config), max(lengths), "train_dataset", role)
     base = base_bytes(args.use_cpu)  # before anything is built here
 
     def roles(layers: int | None) -> Roles:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 Model = PreTrainedModel | PeftModel
 
@@ -16,6 +16,14 @@ def unwrap_peft(model: Any) -> Any:
 def is_quantised(model: Any) -> bool:
     """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
     return bool(getattr(unwrap_peft(model), "is_quantized", False))
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model has positions for; None if it has no limit of its own."""
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = limit or getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    # DeBERTa's positions may be relative only.
+    return limit if limit > 0 and getattr(config, "position_biased_input", True) else None
 
 
 def has_token_head(model: Any) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from rlhf.config import PPOConfig
@@ -146,21 +146,11 @@ def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
     return stop_ids(unwrap_peft(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
 
 
-def prompts_that_fit(
-    args: PPOConfig, rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, model: Any, name: str
-) -> list[Prompt]:
-    """Rows as prompts; a UserError if one is too long for the model together with its response."""
-    prompts = read_prompts(rows, tokenizer, args.max_prompt_tokens, args.long_prompts, name)
-    check_positions(args, unwrap_peft(model).config, max(len(prompt.input_ids) for prompt in prompts), name)
-    return prompts
-
-
-def check_positions(args: PPOConfig, config: PretrainedConfig, longest: int, name: str) -> None:
-    """A UserError if the longest prompt and its response have more tokens than the model has positions."""
-    positions = getattr(config, "max_position_embeddings", None)
+def check_positions(args: PPOConfig, positions: int | None, longest: int, name: str, role: str = "model") -> None:
+    """A UserError if the longest prompt and its response have more tokens than the role has positions."""
     if positions is not None and longest + args.response_length > positions:
         raise UserError(
             f"{name}: expected prompts of at most {positions - args.response_length} tokens, so that "
-            f"response_length={args.response_length} more fit the model's {positions} positions, found one of "
+            f"response_length={args.response_length} more fit the {role}'s {positions} positions, found one of "
             f"{longest}; see max_prompt_tokens and long_prompts"
         )

@@ -1,6 +1,7 @@
 """From the models that a user passes to `PPOTrainer` to the four roles."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,36 @@ def build_roles(
             if not isinstance(trunk, ValueHead):
                 _checkpoint_activations(trunk, args.gradient_checkpointing_kwargs)
     return Roles(trained, reference, reward)
+
+
+def check_apart(trained: Mapping[str, Model | None], frozen: Sequence[tuple[str, Model | None]]) -> None:
+    """A UserError where two roles of which one is trained have a weight in common: training it would change the other.
+
+    trained, frozen: the models by the argument's name; None for no model.
+    """
+    owners: dict[int, str] = {}
+    for name, model in [*trained.items(), *frozen]:
+        storages = set() if model is None else {_storage(weight) for weight in model.parameters()}
+        other = next((owners[storage] for storage in storages if storage in owners), None)
+        if other is not None:
+            raise UserError(
+                f"{name}: it shares weights with {other}, and training would change both; pass a copy "
+                f"(copy.deepcopy){_LEFT_OUT.get((name, other), '')}"
+            )
+        if name in trained:
+            owners |= dict.fromkeys(storages, name)
+
+
+# (role, the one that it shares weights with) -> what one may have meant.
+_LEFT_OUT = {
+    ("ref_model", "model"): ", or leave it out: the reference then is the policy as it is now",
+    ("reward_model", "value_model"): ", or leave value_model out: the critic then starts as a copy of the reward model",
+}
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What two tensors have in common if one is a view of the other; of a sharded one only it itself."""
+    return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
 def _check_device(name: str, model: Model) -> None:

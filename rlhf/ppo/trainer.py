@@ -37,7 +37,8 @@ from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, WARNINGS, Completion, ModelSize, RunFile
 from rlhf.generation.decode import Samples
-from rlhf.models.unwrap import is_quantised, unwrap_peft
+from rlhf.models.actor_critic import ValueHead
+from rlhf.models.unwrap import is_quantised, max_positions, unwrap_peft
 from rlhf.models.vocabulary import ids_without_token
 from rlhf.perf.throughput import conditions, report
 from rlhf.perf.work import Meter, StepPasses, Work, total
@@ -55,12 +56,12 @@ from rlhf.ppo.prompts import (
     as_row,
     batches,
     check_evaluation,
+    check_positions,
     eos_ids,
-    prompts_that_fit,
     read_prompts,
     response_ids,
 )
-from rlhf.ppo.roles import build_roles, check_shardable, describe_roles, parameter_lines
+from rlhf.ppo.roles import build_roles, check_apart, check_shardable, describe_roles, parameter_lines
 from rlhf.ppo.rollout import Rollout, RolloutCollector, nonfinite_rows
 from rlhf.reward.reward_functions import (
     FunctionReward,
@@ -146,6 +147,8 @@ class PPOTrainer:
             reward_model, reward_processing_classes, args.reward_weights, self.processing_class, model
         )
         check_value_model(value_model, self.processing_class, model)
+        judges = [("reward_model", spec.reward) for spec in specs if spec.is_model]
+        check_apart({"model": model, "value_model": value_model}, [("ref_model", ref_model), *judges])
         stop = eos_ids(args, model, processing_class)
         self.roles = build_roles(args, model, ref_model, first_token_model(specs), value_model, peft_config)
         trained, policy = self.roles.trained, self.roles.trained.policy
@@ -153,7 +156,7 @@ class PPOTrainer:
         trained.suppress_tokens = ids_without_token(policy, self.processing_class, stop, device)
         self.roles.reference.to(device)
         self.models = describe_roles(self.roles)
-        rewards = build_reward_functions(specs, self.roles.reward, self.processing_class, args, device)
+        self.rewards = rewards = build_reward_functions(specs, self.roles.reward, self.processing_class, args, device)
         reward_roles = {reward.name: reward.role for reward in rewards if isinstance(reward, ModelReward)}
         # The data, and how many steps that makes.
         self._read_data(train_dataset, eval_dataset)
@@ -401,12 +404,11 @@ class PPOTrainer:
 
     def _check_fit(self, prompts: Sequence[Prompt], more: Sequence[int]) -> None:
         """A UserError if a prompt and its response, of so many tokens, have more than the model has positions."""
-        config = unwrap_peft(self.roles.trained.policy).config
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        role, positions = min(self._positions().items(), key=lambda one: one[1], default=("model", math.inf))
         for i, (prompt, length) in enumerate(zip(prompts, more, strict=True)):
             if len(prompt.input_ids) + length > positions:
                 raise UserError(
-                    f"prompts row {i}: expected prompt and response of at most {positions} tokens, the model's "
+                    f"prompts row {i}: expected prompt and response of at most {positions} tokens, the {role}'s "
                     f"positions, found {len(prompt.input_ids)} and {length}"
                 )
 
@@ -468,7 +470,24 @@ class PPOTrainer:
         self.eval_prompts = {name: self._read(rows, f"eval_dataset {name}".strip()) for name, rows in sets.items()}
 
     def _read(self, rows: Rows, name: str) -> list[Prompt]:
-        return prompts_that_fit(self.args, rows, self.processing_class, self.roles.trained.policy, name)
+        args = self.args
+        prompts = read_prompts(rows, self.processing_class, args.max_prompt_tokens, args.long_prompts, name)
+        ids = [prompt.input_ids for prompt in prompts]
+        longest = max(map(len, ids))
+        for role, positions in self._positions().items():
+            check_positions(args, positions, longest, name, role)
+        for reward in self.rewards:
+            if isinstance(reward, ModelReward) and reward.positions is not None:
+                read = reward.longest([prompt.content for prompt in prompts], ids)
+                check_positions(args, reward.positions, read, name, f"reward {reward.name}")
+        return prompts
+
+    def _positions(self) -> dict[str, int]:
+        """How many tokens the models of policy, reference and critic have positions for, where they have a limit."""
+        trained, reference = self.roles.trained, self.roles.reference
+        own = {"model": trained.policy_base, "reference": reference.base, "critic": trained.critic_base}
+        limits = {role: max_positions(m.config) for role, m in own.items() if not isinstance(m, ValueHead)}
+        return {role: limit for role, limit in limits.items() if limit is not None}
 
     @property
     def steps_per_epoch(self) -> int:

@@ -18,7 +18,7 @@ from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_resp
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.scalar_heads import widen_heads
-from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
+from rlhf.models.unwrap import Model, has_token_head, max_positions, unwrap_peft
 from rlhf.perf.work import TextPasses
 from rlhf.reward.calls import Logged, accepted, as_scores, call
 from rlhf.reward.scoring import run_passes, score_passes
@@ -50,9 +50,25 @@ class ModelReward(ABC):
     def encode(self, completions: Completions) -> list[list[int]]:
         """The token ids that the model reads."""
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model reads at most; None without a limit."""
+        return max_positions(self.role.base.config)
+
+    def longest(self, prompts: list[str | Messages], prompt_ids: list[list[int]]) -> int:
+        """Tokens that the model reads of the longest of these prompts, before any response."""
+        n = len(prompts)
+        return max(map(len, self.encode(Completions(prompts, prompt_ids, [[]] * n, [False] * n, [{}] * n))))
+
     def plan(self, completions: Completions) -> TextPasses:
-        """The model's texts, and which go through it together."""
-        texts = self.encode(completions)
+        """The model's texts, and which go through it together. A UserError for one that is too long for the model."""
+        texts, limit = self.encode(completions), self.positions
+        found = max(map(len, texts), default=0)
+        if limit is not None and found > limit:  # a text may have more tokens in another tokenizer
+            raise UserError(
+                f"reward {self.name}: expected prompt and response of at most {limit} tokens, found {found}; "
+                "lower max_prompt_tokens or response_length"
+            )
         return TextPasses(texts, score_passes(self.role.base, texts, self.batch_size))
 
     def score(self, planned: TextPasses) -> Tensor:
@@ -106,6 +122,12 @@ class TextReward(ModelReward):
         self.tokenizer, self.policy_tokenizer, self.append_eos = tokenizer, policy_tokenizer, append_eos
         self.is_decoder = has_token_head(role.model)
 
+    @property
+    def positions(self) -> int | None:
+        """An encoder's tokenizer may know of fewer: some positions are left out (RoBERTa)."""
+        limit = super().positions
+        return limit if limit is None or self.is_decoder else min(limit, self.tokenizer.model_max_length)
+
     def encode(self, completions: Completions) -> list[list[int]]:
         """The decoded texts in the reward model's tokens."""
         texts = [decode_response(self.policy_tokenizer, ids) for ids in completions.response_ids]
@@ -122,15 +144,6 @@ class TextReward(ModelReward):
             ids: list[int] = self.tokenizer(render(self.tokenizer, dialogue), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
-        config = unwrap_peft(self.role.model).config
-        limit = getattr(config, "max_position_embeddings", None) or 0
-        if limit > 0 and getattr(config, "position_biased_input", True):  # without it, positions are only relative
-            limit = min(limit, self.tokenizer.model_max_length)
-            if len(ids) > limit:
-                raise UserError(
-                    f"reward {self.name}: expected prompt and response of at most {limit} tokens, found {len(ids)}; "
-                    "lower max_prompt_tokens or response_length"
-                )
         return ids
 
 

@@ -32,6 +32,7 @@ from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.models.unwrap import max_positions
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
@@ -68,7 +69,7 @@ def encode_pairs(
 def check_positions(config: PretrainedConfig, splits: dict[str, list[TokenPair]]) -> None:
     """A UserError if a pair has more tokens than the model has positions. splits: token rows of the pairs, by split."""
     longest = max(len(side) for rows in splits.values() for row in rows for side in row.values())
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = max_positions(config)
     if positions is not None and longest > positions:
         raise UserError(
             f"max_length: set it to {positions} or less, the model's positions; the longest pair has {longest} tokens"

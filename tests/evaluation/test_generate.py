@@ -71,6 +71,18 @@ def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():
     assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("role", ["model", "reward model", "second reward model"])
+def test_every_model_needs_positions_for_prompt_and_response(role):
+    models = {"model": tiny.llama(), "reward model": tiny.llama_reward(), "second reward model": tiny.llama_reward(3)}
+    models[role].config.max_position_embeddings = 20
+    prompts = [TextPrompt(prompt_id="p", tree_id="t", text="of"), TextPrompt(prompt_id="q", tree_id="t", text="of of")]
+    config = EvaluationConfig(base_model="unused", eval_response_length=17)
+    tokenizer, (policy, judge, gold) = prepare_tokenizer(tiny.chat_tokenizer()), models.values()
+    words = rf"^eval_response_length: expected at most \d, so .* fit the 20 positions of the {role}, found 17$"
+    with pytest.raises(UserError, match=words):
+        respond("base", policy, tokenizer, judge, prompts, config, [tokenizer.eos_token_id], gold=gold)
+
+
 @pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
 def test_a_score_that_is_not_finite_is_named(gold):
     """At once, and not after all models have answered: no mean or interval could be had."""

@@ -33,6 +33,51 @@ def test_prompt_and_response_have_to_fit_the_models_positions(tmp_path):
     trainer(tmp_path, rows=rows, max_prompt_tokens=250, long_prompts="truncate")
 
 
+def short(model, positions=20):
+    model.config.max_position_embeddings = positions
+    return model
+
+
+def score(completions, **columns):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("role", "given", "options"),
+    [
+        ("reference", lambda: {"ref_model": short(tiny.llama(3))}, {}),
+        ("critic", lambda: {"reward_model": score, "value_model": short(tiny.llama_reward())}, {}),
+        ("critic", lambda: {"reward_model": short(tiny.llama_reward())}, {}),  # its weights are the critic's, too
+        ("reward reward", lambda: {"reward_model": short(tiny.llama_reward())}, {"critic": "shared"}),
+        (
+            "reward reward_1",
+            lambda: {"reward_model": [tiny.llama_reward(), short(tiny.llama_reward(5)), score]},
+            {},
+        ),
+        (
+            "reward reward",
+            lambda: {"reward_model": short(tiny.gpt2_reward()), "reward_processing_classes": tiny.gpt2_tokenizer()},
+            {},
+        ),
+    ],
+)
+def test_every_role_needs_positions_for_prompt_and_response(tmp_path, role, given, options):
+    words = (
+        rf"^train_dataset: expected prompts of at most 14 tokens, so that response_length=6 more fit the {role}'s 20 "
+    )
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, given=given(), rows=[{"prompt": "of cities " * 10}], **options)
+    trainer(tmp_path / "fits", given=given(), rows=[{"prompt": "of"}], **options)
+
+
+def test_a_reward_that_appends_eos_needs_a_position_for_it(tmp_path):
+    given = {"reward_model": short(tiny.llama_reward()), "value_model": tiny.llama_reward(7)}
+    rows = [{"input_ids": [5] * 14}]
+    trainer(tmp_path, given=given, rows=rows)
+    with pytest.raises(UserError, match=r"expected prompts of at most 14 tokens, .*, found one of 15"):
+        trainer(tmp_path, given=given, rows=rows, close_truncated=True)
+
+
 def test_a_model_spread_over_devices_is_refused(tmp_path):
     policy = tiny.llama()
     policy.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": "disk"}

@@ -93,6 +93,42 @@ def test_a_reference_of_ones_own(tmp_path):
     assert metrics(tmp_path)[0]["objective/kl_exact_per_token"] > 1e-3
 
 
+def on_the_trunk_of(other, seed=9):
+    model = tiny.llama_reward(seed)
+    model.model = other.model
+    return model
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("names", "make"),
+    [
+        ("ref_model model", lambda: dict.fromkeys(("model", "ref_model"), tiny.llama())),
+        ("ref_model model", lambda: (lambda m: {"model": m, "ref_model": m.get_base_model()})(moved_adapter())),
+        ("reward_model value_model", lambda: dict.fromkeys(("value_model", "reward_model"), tiny.llama_reward())),
+        (
+            "reward_model value_model",
+            lambda: (lambda m: {"value_model": m, "reward_model": [tiny.llama_reward(8), on_the_trunk_of(m)]})(
+                tiny.llama_reward()
+            ),
+        ),
+        ("reward_model model", lambda: (lambda m: {"model": m, "reward_model": on_the_trunk_of(m)})(tiny.llama())),
+        ("value_model model", lambda: (lambda m: {"model": m, "value_model": on_the_trunk_of(m)})(tiny.llama())),
+    ],
+)
+def test_what_is_trained_shares_no_weight_with_another_role(tmp_path, names, make, lora):
+    one, other = names.split()
+    with pytest.raises(
+        UserError, match=f"^{one}: it shares weights with {other}, and training would change both; pass"
+    ):
+        trainer(tmp_path, lora=lora, given=make())
+
+
+def test_two_frozen_roles_may_share_weights(tmp_path):
+    judge = tiny.llama_reward()
+    trainer(tmp_path, given={"reward_model": [judge, judge]})
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_critic_warm_up_leaves_the_policy_as_it_is(tmp_path, lora):
     run = trainer(tmp_path, lora=lora, critic_warmup_steps=2, max_steps=3, weight_decay=0.1)

@@ -112,9 +112,14 @@ def test_a_model_without_a_decoders_head_reads_a_pair_of_texts(tmp_path, make, g
 
 def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
     kind, config, tokenizer = bert()
-    config.max_position_embeddings = 20
-    run = trainer(tmp_path, rows=ROWS, reward=kind(config), given={"reward_processing_classes": tokenizer})
-    with pytest.raises(UserError, match="prompt and response of at most 20 tokens, found"):
+    given = {"reward_processing_classes": tokenizer}
+    run = trainer(tmp_path, rows=ROWS, reward=kind(config), given=given)
+    longest = run.rewards[0].longest([prompt.content for prompt in run.prompts], [])
+    config.max_position_embeddings = longest + 5  # of 6 tokens of a response
+    with pytest.raises(UserError, match=rf"fit the reward reward's {longest + 5} positions, found one of {longest};"):
+        trainer(tmp_path, rows=ROWS, reward=kind(config), given=given)
+    run.rewards[0].role.base.config.max_position_embeddings = longest + 1  # a text can become longer in its tokens
+    with pytest.raises(UserError, match=rf"prompt and response of at most {longest + 1} tokens, found \d+; lower"):
         collect(run)
 
 
