@@ -23,6 +23,7 @@ engine=(--multi_gpu)
 [ -z "$ENGINE" ] || engine=(--config_file "accelerate_configs/$ENGINE.yaml" --deepspeed_multinode_launcher standard)
 # SLURM_NODEID is set per node only here, inside the task. Each rank's output also goes to a folder per rank:
 # LOGS-nodeN/*/attempt_0/LOCAL_RANK/stdout.log and stderr.log.
+export RLHF_LAUNCHER=slurm # its --mixed_precision no leaves the precision to the recipe and the hardware
 exec python -m accelerate.commands.launch "${engine[@]}" --num_machines "$SLURM_JOB_NUM_NODES" \
     --num_processes "$WORLD" --machine_rank "$SLURM_NODEID" --main_process_ip "$MASTER" --main_process_port "$PORT" \
     --log_dir "$LOGS-node$SLURM_NODEID" --tee 3 --mixed_precision no --dynamo_backend no "$SCRIPT" "${flags[@]}"

@@ -113,7 +113,7 @@ def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]
         return lambda command, argv, environment: launched(
             # Otherwise `-m` would import from the current folder first, and a random.py there would win.
             [*launcher, "-m", f"rlhf.cli.{command}", *argv],
-            {"PYTHONSAFEPATH": "1"} | os.environ | environment,
+            {"PYTHONSAFEPATH": "1", "RLHF_LAUNCHER": "pipeline"} | os.environ | environment,
         )
     quiet.log_to(folder / "logs", "pipeline")
     with screen.busy("starting"):

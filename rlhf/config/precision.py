@@ -1,5 +1,6 @@
 """The device and the precision of a run: on a CPU bf16 is measured against fp32, not read off a flag."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +12,8 @@ from transformers import TrainingArguments
 
 from rlhf.distributed.collectives import from_main, join_processes
 from rlhf.distributed.devices import check_device_count, cpu_is_asked_for, process_count
+from rlhf.distributed.launch import launcher_precision
+from rlhf.errors import UserError
 from rlhf.file_types import Precision
 
 WINS = 1.2  # times as fast as in fp32 at least, or bf16's rounding is not worth it
@@ -76,20 +79,49 @@ def _bf16(use_cpu: bool) -> tuple[bool, str]:
 
 
 def choose_hardware(args: TrainingArguments) -> None:
-    """Set use_cpu if there is no accelerator, and bf16 by what is faster, unless they are set already.
+    """Set use_cpu if there is no accelerator, and the precision: by settings, else by launcher, else the faster.
 
     On a CPU rank 0 measures for all ranks. A UserError if processes would have to share a device.
     """
     if not torch.accelerator.is_available() or cpu_is_asked_for():
         args.use_cpu = True
     check_device_count(args.use_cpu)
-    if args.bf16 is None and args.fp16:
-        args.bf16 = False
-    elif args.bf16 is None:
-        args.bf16, why = _agreed(args)
-        give_reason(args, why)
+    _choose_precision(args)
     if args.activation_checkpointing is None:  # the new name of gradient_checkpointing: TRL's is the old one
         args.activation_checkpointing = args.gradient_checkpointing
+
+
+def _choose_precision(args: TrainingArguments) -> None:
+    asked = "bf16" if args.bf16 else "fp16" if args.fp16 else None if args.bf16 is None else "no"
+    launcher = launcher_precision()
+    if asked is None and launcher is None:
+        args.bf16, why = _agreed(args)
+        give_reason(args, why)
+    elif asked is None and launcher is not None:
+        word, where = launcher
+        if word == "bf16" and not args.use_cpu and not _bf16(False)[0]:
+            raise UserError(f"mixed_precision: {where} asks for bf16, and this device has no bf16; use fp16 or no")
+        args.bf16, args.fp16 = word == "bf16", word == "fp16"
+        give_reason(args, f"{where}: {word}")
+    else:
+        args.bf16 = bool(args.bf16)
+        _reconcile(args, str(asked), launcher)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # transformers and Accelerate read it again
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+
+
+def _reconcile(args: TrainingArguments, asked: str, launcher: tuple[str, str] | None) -> None:
+    """The settings have said which precision; say so where the launcher was asked for another one."""
+    word, where = launcher or (asked, "")
+    if word == asked:
+        return
+    if where == "DeepSpeed's config file":  # DeepSpeed would go by it
+        raise UserError(
+            f"{where}: its precision is {word}, but that of the settings is {asked}; set bf16.enabled and fp16.enabled "
+            'there to "auto"'
+        )
+    if word != "no":  # what it also says where nothing is set
+        give_reason(args, f"as set; {where} asks for {word}")
 
 
 def _agreed(args: TrainingArguments) -> tuple[bool, str]:
@@ -104,6 +136,9 @@ def evaluation_precision(asked: Literal["fp32", "bf16", "auto"]) -> Precision:
     """The precision of an evaluation, and why where it was chosen here; the same on all ranks, which have joined."""
     if asked != "auto":
         return {"taken": asked, "why": None}
+    launcher = launcher_precision()
+    if launcher is not None:
+        return {"taken": "bf16" if launcher[0] == "bf16" else "fp32", "why": f"{launcher[1]}: {launcher[0]}"}
     fast, why = from_main(lambda: _bf16(cpu_is_asked_for()))
     return {"taken": "bf16" if fast else "fp32", "why": why}
 

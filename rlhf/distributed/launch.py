@@ -1,7 +1,10 @@
 """What `accelerate launch` was asked for, and checks that Accelerate does it."""
 
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +51,37 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 def wants_deepspeed() -> bool:
     """Whether `accelerate launch` was given a DeepSpeed config."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def deepspeed_file() -> dict[str, Any]:
+    """The DeepSpeed config file that `accelerate launch` was given; empty without one. A UserError if it is no JSON."""
+    name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if not wants_deepspeed() or name == "none":
+        return {}
+    try:
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed_config_file {name[:200]}: expected JSON, found {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"deepspeed_config_file {name}: expected settings with values, found {type(found).__name__}")
+    return found
+
+
+def launcher_precision() -> tuple[str, str] | None:
+    """The precision that the launcher was asked for (no, bf16 or fp16), and by what; None if it leaves the choice.
+
+    `accelerate launch` says no where nothing is set, too; started by this project (RLHF_LAUNCHER) it leaves the choice.
+    """
+    enabled = {name: (deepspeed_file().get(name) or {}).get("enabled") for name in ("bf16", "fp16")}
+    named = {name: str(value).lower() == "true" for name, value in enabled.items() if value not in (None, "auto")}
+    if named:
+        return next((name for name, on in named.items() if on), "no"), "DeepSpeed's config file"
+    word = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if word is None or (word == "no" and ("RLHF_LAUNCHER" in os.environ or deepspeed_file())):
+        return None
+    if word not in ("no", *_PRECISION):
+        raise UserError(f"mixed_precision: expected no, bf16 or fp16 of accelerate launch, found {word}")
+    return word, "accelerate launch"
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:

@@ -55,10 +55,10 @@ class ModelReward(ABC):
         """How many tokens the model reads at most; None without a limit."""
         return max_positions(self.role.base.config)
 
-    def longest(self, prompts: list[str | Messages], prompt_ids: list[list[int]]) -> int:
+    def longest(self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]]) -> int:
         """Tokens that the model reads of the longest of these prompts, before any response."""
         n = len(prompts)
-        return max(map(len, self.encode(Completions(prompts, prompt_ids, [[]] * n, [False] * n, [{}] * n))))
+        return max(map(len, self.encode(Completions(list(prompts), prompt_ids, [[]] * n, [False] * n, [{}] * n))))
 
     def plan(self, completions: Completions) -> TextPasses:
         """The model's texts, and which go through it together. A UserError for one that is too long for the model."""

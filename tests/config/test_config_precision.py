@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import pytest
 import torch
@@ -69,6 +70,80 @@ def test_what_the_user_sets_is_taken_without_measuring(measured, kind, given, ta
     assert (precision(args), precision_line(args), asked) == ({"taken": taken, "why": None}, None, [])
 
 
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Pretend `accelerate launch` with this mixed_precision, and with a DeepSpeed config file of this content."""
+
+    def by(word, content=None):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
+        if content is not None:
+            (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}} | content))
+            monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+            monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+
+    return by
+
+
+ON, OFF, AUTO = {"enabled": True}, {"enabled": False}, {"enabled": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("word", "content", "given", "taken", "words"),
+    [
+        ("no", None, {}, "fp32", "fp32 (accelerate launch: no)"),
+        ("bf16", None, {}, "bf16", "bf16 (accelerate launch: bf16)"),
+        ("fp16", None, {}, "fp16", "fp16 (accelerate launch: fp16)"),
+        ("no", None, {"bf16": True}, "bf16", None),  # it says no where nothing is set
+        ("bf16", None, {"bf16": True}, "bf16", None),
+        ("bf16", None, {"bf16": False}, "fp32", "fp32 (as set; accelerate launch asks for bf16)"),
+        ("bf16", None, {"fp16": True}, "fp16", "fp16 (as set; accelerate launch asks for bf16)"),
+        ("fp16", None, {"bf16": True}, "bf16", "bf16 (as set; accelerate launch asks for fp16)"),
+        ("no", {"bf16": ON}, {}, "bf16", "bf16 (DeepSpeed's config file: bf16)"),
+        ("no", {"fp16": ON, "bf16": OFF}, {}, "fp16", "fp16 (DeepSpeed's config file: fp16)"),
+        ("no", {"bf16": OFF}, {}, "fp32", "fp32 (DeepSpeed's config file: no)"),
+        ("no", {"bf16": AUTO, "fp16": AUTO}, {"bf16": True}, "bf16", None),
+        ("no", {"bf16": AUTO, "fp16": AUTO}, {}, "bf16", "bf16 (bf16 measured: 9 times as fast)"),
+        ("no", {}, {}, "bf16", "bf16 (bf16 measured: 9 times as fast)"),
+    ],
+)
+@pytest.mark.parametrize("kind", [PPOConfig, RewardStageConfig])
+def test_the_launcher_is_asked_before_the_hardware(measured, launched, kind, word, content, given, taken, words):
+    asked = measured(9.0)
+    launched(word, content)
+    args = config(kind, **given)
+    assert (precision(args)["taken"], precision_line(args)) == (taken, words)
+    assert args.mixed_precision == {"fp32": "no"}.get(taken, taken) == os.environ["ACCELERATE_MIXED_PRECISION"]
+    assert bool(asked) == ("measured" in (words or ""))
+
+
+@pytest.mark.parametrize(
+    ("word", "content", "given", "words"),
+    [
+        ("fp8", None, {}, "^mixed_precision: expected no, bf16 or fp16 of accelerate launch, found fp8"),
+        (
+            "no",
+            {"bf16": ON},
+            {"bf16": False},
+            "^DeepSpeed's config file: its precision is bf16, but .* settings is no",
+        ),
+        ("no", {"bf16": OFF}, {"bf16": True}, "^DeepSpeed's config file: its precision is no, but .* settings is bf16"),
+    ],
+)
+def test_what_the_launcher_cannot_mean_is_one_line(launched, word, content, given, words):
+    launched(word, content)
+    with pytest.raises(UserError, match=words):
+        config(PPOConfig, **given)
+
+
+def test_the_projects_own_launchers_leave_the_choice(measured, launched, monkeypatch):
+    measured(9.0)
+    launched("no")
+    monkeypatch.setenv("RLHF_LAUNCHER", "pipeline")
+    assert config(PPOConfig).bf16 is True
+    launched("fp16")
+    assert config(PPOConfig).fp16 is True
+
+
 def test_the_best_call_of_each_counts_and_they_take_turns():
     """Seconds by hand: fp32 0.04 at best, bf16 0.02; another program slows two calls of each."""
     seconds = {"fp32": itertools.cycle([0.09, 0.04, 0.05]), "bf16": itertools.cycle([0.02, 0.03, 0.08])}
@@ -117,6 +192,7 @@ import json, os, sys
 from rlhf.config import precision as module
 from rlhf.config import PPOConfig, RewardStageConfig
 rank, out = int(os.environ["RANK"]), sys.argv[1]
+os.environ["RLHF_LAUNCHER"] = "pipeline"
 module.bf16_speed = lambda: [0.6, 9.0][rank]
 kind = {"ppo": PPOConfig, "reward": RewardStageConfig}[sys.argv[2]]
 args = kind(output_dir="unused", report_to="none", use_cpu=True)
