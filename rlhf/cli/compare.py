@@ -92,6 +92,11 @@ def main() -> None:
     if not isinstance(settings, dict) or "base_model" not in settings:
         raise UserError(f"{folder / 'run.json'}: has no settings of an evaluation; run the evaluation again")
     config = EvaluationConfig(**{name: settings[name] for name in names if name in settings})
+    if config.rewards:
+        raise UserError(
+            f"compare: run {run.run} was scored by functions ({', '.join(config.rewards)}), which read the columns of "
+            "its data; a typed prompt has none"
+        )
     device = join_processes(config.ddp_timeout).device
     models = _models(folder, config.base_model)
     with quiet.logged(run.folder() / "logs", "compare"), screen.busy("loading models"):

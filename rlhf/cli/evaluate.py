@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -25,17 +26,19 @@ from rlhf.distributed.collectives import from_main, join_processes, main_process
 from rlhf.distributed.launch import check_fsdp
 from rlhf.distributed.preemption import StopAtOnce
 from rlhf.errors import UserError
-from rlhf.evaluation.generate import respond
+from rlhf.evaluation.answered import Answered
+from rlhf.evaluation.generate import respond, weighted_rewards
 from rlhf.evaluation.summary import summarise
-from rlhf.file_types import Evaluation, ResponseRow, RunFile
+from rlhf.file_types import Evaluation, Precision, ResponseRow, RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
 from rlhf.perf.hardware import peak_memory
 from rlhf.reporting.values import NAMES
+from rlhf.reward.named import named_rewards
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
 from rlhf.storage.run_folder import Stage, anywhere, in_run, write_json, write_rows
-from rlhf.storage.stages import POLICIES, TITLES, read_run, require_stage, stage_ids
+from rlhf.storage.stages import ANSWERED, POLICIES, TITLES, read_run, require_stage, stage_ids
 from rlhf.tracking.recorder import write_summary
 
 KINDS = [StageRunConfig, PromptConfig, EvaluationConfig]
@@ -49,9 +52,11 @@ def main() -> None:
         screen.say(f"evaluation: already done in {folder}")
         return
     check_fsdp("FSDP_CPU_RAM_EFFICIENT_LOADING")  # it would load weights in one process only
-    reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path))
+    functions = on_all(lambda: named_rewards(config.rewards))
+    reward_path, gold_path = from_main(lambda: reward_models(run.folder(), config.reward_model_path, config.rewards))
     tuned, runs = from_main(lambda: tuned_models(run.folder()))
-    read = from_main(lambda: stage_ids(run.folder(), *stages_read(run.folder(), config.reward_model_path)))
+    given = bool(config.reward_model_path or config.rewards)
+    read = from_main(lambda: stage_ids(run.folder(), *stages_read(run.folder(), given)))
     paths = {"base": config.base_model} | {name: str(path) for name, path in tuned.items()}
     quiet.log_to(run.folder() / "logs", "evaluation")
     with main_process_first():
@@ -68,11 +73,11 @@ def main() -> None:
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():
         enable_tf32(True)
     facts = f"{len(split.evaluation):,} unseen prompts, {len(paths)} models"
-    precision = evaluation_precision(config.eval_precision)
+    precision = from_main(lambda: begun_precision(folder, config)) or evaluation_precision(config.eval_precision)
     show_stage(TITLES["evaluation"], facts, device, in_words(precision), run.folder())
     rows: list[ResponseRow] = []
     rating: list[ResponseRow] = []
-    judge = anywhere(reward_path) if config.reward_model_path else reward_path
+    judge = anywhere(config.reward_model_path) if config.reward_model_path else reward_path
     settings = run.place() | asdict(data) | asdict(config)
     with StopAtOnce(), Stage(folder, "evaluation", settings, config.eval_seed, asked, read) as stage:
         stage.record(
@@ -83,34 +88,41 @@ def main() -> None:
             model_ids={name: runs[name].get("id") for name in tuned},
             judge_paths={"reward": judge, "gold": gold_path},
         )
-        reward_model = load_reward_model(reward_path).to(device)
+        kept = Answered(folder)
+        reward_model = None if reward_path is None else load_reward_model(reward_path).to(device)
         gold = None if gold_path is None else load_reward_model(gold_path).to(device)
         base = load_causal_lm(paths["base"]).to(device)
-        prompts = [*split.evaluation, *split.rating]
-        bar = Steps(("prompts",), len(prompts) * len(paths), rows=0)
+        scored_by: Any = (
+            weighted_rewards(reward_model, functions, base, tokenizer, config) if functions else reward_model
+        )
+        sets = {"evaluation": split.evaluation, "rating": split.rating}
+        bar = Steps(("prompts",), sum(map(len, sets.values())) * len(paths), rows=0)
         bar.start()
         for name, path in paths.items():
             policy = base if name == "base" else load_causal_lm(path).to(device)
-            roles, eos_ids = (policy, tokenizer, reward_model), stop_ids(policy, tokenizer)
+            roles, eos_ids = (policy, tokenizer, scored_by), stop_ids(policy, tokenizer)
             other, answered = None if policy is base else base, partial(bar.advance, now=name)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision["taken"] == "bf16"):
-                rows += respond(name, *roles, split.evaluation, config, eos_ids, other, gold, answered)
-                rating += respond(name, *roles, split.rating, config, eos_ids, answered=answered)
+            for part, found, more in (("evaluation", rows, (other, gold)), ("rating", rating, (None, None))):
+                done, keep = kept.of(part, name, sets[part]), partial(kept.add, part)
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision["taken"] == "bf16"):
+                    found += respond(name, *roles, sets[part], config, eos_ids, *more, answered, done, keep)
             del roles
             del policy
             gc.collect()  # one tuned policy in memory at a time
         bar.close()
+        if stage.is_main:
+            write_rows(folder / "responses.jsonl", rows)
+            write_rows(folder / "rating_responses.jsonl", rating)
         summary = summarise(rows, list(paths), config.confidence, config.eval_seed)
         for name, path in paths.items():
             summary["models"][name]["path"] = in_run(run.folder(), path)
         if stage.is_main:
-            write_rows(folder / "responses.jsonl", rows)
-            write_rows(folder / "rating_responses.jsonl", rating)
             write_json(folder / "evaluation.json", summary)
             numbers = {f"reward/{name}": model["mean_reward"] for name, model in summary["models"].items()}
             numbers |= {f"gain/{name}": gain["gain"] for name, gain in summary["gains"].items()}
             texts = {f"{row['model']}/{i}": f"{row['prompt']}\n\n{row['response']}" for i, row in _first(rows, 4)}
             write_summary(folder, numbers, texts, asdict(data) | asdict(config))
+            kept.remove()
             screen.note("\n".join([gains_table(summary), *sample(rows)]))
             screen.ended(f"peak {gigabytes(peak_memory(device))}")
     if stage.is_main:
@@ -140,23 +152,31 @@ def check_unseen(prompts: Sequence[TextPrompt], runs: dict[str, RunFile]) -> Non
             )
 
 
-def stages_read(folder: Path, reward_path: str | None) -> list[str]:
-    """The stages whose results the evaluation of this run rests on."""
-    own = [] if reward_path else ["reward"]
+def begun_precision(folder: Path, config: EvaluationConfig) -> Precision | None:
+    """An evaluation that goes on keeps the precision that it has begun with: another machine would choose another."""
+    goes_on = config.eval_precision == "auto" and (folder / ANSWERED).exists()
+    return read_run(folder).get("precision") if goes_on else None
+
+
+def stages_read(folder: Path, given: bool) -> list[str]:
+    """The stages whose results the evaluation of this run rests on. given: it scores by other rewards than its own."""
+    own = [] if given else ["reward"]
     return [*own, *(name for name in ("reward_gold", *POLICIES.values()) if read_run(folder / name))]
 
 
-def reward_models(folder: Path, reward_path: str | None) -> tuple[str, str | None]:
-    """The paths of the reward model that scores, and of the run's second one (None if it has none).
+def reward_models(
+    folder: Path, reward_path: str | None, functions: Sequence[str] = ()
+) -> tuple[str | None, str | None]:
+    """The paths of the reward model that scores (None if functions alone do), and of the run's second one, if any.
 
     A UserError if the second one was trained on pairs that the first was trained on.
     """
     first, second = folder / "reward", folder / "reward_gold"
-    reward = reward_path or str(require_stage(first))
+    reward = reward_path if reward_path or functions else str(require_stage(first))
     if not read_run(second):
         return reward, None
     require_stage(second)
-    if reward_path is None:
+    if reward_path is None and not functions:
         seen = set(read_run(first).get("train_openings", [])) & set(read_run(second).get("train_openings", []))
         if seen:
             raise UserError(

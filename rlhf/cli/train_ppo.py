@@ -1,5 +1,6 @@
 """Train a policy with PPO: rlhf ppo --config RECIPE/ppo_full.yaml --run NAME."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +45,7 @@ from rlhf.perf.work import total
 from rlhf.ppo.prompts import read_prompts
 from rlhf.ppo.roles import parameter_lines
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.reward.named import named_rewards
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
 from rlhf.storage.checkpoint import PPO, numbered
@@ -65,8 +67,11 @@ def hold_out(prompts: list[TextPrompt], args: PPOStageConfig, seed: int) -> tupl
     return parts["train"], parts["eval_prompts"]
 
 
-def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str], lengths: list[int]) -> None:
-    """Print what training would take. names: policy and reward model; lengths: tokens of each training prompt."""
+def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, str | None], lengths: list[int]) -> None:
+    """Print what training would take.
+
+    names: policy and reward model, if there is one; lengths: tokens of each training prompt.
+    """
     for name, found in (
         ("load_in_4bit", model_args.load_in_4bit),
         ("load_in_8bit", model_args.load_in_8bit),
@@ -77,12 +82,14 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     with main_process_first():
         policy = read_config(names[0], **base_options(names[0], model_args), **attention)
+        reward = None
         if names[0] == names[1]:  # assumed
             reward = read_config(names[1], num_labels=1, **base_options(names[1], model_args), **attention)
-        else:
+        elif names[1]:
             reward = reward_config(names[1], **attention)
     check_attention(names[0], policy)
-    check_attention(names[1], reward)
+    if names[1] and reward:
+        check_attention(names[1], reward)
     dtype = policy.dtype or "float32" if model_args.dtype == "auto" else model_args.dtype or "float32"
     dry_run(args, policy, reward, lengths, dtype, cast(LoraConfig | None, get_peft_config(model_args)))
 
@@ -90,28 +97,31 @@ def estimate(args: PPOStageConfig, model_args: ModelConfig, names: tuple[str, st
 def build(
     args: PPOStageConfig,
     model_args: ModelConfig,
-    names: tuple[str, str],
+    names: tuple[str, str | None],
+    functions: Sequence[Callable[..., Any]],
     tokenizer: PreTrainedTokenizerBase,
     train: list[TextPrompt],
     unseen: list[TextPrompt],
 ) -> PPOTrainer:
-    """The trainer, with its models loaded. names: policy and reward model."""
+    """The trainer, with its models loaded. names: policy and reward model, if there is one."""
     peft_config = cast(LoraConfig | None, get_peft_config(model_args))
     where = base_options(names[0], model_args, args.trust_remote_code)
     # Reward model and critic come from another place than the policy, but load with the same dtype and device options.
     options = model_options(model_args, args.trust_remote_code)
     # ZeRO-3 shards weights as they load, and sharded weights cannot be copied: load each role by itself.
     own = is_deepspeed_zero3_enabled() and peft_config is None
+    own_critic = own and args.critic == "separate"
+    judges_tokenizer = saved_tokenizer(names[1], trust_remote_code=args.trust_remote_code) if names[1] else None
     return PPOTrainer(
         args=args,
         processing_class=tokenizer,
         model=load_causal_lm(names[0], **options | where),
         ref_model=load_causal_lm(names[0], **options | where) if own else None,
-        reward_model=load_reward_model(names[1], **options),
+        reward_model=[*([load_reward_model(names[1], **options)] if names[1] else []), *functions],
         train_dataset=[dataset_row(prompt) for prompt in train],
         eval_dataset=[dataset_row(prompt) for prompt in unseen] or None,
-        reward_processing_classes=saved_tokenizer(names[1], trust_remote_code=args.trust_remote_code),
-        value_model=load_reward_model(names[1], **options) if own and args.critic == "separate" else None,
+        reward_processing_classes=judges_tokenizer,
+        value_model=load_reward_model(names[1], **options) if own_critic and names[1] else None,
         peft_config=peft_config,
     )
 
@@ -136,14 +146,14 @@ def cost(trainer: PPOTrainer) -> str:
     return f"peak {gigabytes(peak_memory(trainer.accelerator.device))} · {', '.join(shares)}"
 
 
-def reward_model(run: Path, path: str | None) -> tuple[str, dict[str, str]]:
-    """The path of the reward model, and the run's stages that are read for it."""
-    return (path, {}) if path else (str(require_stage(run / "reward")), stage_ids(run, "reward"))
+def reward_model(run: Path, path: str | None, rewards: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The path of the reward model, and the run's stages that are read for it. None if rewards are functions alone."""
+    return (path, {}) if path or rewards else (str(require_stage(run / "reward")), stage_ids(run, "reward"))
 
 
 def assumed_reward(run: Path, args: PPOStageConfig, base: str) -> str | None:
     """For a dry run before the reward model is trained: the base model, from which recipes train it."""
-    if not args.dry_run or args.reward_model_path or is_done(run / "reward"):
+    if not args.dry_run or args.reward_model_path or args.rewards or is_done(run / "reward"):
         return None
     screen.say(f"reward model: not trained yet; assumed to be as large as {base}")
     return base
@@ -158,10 +168,10 @@ def main() -> None:
         screen.say(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
+    functions = on_all(lambda: named_rewards(args.rewards))
     assumed = from_main(lambda: assumed_reward(run.folder(), args, base))
-    reward_path, read = (
-        (assumed, {}) if assumed else from_main(lambda: reward_model(run.folder(), args.reward_model_path))
-    )
+    given = args.reward_model_path, args.rewards
+    reward_path, read = (assumed, {}) if assumed else from_main(lambda: reward_model(run.folder(), *given))
     args.output_dir = str(folder)
     if args.dry_run:
         quiet.drop()
@@ -172,8 +182,9 @@ def main() -> None:
         fetch_prompts(data.prompt_dataset, data.prompt_revision)
         if not args.dry_run:
             fetch_model(base, model_args.model_revision)
-            fetch_model(reward_path)
-            saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code)
+            if reward_path:
+                fetch_model(reward_path)
+                saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code)
     split, counts = on_all(lambda: prompt_sets(data, tokenizer))
     train, unseen = hold_out(split.train, args, data.prompt_seed)
     if unseen:
@@ -187,7 +198,7 @@ def main() -> None:
         return
     args.disable_tqdm = True  # the console has a bar of its own
     with screen.busy(f"{TITLES[name]}: loading models"):
-        trainer = build(args, model_args, (base, reward_path), tokenizer, train, unseen)
+        trainer = build(args, model_args, (base, reward_path), functions, tokenizer, train, unseen)
     trainer.add_callback(PPORows())
     config: Settings = run.place() | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
-from rlhf.config.fields import help_text
+from rlhf.config.fields import help_list, help_text
 from rlhf.config.old_names import OLD_NAMES, refuse_unknown
 from rlhf.config.precision import choose_hardware
 from rlhf.config.schedule import make_schedule, schedule_kind
@@ -249,7 +249,13 @@ class PPOStageConfig(PPOConfig):
 
     output_dir: str | None = help_text("always the default: RUNS_DIR/RUN/ppo_full or ppo_lora")
     dry_run: bool = help_text("check data, models and folder, print steps and memory, then exit", False)
-    reward_model_path: str | None = help_text("trained reward model; default: RUNS_DIR/RUN/reward")
+    reward_model_path: str | None = help_text(
+        "trained reward model; default: RUNS_DIR/RUN/reward, or none if there are rewards"
+    )
+    rewards: list[str] = help_list(
+        "reward functions, each module:function or file.py:function; reward_weights weighs them, after the reward "
+        "model's; default: none"
+    )
     sft_model_path: str | None = help_text(  # type: ignore[assignment]
         "not supported: use model_name_or_path; default: none"
     )

@@ -90,7 +90,13 @@ class EvaluationConfig:
     base_model: str = help_text(
         "the untouched model: hub id, folder, GGUF or pypi: name", "openai-community/gpt2-medium"
     )
-    reward_model_path: str | None = help_text("reward model that scores; default: RUNS_DIR/RUN/reward")
+    reward_model_path: str | None = help_text(
+        "reward model that scores; default: RUNS_DIR/RUN/reward, or none if there are rewards"
+    )
+    rewards: list[str] = help_list(
+        "reward functions that score, each module:function or file.py:function; default: none"
+    )
+    reward_weights: list[float] | None = help_text("weight of each reward, the reward model's first; default: 1 each")
     eval_batch_size: int = help_text("prompts per device and generation", 16)
     eval_response_length: int = help_text("maximum tokens per response", 128)
     eval_close_truncated: bool = help_text("append EOS to truncated responses for reward models", False)

@@ -1,7 +1,8 @@
 """Prompts from OpenAssistant conversations (Köpf et al. 2023, arXiv:2304.07327), each a single turn.
 
-Three kinds of row are recognised by their shape, so one file may hold all of them: a message (flat rows, as on
-the hub), a conversation tree (OpenAssistant's export), and plain text, which is one prompt. Every prompter's
+Four kinds of row are recognised by their shape, so one file may hold all of them: a message (flat rows, as on
+the hub), a conversation tree (OpenAssistant's export), plain text, which is one prompt, and {"prompt": text}, whose
+other fields go to reward functions. Every prompter's
 message is a prompt, at any depth. Each message is counted once: as kept, or under the first rule below that
 drops it, so that messages = kept + the drops.
 
@@ -17,7 +18,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class TextPrompt:
     prompt_id: str  # the message's id; of plain text the first 16 hex digits of its SHA-1
     tree_id: str  # the conversation's id; of plain text the prompt_id
     text: str
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)  # its row's other fields, for reward functions
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ def _files(source: str, revision: str | None) -> list[Path]:
 
 def _row_messages(row: Any, where: str) -> Iterator[_Message]:
     if isinstance(row, str):
-        text = checked_text(row, where).strip()
-        text_id = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
-        yield _Message(TextPrompt(text_id, text_id, text), "prompter", None, False)
+        yield _Message(_plain_prompt(checked_text(row, where)), "prompter", None, False)
+    elif isinstance(row, dict) and isinstance(row.get("prompt"), str):
+        columns = {name: value for name, value in row.items() if name != "prompt"}
+        yield _Message(_plain_prompt(text_field(row, "prompt", where), columns), "prompter", None, False)
     elif isinstance(row, dict) and isinstance(row.get("prompt"), dict):
         yield from _tree_messages(row["prompt"], text_field(row, "message_tree_id", where), where)
     elif isinstance(row, dict) and "role" in row:
@@ -169,8 +172,14 @@ def _row_messages(row: Any, where: str) -> Iterator[_Message]:
         found = f"an object with fields {fields}" if fields else kind(row)
         raise UserError(
             f"{where}: expected a message (message_id, message_tree_id, role, text), a tree "
-            f"(message_tree_id, and in field 'prompt' an object) or one text, found {found}"
+            f"(message_tree_id, and in field 'prompt' an object), a text in field 'prompt' or one text, found {found}"
         )
+
+
+def _plain_prompt(text: str, columns: dict[str, Any] | None = None) -> TextPrompt:
+    text = text.strip()
+    text_id = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+    return TextPrompt(text_id, text_id, text, columns or {})
 
 
 def _tree_messages(root: dict[str, Any], tree_id: str, where: str) -> Iterator[_Message]:

@@ -37,4 +37,4 @@ def as_messages(text: str) -> list[dict[str, str]]:
 
 def dataset_row(prompt: TextPrompt) -> dict[str, object]:
     """A row of the data set that `PPOTrainer` takes."""
-    return {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}
+    return prompt.columns | {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}

@@ -1,6 +1,7 @@
 """Responses of one model to the held-out prompts, and their scores; each process answers its share of the prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +18,8 @@ from rlhf.generation.decode import generate, uniforms
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.unwrap import max_positions
 from rlhf.models.vocabulary import ids_without_token
-from rlhf.reward.reward_functions import Completions, ModelReward, Reward, model_reward
+from rlhf.reward.named import WeightedRewards
+from rlhf.reward.reward_functions import Completions, FunctionReward, ModelReward, Reward, model_reward, resolve_rewards
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 # The step of the sampling streams (seed, step, prompt). PPO counts from 1, so evaluation shares no stream with it.
@@ -28,13 +30,15 @@ def respond(
     name: str,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    reward_model: PreTrainedModel,
+    reward_model: PreTrainedModel | WeightedRewards,
     prompts: Sequence[TextPrompt],
     config: EvaluationConfig,
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
     gold: PreTrainedModel | None = None,
     answered: Callable[[int], None] = lambda n: None,
+    done: Mapping[str, ResponseRow] | None = None,
+    keep: Callable[[list[ResponseRow]], None] = lambda rows: None,
 ) -> list[ResponseRow]:
     """Rows (prompt_id, model, prompt, response, score, lengths in tokens, eos) in the order of `prompts`.
 
@@ -42,19 +46,28 @@ def respond(
     numbers for a prompt, so that sampling noise does not make the difference between two models. With `base`, rows
     also have `kl`, the KL to it (nats per response); with `gold`, `gold_score`, a second reward model's score of the
     same responses. A reward model of another tokenizer family reads the text with the tokenizer saved beside it.
-    answered: called after each batch with the number of its prompts, over all processes.
+    answered: called after each batch with the number of its prompts, over all processes. done: rows that are there
+    already, by prompt id; their prompts are not answered again. keep: called with this process's new rows of each
+    batch, as often on every process.
     """
+    done = done or {}
+    if done:
+        answered(len(done))
+    left = [prompt for prompt in prompts if prompt.prompt_id not in done]
     proxy_reward = _reward_function("reward model", reward_model, policy, tokenizer, config)
     gold_reward = None if gold is None else _reward_function("second reward model", gold, policy, tokenizer, config)
-    _check_positions(policy, [reward for reward in (proxy_reward, gold_reward) if reward], tokenizer, prompts, config)
+    judges = proxy_reward.rewards if isinstance(proxy_reward, WeightedRewards) else [proxy_reward]
+    _check_positions(policy, [*judges, *([gold_reward] if gold_reward else [])], tokenizer, prompts, config)
     state, stop = PartialState(), set(eos_ids)
-    shard = Shard.of_rank(len(prompts), state)
-    mine = shard.of(prompts)[: shard.n_valid]
+    shard = Shard.of_rank(len(left), state)
+    mine = shard.of(left)[: shard.n_valid]
     suppressed = ids_without_token(policy, tokenizer, eos_ids, policy.device)
     rows: list[ResponseRow] = []
-    starts = range(0, len(mine), config.eval_batch_size)
-    for start in starts:
+    for start in range(0, len(shard.rows), config.eval_batch_size):
         batch = mine[start : start + config.eval_batch_size]
+        if not batch:  # other processes have one more
+            keep([])
+            continue
         inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature, suppress_tokens=suppressed)
@@ -82,17 +95,21 @@ def respond(
             for row, value in zip(new, again, strict=True):
                 row["gold_score"] = value
         rows += new
+        keep(new)
         answered(len(batch) * state.num_processes)
-    return shard.gather(rows)
+    found = dict(done) | {row["prompt_id"]: row for row in shard.gather(rows)}
+    return [found[prompt.prompt_id] for prompt in prompts]
 
 
 def _reward_function(
     role: str,
-    model: PreTrainedModel,
+    model: PreTrainedModel | WeightedRewards,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
-) -> Reward:
+) -> Reward | WeightedRewards:
+    if isinstance(model, WeightedRewards):
+        return model
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
     return model_reward(name, FrozenRole(model), own, tokenizer, config.eval_batch_size, config.eval_close_truncated)
@@ -100,7 +117,7 @@ def _reward_function(
 
 def _check_positions(
     policy: PreTrainedModel,
-    rewards: Sequence[Reward],
+    rewards: Sequence[Reward | WeightedRewards],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[TextPrompt],
     config: EvaluationConfig,
@@ -122,7 +139,26 @@ def _check_positions(
             )
 
 
-def _scores(reward: Reward, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
+def weighted_rewards(
+    model: PreTrainedModel | None,
+    functions: Sequence[Callable[..., Any]],
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+) -> WeightedRewards:
+    """A reward model, if there is one, and functions, weighed as the settings say."""
+    given: list[Any] = [*([] if model is None else [model]), *functions]
+    specs = resolve_rewards(given, None, config.reward_weights, tokenizer, policy)
+    rewards = [
+        _reward_function("reward model", spec.reward, policy, tokenizer, config)
+        if spec.is_model
+        else FunctionReward(spec.name, spec.reward, tokenizer)
+        for spec in specs
+    ]
+    return WeightedRewards(cast(list[Reward], rewards), config.reward_weights)
+
+
+def _scores(reward: Reward | WeightedRewards, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
     scores = reward(completions).cpu()
     if not scores.isfinite().all():
         i = int((~scores.isfinite()).nonzero()[0])
@@ -139,5 +175,5 @@ def _completions(
         prompt_ids=inputs,
         response_ids=responses,
         ended=[response[-1] in stop for response in responses],
-        columns=[{} for _ in prompts],
+        columns=[prompt.columns for prompt in prompts],
     )

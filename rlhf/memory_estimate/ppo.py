@@ -41,28 +41,32 @@ from rlhf.ppo.roles import Roles, build_roles, describe_roles, parameter_lines
 def dry_run(
     args: PPOConfig,
     policy: PretrainedConfig,
-    reward: PretrainedConfig,
+    reward: PretrainedConfig | None,
     lengths: Sequence[int],
     dtype: Any,
     peft_config: LoraConfig | None,
 ) -> None:
     """Print roles, steps and memory per device; a UserError if the run would fail.
 
-    lengths: tokens of each training prompt. reward: configuration with one label.
+    lengths: tokens of each training prompt. reward: configuration with one label; None if rewards are functions.
     """
     accelerator = make_accelerator(args)  # makes the same checks as the start of training
     unset_hf_deepspeed_config()  # do not shard models here: `Sharding` accounts for ZeRO-3
     check_writable(Path(args.output_dir or "."))
     for role, config in (("model", policy), ("reward model", reward)):
-        check_positions(args, max_positions(config), max(lengths), "train_dataset", role)
+        if config is not None:
+            check_positions(args, max_positions(config), max(lengths), "train_dataset", role)
     base = base_bytes(args.use_cpu)  # before anything is built here
 
     def roles(layers: int | None) -> Roles:
-        configs = [policy, reward] if layers is None else [shallow(config, layers) for config in (policy, reward)]
+        def build(kind: Any, config: PretrainedConfig) -> Any:
+            model = kind.from_config(config if layers is None else shallow(config, layers), dtype=dtype)
+            model.name_or_path = config.name_or_path
+            return model
+
         with torch.device("meta" if layers is None else "cpu"):
-            model = AutoModelForCausalLM.from_config(configs[0], dtype=dtype)
-            reward_model = AutoModelForSequenceClassification.from_config(configs[1], dtype=dtype)
-        model.name_or_path, reward_model.name_or_path = policy.name_or_path, reward.name_or_path
+            model = build(AutoModelForCausalLM, policy)
+            reward_model = None if reward is None else build(AutoModelForSequenceClassification, reward)
         return build_roles(args, model, None, reward_model, None, peft_config)
 
     full = roles(None)

@@ -77,7 +77,9 @@ def policy_metrics(folder: Path, facts: RunFile) -> dict[str, Any]:
         if key in model:
             own = "" if key.startswith("kl") else format_number(base.get(key), form)
             rows.append([label, own, format_number(model[key], form)])
-    judge = _part(run, "config").get("reward_model_path") or f"{folder.absolute().parent.name}/reward"
+    config = _part(run, "config")
+    judges = [config["reward_model_path"]] if config.get("reward_model_path") else []
+    judge = ", ".join([*judges, *(config.get("rewards") or [])]) or f"{folder.absolute().parent.name}/reward"
     return {
         "n": format_number(found.get("n_prompts"), "d"),
         "level": format_number(found.get("confidence"), ".0%").replace("%", " %"),

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +211,8 @@ def critic_from(policy: Model) -> PreTrainedModel:
     config = copy.deepcopy(inner.config)
     config.num_labels = 1
     try:
-        critic = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
+        with torch.device("meta") if inner.device.type == "meta" else nullcontext():  # a dry run has no weights
+            critic = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
     except ValueError as error:
         kind = type(inner).__name__
         raise UserError(

@@ -42,7 +42,7 @@ from rlhf.storage.checkpoint import REWARD, checkpoint_step, newest_whole, probl
 from rlhf.storage.run_folder import append_row
 from rlhf.storage.safe_load import check_pickles
 from rlhf.tracking.board import BoardCallback
-from rlhf.tracking.recorder import METRICS, keep_events, keep_rows, load_rows, write_event
+from rlhf.tracking.recorder import METRICS, keep_events, keep_rows, load_rows, one_tracker_run, write_event
 from rlhf.tracking.skipped_updates import skip_line
 
 TokenPair = dict[str, list[int]]  # `chosen_ids` and `rejected_ids`, as TRL's processed rows
@@ -269,7 +269,8 @@ def train_reward_model(
         if checkpoint:
             on_all(lambda: check_pickles(checkpoint))
             trainer.restore(from_main(lambda: read_step(checkpoint, manifests.facts())))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with one_tracker_run(args, folder, checkpoint_step(checkpoint) if checkpoint else 0):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rlhf.data.sources import DATA_SUFFIXES, DEMO, local_path
 from rlhf.errors import UserError
 from rlhf.file_types import Basis, RunFile, Settings
-from rlhf.storage.stages import REPORT, STAGES, basis, changed_stages, read_run, says_done
+from rlhf.storage.stages import ANSWERED, REPORT, STAGES, basis, changed_stages, read_run, says_done
 
 # Fields that change no result, by what they are for.
 HARMLESS = {
@@ -225,9 +225,10 @@ def verdict(folder: Path, asked: Asked) -> Literal["done", "resume", "again"]:
 
 
 def has_nothing(folder: Path) -> bool:
-    """Whether the stage has begun, but nothing of it is kept: it failed before its first checkpoint."""
+    """Whether the stage has begun, but nothing of it is kept: it failed before its first checkpoint or response."""
     state = read_run(folder).get("status")
-    return state == "clearing" or (state == "failed" and not any(folder.glob("checkpoint*")))
+    kept = any(folder.glob("checkpoint*")) or (folder / ANSWERED).exists()
+    return state == "clearing" or (state == "failed" and not kept)
 
 
 def clear(folder: Path) -> None:

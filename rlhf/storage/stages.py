@@ -41,6 +41,8 @@ TITLES = {spec.name: spec.title for spec in _SPECS}
 
 REPORT = StageSpec("report", "Report", "report", seed_offset=None)  # no recipe; made of the files of the others
 
+ANSWERED = "answered.jsonl"  # an evaluation's responses so far; what it resumes from
+
 # The policy's name in evaluation and report -> the stage that trains it.
 POLICIES = {"full": "ppo_full", "lora": "ppo_lora"}
 

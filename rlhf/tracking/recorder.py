@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from rlhf.storage.run_folder import append_row, write_bytes, write_rows
 from rlhf.tracking.board import Board, add_settings, verbatim
 
 METRICS, SAMPLES, EVALUATIONS = "metrics.jsonl", "samples.jsonl", "eval_metrics.jsonl"
+
+TRACKER_RUN = "tracker_run"  # the run's id in trackers that can go on with an earlier run
 
 _FILES = (METRICS, SAMPLES, EVALUATIONS, SKIPPED, WARNINGS)  # one JSON row per line, each with its step
 
@@ -58,10 +62,13 @@ class Recorder:
             keep_events(self.folder / board_folder(args.run_name), last)
         # Trackers take numbers, booleans and texts; everything else becomes text.
         config = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
-        self._init_trackers(args.project, args.run_name, config)
+        goes_on = goes_on_as(self.folder, args.run_name, step) if self.accelerator.is_main_process else {}
+        self._init_trackers(args.project, args.run_name, config, goes_on)
         self.is_open = True
 
-    def _init_trackers(self, project: str, run_name: str | None, config: Settings) -> None:
+    def _init_trackers(
+        self, project: str, run_name: str | None, config: Settings, goes_on: dict[str, dict[str, str]]
+    ) -> None:
         # TensorBoard has no projects and names a run by its folder; Accelerate would use the project's name.
         board = Board("", self.folder / board_folder(run_name))
         accelerator = self.accelerator
@@ -69,6 +76,8 @@ class Recorder:
         options: dict[str, Any] = {"aim": {"experiment": project}}
         if run_name:
             options |= {tracker: {key: run_name} for tracker, key in _RUN_NAME.items()}
+        for tracker, more in goes_on.items():
+            options[tracker] = options.get(tracker, {}) | more
         accelerator.init_trackers(project, config=config, init_kwargs=options)
         if run_name and accelerator.is_main_process:
             for tracker in accelerator.trackers:
@@ -132,6 +141,40 @@ class Recorder:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.is_open = False
+
+
+def goes_on_as(folder: Path, run_name: str | None, step: int) -> dict[str, dict[str, str]]:
+    """Tracker -> options with which a run that was interrupted goes on as the same one. On rank 0.
+
+    A run that starts at step 0 is a new one. W&B knows a run by its id, trackio by its name.
+    """
+    path = folder / TRACKER_RUN
+    if step == 0 or not path.exists():
+        write_bytes(path, uuid.uuid4().hex[:12].encode())
+    run_id = path.read_text().strip()
+    found = {"trackio": {"name": run_name or f"{folder.name}-{run_id}", "resume": "allow" if step else "never"}}
+    if "WANDB_RUN_ID" not in os.environ:  # the user's own, which W&B reads
+        found["wandb"] = {"id": run_id, "resume": "allow"}
+    return found
+
+
+@contextmanager
+def one_tracker_run(args: TrainingArguments, folder: Path, step: int) -> Iterator[None]:
+    """The same for transformers' Trainer inside the block: its callbacks start the trackers, which read these names."""
+    asked = {"wandb", "trackio"} & set(args.report_to or [])
+    found = goes_on_as(folder, args.run_name, step) if asked and PartialState().is_main_process else {}
+    if "trackio" in asked and found:
+        args.run_name = found["trackio"]["name"]
+    names = {"id": "WANDB_RUN_ID", "resume": "WANDB_RESUME"}
+    new = {names[key]: value for key, value in found.get("wandb", {}).items()} if "wandb" in asked else {}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
 
 
 def _is_board(tracker: Any) -> bool:

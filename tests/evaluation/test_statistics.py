@@ -217,3 +217,25 @@ def test_a_group_of_one_prompt_has_a_gain_and_no_p_value() -> None:
     rows = [row("a", "base", 0.0), row("a", "full", 2.0)]
     gain = summarise(rows, ["base", "full"], 0.95, 0)["gains"]["full"]
     assert (gain["gain"], gain["interval"], gain["p_value"]) == (2.0, [2.0, 2.0], 1.0)
+
+
+@pytest.mark.parametrize("kind", ["all equal", "ties", "all different"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_any_number_of_prompts_has_an_answer(n: int, kind: str) -> None:
+    """Every figure of evaluation.json is a finite number, or None where there is none."""
+    rows = []
+    for i in range(n):
+        for model in ("base", "full"):
+            score = {"all equal": 1.0, "ties": float(i % 2), "all different": i**2 + (model == "full") * (i + 1.5)}[
+                kind
+            ]
+            length = 5 if kind == "all equal" else i + 1
+            row = {"prompt_id": str(i), "model": model, "prompt": "x", "response": "a b", "score": score, "kl": 0.1 * i}
+            row |= {"gold_score": -score, "prompt_length": length, "response_length": length, "eos": i % 2 == 0}
+            rows.append(row)
+    found = summarise(rows, ["base", "full"], 0.95, 0)
+    json.dumps(found, allow_nan=False)
+    assert found["n_prompts"] == sum(group["n"] for group in found["length_groups"]) == n
+    if n == 1:
+        assert found["gains"]["full"]["p_value"] == 1.0
+        assert found["gains"]["full"]["interval"] == [found["gains"]["full"]["gain"]] * 2

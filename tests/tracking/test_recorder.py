@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlhf.config import PPOConfig
 from rlhf.tracking import recorder as tracking
-from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, write_summary
+from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, one_tracker_run, write_summary
 from rlhf.tracking.skipped_updates import Skips, skip_line
 
 
@@ -49,7 +50,7 @@ class Fake(GeneralTracker):
         return self.run
 
 
-def started(folder, monkeypatch, name, **options):
+def started(folder, monkeypatch, name, step=0, **options):
     """The arguments with which the tracker of that name, and TensorBoard, are started."""
     fake = type("Fake_" + name, (Fake,), {"name": name, "requires_logging_directory": name == "aim"})
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, fake)
@@ -64,7 +65,7 @@ def started(folder, monkeypatch, name, **options):
     )
     recorder = Recorder(accelerator, folder)
     Fake.started.clear()
-    recorder.start(args, 0)
+    recorder.start(args, step)
     recorder.row(1, {"x": 1.0})
     recorder.end()
     return Fake.started[0]
@@ -90,6 +91,41 @@ def test_project_and_run_name_reach_every_tracker(tmp_path, monkeypatch, name, k
     assert options.get("experiment", "kindness") == "kindness"
     (events,) = {path.parent for path in tmp_path.rglob("events*") if path.parent.name == "first"}
     assert events == tmp_path / "tensorboard" / "first"  # TensorBoard calls a run by its folder
+
+
+@pytest.mark.parametrize("run_name", [None, "first"])
+def test_a_run_that_goes_on_stays_one_run_in_the_trackers(tmp_path, monkeypatch, run_name):
+    def options(name, folder, step):
+        return started(tmp_path / folder, monkeypatch, name, step, run_name=run_name)[2]
+
+    first, later = options("wandb", "a", 0), options("wandb", "a", 4)
+    assert first["resume"] == later["resume"] == "allow"
+    assert first["id"] == later["id"]
+    assert options("wandb", "a", 0)["id"] != first["id"]  # from its start: another run
+    assert options("wandb", "b", 0)["id"] != first["id"]
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert not {"id", "resume"} & options("wandb", "a", 4).keys()
+    first, later = options("trackio", "a", 0), options("trackio", "a", 4)
+    assert (first["resume"], later["resume"]) == ("never", "allow")
+    assert first["name"] == later["name"]
+    assert first["name"] == "first" if run_name else first["name"].startswith("a-")
+
+
+def test_the_same_for_transformers_trainer(tmp_path, monkeypatch):
+    def inside(step, report_to):
+        args = SimpleNamespace(report_to=report_to, run_name=None)
+        with one_tracker_run(args, tmp_path, step):
+            return os.environ.get("WANDB_RUN_ID"), os.environ.get("WANDB_RESUME"), args.run_name
+
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    assert inside(0, ["tensorboard"]) == (None, "must", None)
+    run_id, resume, name = inside(0, ["wandb", "trackio"])
+    assert resume == "allow"
+    assert inside(3, ["wandb", "trackio"]) == (run_id, resume, name)
+    assert inside(3, ["trackio"]) == (None, "must", name)
+    assert inside(0, ["wandb"])[0] != run_id
+    assert (os.environ.get("WANDB_RUN_ID"), os.environ["WANDB_RESUME"]) == (None, "must")
 
 
 @pytest.mark.parametrize(("run_name", "folder"), [(None, "."), ("../../up", "_.._up"), ("/root", "_root"), ("..", ".")])
