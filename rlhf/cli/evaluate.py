@@ -61,7 +61,7 @@ def main() -> None:
     quiet.log_to(run.folder() / "logs", "evaluation")
     with main_process_first():
         tokenizer = load_tokenizer(config.base_model)
-        fetch_prompts(data.prompt_dataset, data.prompt_revision)
+        fetch_prompts(data.prompt_dataset, data.prompt_revision, data.prompt_dir)
         for path in filter(None, (reward_path, gold_path)):
             saved_tokenizer(path)  # fetched from the hub if it is there
             fetch_model(path)

@@ -17,6 +17,7 @@ from rlhf.config import EvaluationConfig, PreferenceConfig, PrepareConfig, Promp
 from rlhf.config.caches import cache_error
 from rlhf.console import screen
 from rlhf.data.hh_rlhf import load_pairs
+from rlhf.data.layouts import parse_columns
 from rlhf.data.oasst import load_prompts
 from rlhf.data.sources import is_hub_id
 from rlhf.distributed.offload import compile_cpu_optimizer
@@ -39,13 +40,17 @@ def main() -> None:
     pairs = [
         _settings(PreferenceConfig, stage, recipe) for stage, recipe in stages.items() if stage.startswith("reward")
     ]
-    for where in dict.fromkeys((p.dataset_name, p.dataset_dir, p.dataset_revision) for p in pairs):
-        counts = load_pairs(*where)[1]
-        screen.say(f"Preferences  {where[0]}: {counts['kept']:,} pairs kept of {counts['rows']:,}")
+    for name, folder, revision, given in dict.fromkeys(
+        (p.dataset_name, p.dataset_dir, p.dataset_revision, tuple(p.dataset_columns)) for p in pairs
+    ):
+        counts = load_pairs(name, folder, revision, parse_columns("dataset_columns", given))[1]
+        screen.say(f"Preferences  {name}: {counts['kept']:,} pairs kept of {counts['rows']:,}")
     prompts = [_settings(PromptConfig, stage, recipe) for stage, recipe in stages.items() if _has_prompts(stage)]
-    for sources in dict.fromkeys((tuple(p.prompt_dataset), p.language, p.prompt_revision) for p in prompts):
-        counts = load_prompts(*sources)[1]
-        screen.say(f"Prompts      {', '.join(sources[0])}: {counts['kept']:,} kept of {counts['messages']:,} messages")
+    for names, language, revision, folder, given in dict.fromkeys(
+        (tuple(p.prompt_dataset), p.language, p.prompt_revision, p.prompt_dir, tuple(p.prompt_columns)) for p in prompts
+    ):
+        counts = load_prompts(names, language, revision, folder, parse_columns("prompt_columns", given))[1]
+        screen.say(f"Prompts      {', '.join(names)}: {counts['kept']:,} kept of {counts['messages']:,} messages")
 
 
 def _has_prompts(stage: str) -> bool:

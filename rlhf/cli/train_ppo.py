@@ -179,7 +179,7 @@ def main() -> None:
         quiet.log_to(run.folder() / "logs", name)
     with main_process_first():
         tokenizer = load_tokenizer(base, **base_options(base, model_args, args.trust_remote_code))
-        fetch_prompts(data.prompt_dataset, data.prompt_revision)
+        fetch_prompts(data.prompt_dataset, data.prompt_revision, data.prompt_dir)
         if not args.dry_run:
             fetch_model(base, model_args.model_revision)
             if reward_path:

@@ -23,6 +23,7 @@ from rlhf.console.steps import ROWS
 from rlhf.console.words import percent
 from rlhf.data.chat import prompt_text
 from rlhf.data.hh_rlhf import DROPS, Pair, fetch_pairs, load_pairs, openings, split_pairs
+from rlhf.data.layouts import parse_columns
 from rlhf.distributed.collectives import from_main, main_process_first, on_all
 from rlhf.distributed.launch import engine_name, is_fsdp
 from rlhf.distributed.preemption import StopRequest
@@ -146,10 +147,13 @@ def stage_name(given: Any) -> str:
 
 
 def kept_line(counts: dict[str, int]) -> str:
-    """How many pairs are used, and why others are not."""
+    """How many pairs are used, and why others are not; also their layouts, if there are others than HH-RLHF's."""
     reasons = [f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n and name in (*DROPS, "too_long")]
     dropped = f" ({', '.join(reasons)})" if reasons else ""
-    return f"{counts['kept'] - counts['too_long']:,} pairs kept of {counts['rows']:,}{dropped}"
+    layouts = {name.removeprefix("layout_"): n for name, n in counts.items() if name.startswith("layout_")}
+    named = ", ".join(f"{n:,} {name}" for name, n in layouts.items()) if layouts.keys() - {"hh_text"} else ""
+    kept = f"{counts['kept'] - counts['too_long']:,} pairs kept of {counts['rows']:,}{dropped}"
+    return f"{kept}; layouts: {named}" if named else kept
 
 
 def main() -> None:
@@ -171,7 +175,8 @@ def main() -> None:
     where = base_options(base, model_args, args.trust_remote_code)
     with main_process_first():
         fetch_pairs(*source)
-    pairs, counts = on_all(lambda: load_pairs(*source))
+    columns = parse_columns("dataset_columns", data.dataset_columns)
+    pairs, counts = on_all(lambda: load_pairs(*source, columns))
     with main_process_first():
         tokenizer = load_tokenizer(base, **where)
         if not args.dry_run:

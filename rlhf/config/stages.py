@@ -46,9 +46,14 @@ class PreferenceConfig:
     """Preference pairs."""
 
     dataset_name: str = help_text(
-        "hub id, or a local .jsonl(.gz) file or folder in HH-RLHF's format", "Anthropic/hh-rlhf"
+        "hub id, or a local file or folder of preference pairs in a layout of docs/data.md", "Anthropic/hh-rlhf"
     )
-    dataset_dir: str | None = help_text("subset (folder) of the data set, e.g. harmless-base; default: all")
+    dataset_dir: str | None = help_text(
+        "folder of the data set, or a pattern of its files, e.g. data/train*; default: all"
+    )
+    dataset_columns: list[str] = help_list(
+        "columns of other names, each as FIELD=COLUMN, e.g. prompt=question chosen=better; default: none"
+    )
     dataset_revision: str | None = help_text("branch, tag or commit of the hub data set; default: the newest")
     max_examples: int = help_text("pairs to train on", 1000)
     validation_examples: int = help_text("pairs for selecting the best checkpoint", 200)
@@ -68,7 +73,11 @@ class PromptConfig:
     """Prompts for PPO, evaluation and rating. The same values give the same three disjoint sets in all stages."""
 
     prompt_dataset: list[str] = help_list(
-        "hub id and/or local files: flat messages, trees, or plain prompt lines", "OpenAssistant/oasst1"
+        "hub ids and/or local files or folders of prompts, in the layouts of docs/data.md", "OpenAssistant/oasst1"
+    )
+    prompt_dir: str | None = help_text("folder of the data set, or a pattern of its files; default: all")
+    prompt_columns: list[str] = help_list(
+        "columns of other names, each as FIELD=COLUMN, e.g. prompt=problem; default: none"
     )
     prompt_revision: str | None = help_text("branch, tag or commit of the hub data set; default: the newest")
     language: str | None = help_text("language to keep; lines without a language are kept", "en")

@@ -1,12 +1,12 @@
-"""Preference pairs in the format of Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862).
+"""Preference pairs, of Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862) and in other layouts.
 
-A row holds two dialogues, `chosen` and `rejected`, as "\\n\\nHuman: ...\\n\\nAssistant: ..."; the last
-assistant turn is the response, everything before it the prompt. Some published rows break that form. Each row
-is counted once: as kept, or under the first rule below that drops it, so that rows = kept + the drops.
+A row holds two dialogues, `chosen` and `rejected`, in one of the layouts of layouts.py; the last assistant turn is
+the response, everything before it the prompt. Some published rows break that form. Each row is counted once: as kept,
+or under the first rule below that drops it, so that rows = kept + the drops. It is also counted as `layout_NAME`.
 
 1. no_final_assistant: a side has no turn, or does not end in an assistant turn;
 2. text_before_first_turn: a side has text before its first turn;
-3. starts_with_assistant: a side opens with an assistant turn;
+3. starts_with_assistant: a side opens with an assistant turn, or has no user's turn;
 4. empty_response: a side's response is empty after stripping;
 5. prompts_differ: the turns before the response are not the same on both sides;
 6. prompt_ends_with_assistant: the response follows another assistant turn, not a user's;
@@ -18,13 +18,13 @@ newline.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from rlhf.data.sources import fetch, is_hub_id, kind, local_path, read_rows, reasons, text_field
+from rlhf.data.layouts import Side, Turn, opens, pair_sides, renamed
+from rlhf.data.sources import DATA_SUFFIXES, fetch, fetch_data, is_hub_id, local_path, read_rows, reasons
 from rlhf.data.splits import require_sizes, split_by_group, text_key
 from rlhf.errors import UserError
 
@@ -32,18 +32,14 @@ HUB_ID = "Anthropic/hh-rlhf"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 
 _RED_TEAM = "red-team-attempts"  # in the same repository, but single transcripts: no pairs
-_PATTERNS = ("*.jsonl", "*.jsonl.gz")
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-Turn = dict[str, str]
+_PATTERNS = tuple(f"*{suffix}" for suffix in DATA_SUFFIXES if ".txt" not in suffix)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A prompt with the better and the worse response, all text stripped."""
 
-    prompt: list[Turn]  # {"role": "user" | "assistant", "content": str}, alternating, from user to user
+    prompt: list[Turn]  # a system turn or none, then alternating, from user to user
     chosen: str
     rejected: str
     source: str  # "folder/file:line"
@@ -51,31 +47,18 @@ class Pair:
     @property
     def opening(self) -> str:
         """The first user turn's text: pairs that share it belong in the same split."""
-        return self.prompt[0]["content"]
+        return next(turn["content"] for turn in self.prompt if turn["role"] == "user")
 
 
-class _Dialogue(NamedTuple):
-    before: str  # text in front of the first turn
-    turns: list[Turn]
-
-    @property
-    def prompt(self) -> list[Turn]:
-        return self.turns[:-1]
-
-    @property
-    def response(self) -> str:
-        return self.turns[-1]["content"]
-
-
-def _either(test: Callable[[_Dialogue], bool]) -> Callable[[_Dialogue, _Dialogue], bool]:
+def _either(test: Callable[[Side], bool]) -> Callable[[Side, Side], bool]:
     return lambda chosen, rejected: test(chosen) or test(rejected)
 
 
 # In this order: a rule may rely on those before it; the later ones need a prompt that both sides share.
-DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
+DROPS: dict[str, Callable[[Side, Side], bool]] = {
     "no_final_assistant": _either(lambda side: not side.turns or side.turns[-1]["role"] != "assistant"),
     "text_before_first_turn": _either(lambda side: bool(side.before)),
-    "starts_with_assistant": _either(lambda side: side.turns[0]["role"] == "assistant"),
+    "starts_with_assistant": _either(lambda side: opens(side.turns) != "user"),
     "empty_response": _either(lambda side: not side.response),
     "prompts_differ": lambda chosen, rejected: chosen.prompt != rejected.prompt,
     "prompt_ends_with_assistant": lambda chosen, _: chosen.prompt[-1]["role"] == "assistant",
@@ -85,24 +68,30 @@ DROPS: dict[str, Callable[[_Dialogue, _Dialogue], bool]] = {
 
 
 def load_pairs(
-    source: str, data_dir: str | None = None, revision: str | None = None
+    source: str,
+    data_dir: str | None = None,
+    revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Return the pairs of source, in file order, and counts: rows, this module's rules, kept, merged_turns.
+    """Return the pairs of source, in file order, and counts: rows, this module's rules, kept, merged_turns, layouts.
 
-    source: the hub id Anthropic/hh-rlhf (or another of that format), or a .jsonl / .jsonl.gz file, or a
-    folder of them. data_dir: a folder inside source; without it, all of SUBSETS from the hub, every file of a
+    source: a hub id such as Anthropic/hh-rlhf, a file or a folder of files (also one of `datasets`). data_dir: a
+    folder inside source, or a pattern of its files; without it, all of SUBSETS from the hub, every file of a
     local folder; the red-team transcripts of that repository are left out unless named. revision: a branch,
-    tag or commit on the hub. Raises UserError for a missing source, for one without a pair and, naming file,
-    line and field, for a malformed row.
+    tag or commit on the hub. columns: field -> the column's name in the rows. Raises UserError for a missing source,
+    for one without a pair and, naming file, line and field, for a malformed row.
     """
     counts = dict.fromkeys(["rows", *DROPS, "kept", "merged_turns"], 0)
+    layouts: Counter[str] = Counter()
     pairs: list[Pair] = []
     for path in fetch_pairs(source, data_dir, revision):
         # The parent folder distinguishes the subsets' train.jsonl.gz; the full path would be specific to this machine.
         shown = f"{path.absolute().parent.name}/{path.name}"
         for number, row in read_rows(path):
             counts["rows"] += 1
-            chosen, rejected = _sides(row, f"{path}:{number}")
+            where = f"{path}:{number}"
+            layout, chosen, rejected = pair_sides(renamed(row, columns or {}, where), where)
+            layouts[f"layout_{layout}"] += 1
             reason = next((name for name, holds in DROPS.items() if holds(chosen, rejected)), None)
             counts[reason or "kept"] += 1
             if reason is None:
@@ -111,7 +100,7 @@ def load_pairs(
                 pairs.append(Pair(prompt, chosen.response, rejected.response, f"{shown}:{number}"))
     if not pairs:
         raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', DROPS)}")
-    return pairs, counts
+    return pairs, counts | layouts
 
 
 def split_pairs(
@@ -137,43 +126,17 @@ def openings(pairs: Sequence[Pair]) -> list[str]:
     return sorted({hashlib.sha256(text_key(pair.opening).encode()).hexdigest()[:16] for pair in pairs})
 
 
-def parse_dialogue(text: str) -> tuple[str, list[Turn]]:
-    """Return (text before the first turn, turns with stripped content) of a dialogue in the format above.
-
-    A speaker's mark counts only at the start of the text or after an empty line; elsewhere it is part of a turn.
-    """
-    before, *rest = _TURN.split(text)
-    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(rest[::2], rest[1::2], strict=True)]
-    return before.strip(), turns
-
-
 def fetch_pairs(source: str, data_dir: str | None, revision: str | None) -> list[Path]:
     """Fetch the files that `load_pairs` reads and return their paths; a UserError if there are none."""
-    if is_hub_id(source):
-        if data_dir is not None:
-            folders: Sequence[str] = (data_dir.strip("/"),)
-        else:
-            folders = SUBSETS if source == HUB_ID else ()
-        patterns = [f"{folder}/{pattern}" for folder in folders for pattern in _PATTERNS] or _PATTERNS
-        return fetch(source, patterns, revision)
-    root = local_path(source)
-    if data_dir is not None:
-        leads_out = Path(data_dir).is_absolute() or ".." in Path(data_dir).parts
-        if leads_out or not (root / data_dir).is_dir():
-            raise UserError(f"{source}: expected a folder '{data_dir}' in it (data_dir), found none")
-        return fetch(str(root / data_dir), _PATTERNS)
-    files = fetch(source, _PATTERNS)
-    pairs = [path for path in files if _RED_TEAM not in path.parts[len(root.parts) :]]
+    if data_dir is None and source == HUB_ID and is_hub_id(source):
+        return fetch(source, [f"{folder}/{pattern}" for folder in SUBSETS for pattern in _PATTERNS], revision)
+    files = fetch_data(source, _PATTERNS, data_dir, revision, "data_dir")
+    if data_dir is not None or is_hub_id(source):
+        return files
+    pairs = [path for path in files if _RED_TEAM not in path.parts[len(local_path(source).parts) :]]
     if not pairs:
         raise UserError(f"{source}: expected files of preference pairs, found only {_RED_TEAM}")
     return pairs
-
-
-def _sides(row: Any, where: str) -> tuple[_Dialogue, _Dialogue]:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with fields 'chosen' and 'rejected', found {kind(row)}")
-    chosen, rejected = (_Dialogue(*parse_dialogue(text_field(row, side, where))) for side in ("chosen", "rejected"))
-    return chosen, rejected
 
 
 def _merged(prompt: list[Turn]) -> list[Turn]:

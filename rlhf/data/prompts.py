@@ -4,15 +4,19 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.config import PromptConfig
 from rlhf.data.chat import encode_prompt
+from rlhf.data.layouts import parse_columns
 from rlhf.data.oasst import PromptSplit, TextPrompt, drop_long, load_prompts, split_prompts
 from rlhf.errors import UserError
 
 
 def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[PromptSplit, dict[str, int]]:
     """Load, filter and split: (train, evaluation, rating), disjoint by conversation tree, and all counts."""
-    prompts, counts = load_prompts(config.prompt_dataset, config.language, config.prompt_revision)
+    columns = parse_columns("prompt_columns", config.prompt_columns)
+    prompts, counts = load_prompts(
+        config.prompt_dataset, config.language, config.prompt_revision, config.prompt_dir, columns
+    )
     fitting, too_long = drop_long(
-        prompts, lambda text: len(encode_prompt(tokenizer, as_messages(text))), config.max_prompt_length
+        prompts, lambda prompt: len(encode_prompt(tokenizer, prompt.messages)), config.max_prompt_length
     )
     if not fitting:
         raise UserError(
@@ -30,11 +34,6 @@ def prompt_sets(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     return split, counts
 
 
-def as_messages(text: str) -> list[dict[str, str]]:
-    """A prompter text as a single user turn."""
-    return [{"role": "user", "content": text}]
-
-
 def dataset_row(prompt: TextPrompt) -> dict[str, object]:
     """A row of the data set that `PPOTrainer` takes."""
-    return prompt.columns | {"prompt": as_messages(prompt.text), "prompt_id": prompt.prompt_id}
+    return {**prompt.columns, "prompt": prompt.messages, "prompt_id": prompt.prompt_id}

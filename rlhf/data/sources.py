@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,7 +21,11 @@ MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
 MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to about ten times its size; up to MAX_FREE bytes are not checked
 _BOMB = f"expected {{}} of at most {MAX_RATIO} times the file's size, found more; unpack it first"
 
-DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet", ".arrow")
+_FORMATS = (("*.parquet", "*.arrow"), ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz"), ("*",))  # of one data set
+_NO_DATA = (  # of `datasets`, in folders that it saves
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "cache-*.arrow", "tmp*.arrow"),
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _SOLID = re.compile(r"[^ \t\r\n,]")  # the first character of an array's next element
@@ -62,6 +66,30 @@ def fetch(source: str, patterns: Sequence[str], revision: str | None = None) -> 
     )
 
 
+def fetch_data(
+    source: str, patterns: Sequence[str], data_dir: str | None, revision: str | None, setting: str
+) -> list[Path]:
+    """The files of `fetch` in data_dir, a folder inside source or a pattern of its files; None for all of source.
+
+    A hub data set often holds the same rows in several formats, and other texts beside: of parquet, JSON and the rest
+    only the first that it has is returned. setting: the name of data_dir in the settings.
+    """
+    root, hub = local_path(source), is_hub_id(source)
+    if data_dir is not None:
+        pattern = any(letter in data_dir for letter in "*?[")
+        leads_out = Path(data_dir).is_absolute() or ".." in Path(data_dir).parts
+        if leads_out or not (hub or pattern or (root / data_dir).is_dir()):
+            raise UserError(f"{source}: expected a folder '{data_dir}' in it ({setting}), found none")
+        folder = data_dir.strip("/")
+        if not hub and not pattern:
+            return fetch(str(root / data_dir), patterns)
+        patterns = [folder] if pattern else [f"{folder}/{one}" for one in patterns]
+    files = fetch(source, patterns, revision)
+    if not hub:
+        return files
+    return next(kept for one in _FORMATS if (kept := [p for p in files if any(fnmatch(p.name, x) for x in one)]))
+
+
 def local_path(source: str) -> Path:
     """source as a path, with ~ expanded if possible."""
     try:
@@ -74,7 +102,7 @@ def _matching(folder: Path, patterns: Sequence[str], source: str) -> list[Path]:
     files: dict[str, Path] = {}
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
+        hidden = any(part.startswith(".") for part in relative.parts) or any(fnmatch(path.name, x) for x in _NO_DATA)
         wanted = any(fnmatch(relative.as_posix(), pattern) for pattern in patterns)
         if wanted and not hidden and path.is_file():
             files[relative.as_posix()] = path
@@ -102,17 +130,19 @@ def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Pa
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt (also .gz) or .parquet file.
+    """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt (also .gz), .parquet or .arrow file.
 
     .jsonl: one JSON value per line. .json: the same, or one array, whose elements have the number of the line on
-    which they start. .txt: each line is one str. .parquet: dicts, numbered by row. Blank lines are skipped; a UTF-8
-    byte order mark and CRLF line ends are dropped. Raises UserError, naming file and line, for anything malformed.
+    which they start. .txt: each line is one str. .parquet, .arrow: dicts, numbered by row. Blank lines are skipped; a
+    UTF-8 byte order mark and CRLF line ends are dropped. Raises UserError, with file and line, for anything malformed.
     """
     name = path.name.lower()
     if not name.endswith(DATA_SUFFIXES):
         raise UserError(f"{path}: expected a file ending in {', '.join(DATA_SUFFIXES)}, found '{path.name}'")
     if name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+        yield from _table_rows(path, _parquet_batches)
+    elif name.endswith(".arrow"):
+        yield from _table_rows(path, _arrow_batches)
     elif name.endswith((".txt", ".txt.gz")):
         yield from _lines(path)
     elif name.endswith((".json", ".json.gz")):
@@ -226,23 +256,41 @@ def _json_file_rows(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, at)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Imported here: it is slow to load, and most data are text.
-    import pyarrow
-    from pyarrow import parquet
+def _table_rows(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow  # here: it is slow to load, and most data are text
 
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            _check_unpacked(path, file.metadata)
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        for batch in batches(path):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
     except UserError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}:{number + 1}: expected parquet, found: {one_line(str(error), 160)}") from None
+        what = path.suffix[1:].lower()
+        raise UserError(f"{path}:{number + 1}: expected {what}, found: {one_line(str(error), 160)}") from None
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        _check_unpacked(path, file.metadata)
+        yield from file.iter_batches(1024)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """The batches of a file that `datasets` has written: Arrow's stream format."""
+    from pyarrow import ipc
+
+    unpacked = 0
+    with path.open("rb") as packed, ipc.open_stream(packed) as file:
+        for batch in file:
+            unpacked += batch.nbytes
+            if unpacked > max(MAX_FREE, MAX_RATIO * path.stat().st_size):
+                raise UserError(f"{path}: {_BOMB.format('arrow')}")
+            yield batch
 
 
 def _check_unpacked(path: Path, metadata: Any) -> None:

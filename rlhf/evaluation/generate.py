@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import decode_response, encode_prompt
 from rlhf.data.oasst import TextPrompt
-from rlhf.data.prompts import as_messages
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.evaluation.kl import response_kl
@@ -68,7 +67,7 @@ def respond(
         if not batch:  # other processes have one more
             keep([])
             continue
-        inputs = [encode_prompt(tokenizer, as_messages(prompt.text)) for prompt in batch]
+        inputs = [encode_prompt(tokenizer, prompt.messages) for prompt in batch]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature, suppress_tokens=suppressed)
         completions = _completions(batch, inputs, responses, stop)
@@ -123,7 +122,7 @@ def _check_positions(
     config: EvaluationConfig,
 ) -> None:
     """A UserError if the longest prompt and its response have more tokens than a model has positions."""
-    texts = [as_messages(prompt.text) for prompt in prompts]
+    texts = [prompt.messages for prompt in prompts]
     ids = [encode_prompt(tokenizer, text) for text in texts]
     longest = {"model": (max_positions(policy.config), max(map(len, ids), default=0))} | {
         reward.name: (reward.positions, reward.longest(texts, ids))
@@ -171,7 +170,7 @@ def _completions(
     prompts: Sequence[TextPrompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
 ) -> Completions:
     return Completions(
-        prompts=[as_messages(prompt.text) for prompt in prompts],
+        prompts=[prompt.messages for prompt in prompts],
         prompt_ids=inputs,
         response_ids=responses,
         ended=[response[-1] in stop for response in responses],

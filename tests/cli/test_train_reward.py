@@ -26,3 +26,10 @@ def test_the_bar_counts_all_pairs_and_the_splits_are_those_of_one_pass(monkeypat
     assert splits == split_pairs(fitting, data.split_seed, 8, 4, 4)
     assert counts["too_long"] == sum(length > limit for length in lengths) > 0
     assert ("tokenise pairs: 100%" in capsys.readouterr().err) != quiet
+
+
+def test_the_line_of_kept_pairs_names_other_layouts():
+    counts = {"rows": 9, "empty_response": 1, "kept": 8, "too_long": 2, "layout_hh_text": 9}
+    assert train_reward.kept_line(counts) == "6 pairs kept of 9 (1 empty response, 2 too long)"
+    counts |= {"layout_hh_text": 4, "layout_sharegpt": 5}
+    assert train_reward.kept_line(counts).endswith("too long); layouts: 4 hh_text, 5 sharegpt")

@@ -6,7 +6,6 @@ from transformers import AutoTokenizer
 
 from rlhf.data.chat import HH_TEMPLATE, encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
 from rlhf.data.hh_rlhf import load_pairs
-from rlhf.data.prompts import as_messages
 from rlhf.ppo.prompts import read_prompts
 from rlhf.reward.trainer import encode_pair
 
@@ -28,7 +27,7 @@ def test_reward_training_ppo_and_evaluation_see_the_same_tokens(make):
         assert row[-1] == tokenizer.eos_token_id
         assert response[:-1].count(tokenizer.eos_token_id) == 0
         if len(pair.prompt) == 1:  # evaluation
-            assert encode_prompt(tokenizer, as_messages(pair.prompt[0]["content"])) == prompt.input_ids
+            assert encode_prompt(tokenizer, pair.prompt) == prompt.input_ids
         whole = tokenizer.apply_chat_template(
             [*pair.prompt, {"role": "assistant", "content": pair.chosen}], tokenize=False
         )

@@ -46,7 +46,7 @@ def test_a_pair_and_its_trl_row(tmp_path: Path) -> None:
     ]
     assert (pair.chosen, pair.rejected, pair.opening) == ("Yes.", "No.", "Hi \n there.")
     assert pair.source == f"{tmp_path.name}/rows.jsonl:1"
-    assert counts == {"rows": 1, **dict.fromkeys(DROPS, 0), "kept": 1, "merged_turns": 0}
+    assert counts == {"rows": 1, **dict.fromkeys(DROPS, 0), "kept": 1, "merged_turns": 0, "layout_hh_text": 1}
 
 
 GOOD = f"{H} q{A} a"
@@ -80,7 +80,8 @@ GOOD = f"{H} q{A} a"
 )
 def test_each_rule_drops_its_rows_once(tmp_path: Path, chosen: str, rejected: str, reason: str) -> None:
     pairs, counts = load_rows(tmp_path, sides(GOOD, f"{H} q{A} b"), sides(chosen, rejected))
-    assert counts == {"rows": 2, **dict.fromkeys(DROPS, 0), reason: 1, "kept": 1, "merged_turns": 0}
+    expected = {"rows": 2, **dict.fromkeys(DROPS, 0), reason: 1, "kept": 1, "merged_turns": 0, "layout_hh_text": 2}
+    assert counts == expected
     assert len(pairs) == 1
 
 
@@ -95,8 +96,11 @@ def test_turns_in_a_row_are_merged_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": GOOD}, "field 'rejected': expected text, found nothing"),
-        ({"chosen": 1, "rejected": GOOD}, "field 'chosen': expected text, found int"),
+        (
+            {"chosen": GOOD},
+            "expected an object with fields 'chosen' and 'rejected', found an object with fields 'chosen': {",
+        ),
+        ({"chosen": 1, "rejected": GOOD}, "field 'chosen': expected text or messages, found int"),
         ([GOOD], "expected an object with fields 'chosen' and 'rejected', found a list"),
         ("hello", "expected an object with fields 'chosen' and 'rejected', found text"),
         (sides(GOOD, "\udc00"), "field 'rejected': expected Unicode text, found the lone surrogate \\udc00"),
@@ -105,7 +109,7 @@ def test_turns_in_a_row_are_merged_and_counted(tmp_path: Path) -> None:
 def test_malformed_rows_are_errors_at_their_line(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_rows(tmp_path, sides(GOOD, f"{H} q{A} b"), row)
-    assert str(caught.value) == f"{tmp_path}/rows.jsonl:2: {message}"
+    assert str(caught.value).startswith(f"{tmp_path}/rows.jsonl:2: {message}")
 
 
 def test_folders_subsets_and_the_red_team(tmp_path: Path) -> None:
@@ -179,6 +183,7 @@ def test_real_pairs() -> None:
     doubled = {n for n, (c, _) in enumerate(cut) if n not in differ and "A A" in speakers(c[0])}
     assert (len(rows), len(empty), len(differ), len(doubled)) == (1800, 2, 5, 4)
     expected = {"rows": 1800, "empty_response": 2, "prompts_differ": 5, "kept": 1793, "merged_turns": 4}
+    expected["layout_hh_text"] = 1800
     assert counts == {**dict.fromkeys(DROPS, 0), **expected}
     kept = [n for n in range(1800) if n not in empty | differ]
     assert [pair.source for pair in pairs] == [f"hh-rlhf/harmless-base.jsonl.gz:{n + 1}" for n in kept]

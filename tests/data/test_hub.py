@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from hub_data import DATA, NOBODY, SUBSETS, make_messages, make_pairs, make_policy, messages, pair_row, run, write_gz
 from hub_server import HubServer
 
@@ -32,6 +33,11 @@ def model(name):
 def subsets(*source):
     pairs, counts = load_pairs(source[0], revision=source[1] if len(source) > 1 else None)
     return [[pair.source for pair in pairs], counts["rows"]]
+
+def chosen_files(source, folder, columns):
+    pairs, counts = load_pairs(source, folder, None, columns)
+    prompts = load_prompts([source], data_dir=folder, columns=columns)[0]
+    return [[pair.opening for pair in pairs], [prompt.text for prompt in prompts], counts["layout_prompt_text"]]
 
 found = []
 for name, *args in json.loads(sys.argv[1]):
@@ -97,11 +103,22 @@ def test_what_comes_from_the_hub_is_what_is_local_then_also_offline(tmp_path: Pa
 def test_all_subsets_by_default_and_never_the_red_team(tmp_path: Path) -> None:
     hh = make_pairs(tmp_path / "hh-rlhf")
     write_gz(hh / "harmless-base/test.jsonl.gz", [pair_row("crafted?")])
-    calls = [["subsets", HH], ["subsets", "Nobody/nothing"], ["subsets", HH, "v9"]]
-    with HubServer({f"datasets/{HH}": hh}) as server:
-        found, missing, revision = load(*calls, home=tmp_path / "home", endpoint=server.url)
+    other = tmp_path / "other"  # the rows in two formats, texts beside them, and a split that is not asked for
+    (other / "data").mkdir(parents=True)
+    rows = [{"q": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(2)]
+    for name in ("train_prefs-0", "train_sft-0"):
+        Dataset.from_list(rows if "prefs" in name else [{"q": "sft", "x": 1}]).to_parquet(
+            other / f"data/{name}.parquet"
+        )
+    for name in ("data/train_prefs.jsonl", "LICENSE.txt", "dataset_infos.json"):
+        (other / name).write_text('"no pair"')
+    mapped = ["chosen_files", "our/prefs", "data/train_prefs*", {"prompt": "q"}]
+    calls = [["subsets", HH], ["subsets", "Nobody/nothing"], ["subsets", HH, "v9"], mapped]
+    with HubServer({f"datasets/{HH}": hh, "datasets/our/prefs": other}) as server:
+        found, missing, revision, files = load(*calls, home=tmp_path / "home", endpoint=server.url)
         assert not [request for request in server.requests if "red" in request]
     places = ("test.jsonl.gz:1", "train.jsonl.gz:1", "train.jsonl.gz:2")
     assert found == [[f"{subset}/{place}" for subset in SUBSETS for place in places], 12]
+    assert files == [["0?", "1?"], ["0?", "1?"], 2]
     assert_refused(missing, "Nobody/nothing: expected a local path or a hub data set")
     assert_refused(revision, f"{HH}: expected a local path or a hub data set at revision 'v9'")

@@ -35,6 +35,14 @@ def counts_of(**counts: int) -> dict[str, int]:
     return {**dict.fromkeys(names, 0), **counts}
 
 
+def load(*args: Any, **options: Any) -> tuple[list[TextPrompt], dict[str, int]]:
+    """load_prompts, without the counts of layouts, which the tests of layouts.py have."""
+    prompts, counts = load_prompts(*args, **options)
+    layouts = [name for name in counts if name.startswith("layout_")]
+    assert sum(counts[name] for name in layouts) == counts["messages"]
+    return prompts, {name: n for name, n in counts.items() if name not in layouts}
+
+
 def test_each_rule_drops_its_messages_once(tmp_path: Path) -> None:
     rows = [
         message(0, " Kept. "),
@@ -46,10 +54,10 @@ def test_each_rule_drops_its_messages_once(tmp_path: Path) -> None:
         message(6, "Kept  too.", lang=None),
         message(6, "The same id."),
     ]
-    prompts, counts = load_prompts([write(tmp_path / "a.jsonl", *rows)])
+    prompts, counts = load([write(tmp_path / "a.jsonl", *rows)])
     assert prompts == [TextPrompt("m0", "t", "Kept."), TextPrompt("m6", "t", "Kept  too.")]
     assert counts == counts_of(messages=8, assistant=1, deleted=1, other_language=1, empty=1, duplicate=2, kept=2)
-    _, counts = load_prompts([str(tmp_path / "a.jsonl")], lang=None)
+    _, counts = load([str(tmp_path / "a.jsonl")], lang=None)
     assert counts == counts_of(messages=8, assistant=1, deleted=1, empty=2, duplicate=2, kept=2)
 
 
@@ -58,7 +66,7 @@ def test_a_tree_is_walked_in_order_at_any_depth(tmp_path: Path) -> None:
     first = message(1, "first", replies=[])
     answers = [message(2, "a", role="assistant", replies=[first, second]), message(5, "b", role="assistant")]
     root = message(0, "root", replies=answers)
-    prompts, counts = load_prompts([write(tmp_path / "a.jsonl", {"message_tree_id": "T", "prompt": root})])
+    prompts, counts = load([write(tmp_path / "a.jsonl", {"message_tree_id": "T", "prompt": root})])
     assert [(prompt.prompt_id, prompt.tree_id) for prompt in prompts] == [
         ("m0", "T"),
         ("m1", "T"),
@@ -78,17 +86,17 @@ def nested(depth: int) -> str:
 def test_deep_trees(tmp_path: Path) -> None:
     path = tmp_path / "deep.jsonl"
     path.write_text(nested(300))
-    assert load_prompts([str(path)])[1] == counts_of(messages=300, kept=300)
+    assert load([str(path)])[1] == counts_of(messages=300, kept=300)
     # Deeper than the JSON decoder itself follows: one line, no traceback.
     path.write_text(nested(20_000))
     with pytest.raises(UserError, match=r"deep\.jsonl:1: expected a JSON value, found one too large"):
-        load_prompts([str(path)])
+        load([str(path)])
 
 
 def test_plain_lines_and_duplicates_across_sources(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("One?\n\nTwo?\n")
     strings = write(tmp_path / "a.jsonl", " Three? ", "two?", "ONE?", message(1, "Vier?", lang="de"))
-    prompts, counts = load_prompts([str(tmp_path / "b.txt"), strings])
+    prompts, counts = load([str(tmp_path / "b.txt"), strings])
     ids = [hashlib.sha1(text.encode()).hexdigest()[:16] for text in ("One?", "Two?", "Three?")]
     assert prompts == [TextPrompt(i, i, text) for i, text in zip(ids, ("One?", "Two?", "Three?"), strict=True)]
     assert counts == counts_of(messages=6, duplicate=2, other_language=1, kept=3)
@@ -119,14 +127,14 @@ def test_plain_lines_and_duplicates_across_sources(tmp_path: Path) -> None:
 )
 def test_malformed_rows_are_errors_at_their_line(tmp_path: Path, row: Any, start: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_prompts([write(tmp_path / "a.jsonl", "fine", row)])
+        load([write(tmp_path / "a.jsonl", "fine", row)])
     assert str(caught.value).startswith(f"{tmp_path}/a.jsonl:2: {start}")
     assert "\n" not in str(caught.value)
 
 
 def test_drop_long_keeps_the_limit_itself() -> None:
     prompts = [TextPrompt(str(n), "t", "x" * n) for n in (5, 3, 4)]
-    assert drop_long(prompts, len, 4) == (prompts[1:], 1)
+    assert drop_long(prompts, lambda prompt: len(prompt.text), 4) == (prompts[1:], 1)
 
 
 def trees(n_trees: int) -> list[TextPrompt]:
@@ -176,17 +184,17 @@ def test_real_trees_and_messages_are_the_same_prompts() -> None:
     mine = {m["message_id"]: (m["message_tree_id"], m["text"]) for m in messages if m["role"] == "prompter"}
     assert (len(messages), len(mine)) == (922, 374)
     for name in ("messages.jsonl.gz", "trees.jsonl.gz"):
-        prompts, counts = load_prompts([str(REAL / name)])
+        prompts, counts = load([str(REAL / name)])
         assert {prompt.prompt_id: (prompt.tree_id, prompt.text) for prompt in prompts} == mine
         assert counts == counts_of(messages=922, assistant=548, kept=374)
-    _, counts = load_prompts([str(REAL / "messages.jsonl.gz"), str(REAL / "trees.jsonl.gz")])
+    _, counts = load([str(REAL / "messages.jsonl.gz"), str(REAL / "trees.jsonl.gz")])
     assert counts == counts_of(messages=1844, assistant=1096, duplicate=374, kept=374)
 
 
 @needs_real
 def test_real_splits() -> None:
     lottery = rows_of("prompt_lottery_en.jsonl")
-    prompts, counts = load_prompts([str(REAL / "trees.jsonl.gz"), str(REAL / "prompt_lottery_en.jsonl")])
+    prompts, counts = load([str(REAL / "trees.jsonl.gz"), str(REAL / "prompt_lottery_en.jsonl")])
     assert (len(lottery), counts["kept"]) == (190, 564)
     split = split_prompts(prompts, 42, n_train=10_000, n_eval=100, n_rating=40)
     parts = [split.train, split.evaluation, split.rating]

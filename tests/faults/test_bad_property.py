@@ -49,7 +49,8 @@ def check_pairs(path) -> bool:
     except UserError:  # which is of one line: its own tests
         return False
     assert counts["kept"] == len(pairs) > 0
-    assert counts["rows"] == sum(counts.values()) - counts["rows"] - counts["merged_turns"]
+    layouts = sum(n for name, n in counts.items() if name.startswith("layout_"))
+    assert counts["rows"] == layouts == sum(counts.values()) - counts["rows"] - counts["merged_turns"] - layouts
     for pair in pairs:
         roles = [turn["role"] for turn in pair.prompt]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
@@ -66,7 +67,8 @@ def check_prompts(path) -> bool:
     except UserError:  # which is of one line: its own tests
         return False
     assert counts["kept"] == len(prompts) > 0
-    assert counts["messages"] == sum(counts.values()) - counts["messages"]
+    layouts = sum(n for name, n in counts.items() if name.startswith("layout_"))
+    assert counts["messages"] == layouts == sum(counts.values()) - counts["messages"] - layouts
     assert all(p.text and p.text == p.text.strip() and p.text.encode() for p in prompts)
     assert all(isinstance(p.prompt_id, str) and isinstance(p.tree_id, str) for p in prompts)
     assert len({p.prompt_id for p in prompts}) == len({" ".join(p.text.split()).casefold() for p in prompts})
