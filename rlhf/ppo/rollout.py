@@ -198,21 +198,23 @@ class RolloutCollector:
     def score(self, prompts: Sequence[Prompt], responses: list[list[int]], is_valid: Tensor) -> Scores:
         """Ask every reward; async functions answer while models score. is_valid: bool [B], on the CPU."""
         logged, asked = Logged(), {}
+        functions = [reward for reward in self.rewards if isinstance(reward, FunctionReward)]
         rows = [i for i, valid in enumerate(is_valid.tolist()) if valid]
-        if rows:  # functions see no others
+        if functions and rows:  # they see no others
             part = self._completions(prompts, responses, rows)
-            asked = {one.name: one.ask(part, logged) for one in self.rewards if isinstance(one, FunctionReward)}
+            asked = {function.name: function.ask(part, logged) for function in functions}
         found: dict[str, Tensor] = {}
         passes: dict[str, TextPasses] = {}
         for reward in self.rewards:
             if not isinstance(reward, FunctionReward):  # models keep the ranks in step, so they see padding rows, too
                 passes[reward.name] = reward.plan(self._completions(prompts, responses, range(len(prompts))))
                 found[reward.name] = reward.score(passes[reward.name])
-        for name, result in asked.items():
-            column = torch.zeros(len(prompts)).index_copy_(0, torch.tensor(rows), result())
-            found[name] = to_device(column, self.device)
-        nothing = torch.zeros(len(prompts), device=self.device)
-        return Scores(torch.stack([found.get(one.name, nothing) for one in self.rewards], dim=1), passes, logged)
+        for function in functions:
+            column = torch.zeros(len(prompts))
+            if rows:
+                column[rows] = asked[function.name]()
+            found[function.name] = to_device(column, self.device)
+        return Scores(torch.stack([found[reward.name] for reward in self.rewards], dim=1), passes, logged)
 
     def ended(self, responses: Sequence[Sequence[int]]) -> list[bool]:
         """Which responses end with an EOS; the others are truncated."""

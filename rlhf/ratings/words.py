@@ -21,9 +21,9 @@ def _differences(result: Ratings) -> Iterator[str]:
             f"{pair['difference']:+.2f} points, {level} interval {low:+.2f} to {high:+.2f}, p = {pair['p_value']:.3f}, "
             f"{n} prompts, raters: {raters}"
         )
-        if low > 0:
+        if n > 1 and low > 0:  # one prompt says nothing of others, and its interval has no width
             yield f"Raters gave {pair['of']} higher ratings than {pair['over']} ({numbers})."
-        elif high < 0:
+        elif n > 1 and high < 0:
             yield f"Raters gave {pair['of']} lower ratings than {pair['over']} ({numbers})."
         else:
             names = f"{pair['of']} and {pair['over']}"

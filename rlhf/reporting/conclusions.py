@@ -29,7 +29,9 @@ class Verdict:
 
 
 def verdict(evaluation: Evaluation) -> Verdict | None:
-    """The verdict on all policies of evaluation.json; None if it holds no gain with an interval."""
+    """The verdict on all policies of evaluation.json; None without a gain that has an interval, and for one prompt."""
+    if evaluation.get("n_prompts") == 1:  # it says nothing of others, and its interval has no width
+        return None
     gains = {name: gain for name, gain in evaluation.get("gains", {}).items() if gain and _ends_of(gain)}
     if not gains:
         return None
@@ -238,7 +240,7 @@ def gain_conclusions(evaluation: Evaluation, model: str) -> list[str]:
     gain = evaluation.get("gains", {}).get(model)
     checks = evaluation.get("validity", {}).get(model)
     models = evaluation.get("models", {})
-    if not gain or "interval" not in gain or not checks:
+    if not gain or "interval" not in gain or not checks or evaluation.get("n_prompts") == 1:
         return []
     said = [_gold(gain, checks.get("gold"), checks.get("agreement"))]
     said += _length(gain, checks.get("length"))

@@ -89,6 +89,12 @@ def test_words_follow_the_intervals():
     assert any("one rater" in s for s in words)
 
 
+def test_one_prompt_shows_no_difference():
+    words = result(by_model(2, 4, 2), key=rating_sheets.key(prompts=1, repeats=0))["words"]
+    assert not any("higher" in s or "lower" in s for s in words)
+    assert any(s.startswith("The ratings show no difference between full and base beyond noise (+2.00") for s in words)
+
+
 def test_notes_go_with_their_model():
     record = rating_sheets.filled(KEY, "Ann")
     item = KEY["items"][3]

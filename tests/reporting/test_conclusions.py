@@ -142,6 +142,13 @@ def test_truncation_is_named_where_the_numbers_show_it():
         assert verdict(other).advice == []
 
 
+def test_one_prompt_has_no_verdict():
+    """Its interval has no width, so it excludes 0."""
+    assert verdict(judged(ROSE, ROSE) | {"n_prompts": 2}) is not None
+    assert verdict(judged(ROSE, ROSE) | {"n_prompts": 1}) is None
+    assert gain_conclusions(evaluation(gold=ROSE) | {"n_prompts": 1}, "full") == []
+
+
 def test_no_gain_no_verdict():
     assert verdict({}) is None
     assert verdict({"gains": {"full": None, "lora": {"gain": 0.5}}}) is None
