@@ -153,6 +153,9 @@ class StepFile(CheckpointFacts):
     train_dataset: NotRequired[str]  # number and digest of the prompts
     seed: NotRequired[int]
     data_seed: NotRequired[int]
+    optim: NotRequired[str]  # the optimizer's class
+    score_norm_samples: NotRequired[int]
+    kl_coef: NotRequired[float]  # as set; an adaptive one moves on from there
     frozen: NotRequired[dict[str, float]]  # norms of the weights that are never trained
     skipped_in_a_row: NotRequired[int]
     episode: NotRequired[int]

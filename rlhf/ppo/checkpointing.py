@@ -17,8 +17,10 @@ from rlhf.distributed.sharded_state import load_state
 from rlhf.distributed.trained_weights import frozen_norms, load_trained, same_norms
 from rlhf.errors import UserError
 from rlhf.file_types import StepFile
+from rlhf.ppo.advantages import AdaptiveKLController
 from rlhf.ppo.callbacks import STATE_FILE, Callbacks
 from rlhf.ppo.health import HealthMonitor
+from rlhf.ppo.optim import options_as_set
 from rlhf.ppo.prompts import Prompt
 from rlhf.storage.checkpoint import PPO, STEP_FILE, newest_whole, read_step, run_facts
 from rlhf.storage.disk import fault
@@ -43,10 +45,18 @@ class Checkpoints:
         recorder: Recorder,
         skips: Skips,
         health: HealthMonitor,
+        optimizer: Any,
+        scheduler: Any,
+        kl_control: AdaptiveKLController,
+        optim: type,
     ) -> None:
-        """trained: the model before it was prepared, which is already registered with the accelerator."""
+        """trained: the model before it was prepared, which is already registered with the accelerator.
+
+        optim: class of the optimizer, below what an engine has put around it.
+        """
         self.args, self.accelerator, self.folder = args, accelerator, folder
         self.callbacks, self.recorder, self.skips, self.health = callbacks, recorder, skips, health
+        self.optimizer, self.scheduler, self.kl_control, self.optim = optimizer, scheduler, kl_control, optim
         self.saver = Saver(accelerator, folder, trained)
         self.is_due = False  # one was asked for while updates were being skipped
         # What decides which prompts a step gets, its random numbers, and what is not saved: a run that resumes must
@@ -56,6 +66,9 @@ class Checkpoints:
             "train_dataset": digest(prompts),
             "seed": args.seed,
             "data_seed": args.seed if args.data_seed is None else args.data_seed,
+            "optim": optim.__name__,
+            "score_norm_samples": args.score_norm_samples,  # scores are scaled by what was found before step 1
+            "kl_coef": args.kl_coef,
             "frozen": frozen_norms(trained),  # norms of the weights that are never trained
         }
 
@@ -67,7 +80,11 @@ class Checkpoints:
         if not checkpoint:
             return 0, 0
         found = self._find(checkpoint)
-        facts = load_checkpoint(self.accelerator, found, self.facts)
+        with options_as_set(self.optimizer, self.scheduler, self.optim):
+            facts = load_checkpoint(self.accelerator, found, self.facts)
+        # An adaptive coefficient goes on where it was, unless another one to start from is asked for.
+        if self.args.kl_target is None or facts.get("kl_coef", self.args.kl_coef) != self.args.kl_coef:
+            self.kl_control.kl_coef = self.args.kl_coef
         on_all(lambda: self._restore(found, facts))
         self.recorder.load(found)
         return facts["step"], int(facts["episode"])

@@ -1,8 +1,12 @@
 """Optimizer, parameter groups, schedule, and the number of PPO steps."""
 
+import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from rlhf.config import PPOConfig
@@ -42,6 +46,32 @@ def make_optimizer(args: PPOConfig, trained: ActorCritic, given: tuple[Any, Any]
     else:
         check_given_schedule(scheduler)
     return optimizer, scheduler
+
+
+@contextmanager
+def options_as_set(optimizer: Any, scheduler: Any, kind: type) -> Iterator[None]:
+    """What is loaded inside sets moments and the step; rates, decays and the schedule stay those of this run.
+
+    kind: class of the optimizer, below what an engine has put around it. A user's own schedule, unless it is a
+    LambdaLR, is as loaded, and its rates with it.
+    """
+    options = set(inspect.signature(kind).parameters) - {"params"}  # other entries of a group are the optimizer's state
+    own_schedule = not isinstance(scheduler, LambdaLR)
+    if own_schedule:
+        options.discard("lr")
+    kept = [{name: group[name] for name in options & group.keys()} for group in optimizer.param_groups]
+    bases = scheduler.base_lrs
+    yield
+    for holder in (optimizer, scheduler.optimizer):
+        for group, values in zip(holder.param_groups, kept, strict=True):
+            group.update(values)
+    if own_schedule:
+        return
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(bases, scheduler.lr_lambdas, strict=True)]
+    scheduler.load_state_dict(scheduler.state_dict() | {"base_lrs": bases, "_last_lr": rates})
+    for holder in (optimizer, scheduler.optimizer):
+        for group, base, rate in zip(holder.param_groups, bases, rates, strict=True):
+            group.update(initial_lr=base, lr=rate)
 
 
 def count_steps(args: PPOConfig, n_prompts: int, batch_size: int) -> int:

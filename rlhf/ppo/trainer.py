@@ -208,6 +208,10 @@ class PPOTrainer:
             self.recorder,
             skips,
             self.health,
+            self.optimizer,
+            self.scheduler,
+            self.kl_control,
+            type(optimizer),
         )
         self.work, self.episode, self.stopped = [], 0, False
         self._asked: Counter[str] = Counter()  # ids that `generate` was given since the last step

@@ -25,8 +25,8 @@ _LEFT = "left-"
 
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)  # what different writers raise on a full disk
 
-# In PPO these decide which prompts each step gets, and with which random numbers.
-_DATA = ("train_dataset", "seed", "data_seed")
+# In PPO these decide which prompts each step gets, with which random numbers, and what saved states mean.
+_DATA = ("train_dataset", "seed", "data_seed", "optim", "score_norm_samples")
 
 
 def not_written(target: Path, problem: Exception) -> UserError:

@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import tiny
+import torch
 from peft import LoraConfig
-from tiny_ppo import PROMPTS, trainer
+from tiny_ppo import PROMPTS, metrics, trainer
 
 from rlhf.errors import UserError
 from rlhf.storage.disk import write_manifest
@@ -87,6 +89,84 @@ WORDS = [{"prompt": [{"role": "user", "content": f"other words {i}"}]} for i in 
 )
 def test_other_data_in_another_order_are_refused(tmp_path, checkpoint, changes, name):
     assert refusal(tmp_path / "new", checkpoint, **changes).startswith(f"{checkpoint}: written {name}")
+
+
+def test_another_optimizer_or_scaling_is_refused(tmp_path, checkpoint):
+    for changes, words in (
+        ({"optim": "adafactor"}, "with optim AdamW, but this run has Adafactor"),
+        ({"score_norm_samples": 4}, "with score_norm_samples 0"),
+    ):
+        assert refusal(tmp_path / "new", checkpoint, **changes).startswith(f"{checkpoint}: written {words}")
+
+
+def groups(run):
+    names = ("lr", "initial_lr", "weight_decay", "betas", "eps")
+    return [{name: group[name] for name in names} for group in run.optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 1e-5},
+        {"critic_learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 3},
+        {"weight_decay": 0.3, "adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 1e-6},
+        {"kl_coef": 0.5},
+        {"kl_coef": 0.5, "kl_target": 0.01},
+        {"max_steps": 6, "lr_scheduler_type": "linear"},
+        {"num_train_epochs": 4, "max_steps": -1, "lr_scheduler_type": "linear"},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_other_settings_count_from_the_next_step_on(tmp_path, checkpoint, changes):
+    """As in a run that has always had them, while moments are those of the checkpoint."""
+    run = trainer(tmp_path / "on", lora=True, **{"max_steps": 3} | changes)
+    assert run.resume(checkpoint) == 1
+    same = trainer(tmp_path / "always", lora=True, **{"max_steps": 3} | changes)
+    same.optimizer.step()
+    same.scheduler.step()
+    assert groups(run) == groups(same)
+    assert run.scheduler.get_last_lr() == same.scheduler.get_last_lr()
+    assert run.kl_control.kl_coef == changes.get("kl_coef", 0.05)
+    assert all(state["step"] > 0 for state in run.optimizer.state.values())
+    assert run.optimizer.state
+    for _ in range(2):
+        run.scheduler.step()
+        same.scheduler.step()
+        assert run.scheduler.get_last_lr() == same.scheduler.get_last_lr()
+
+
+def test_an_adaptive_coefficient_goes_on_where_it_was(tmp_path):
+    options = {"kl_target": 1e-6, "kl_horizon": 10, "lora": True, "max_steps": 1} | {
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    first = trainer(tmp_path, **options)
+    first.train()
+    run = trainer(tmp_path, **options | {"max_steps": 2})
+    run.resume()
+    assert run.kl_control.kl_coef == first.kl_control.kl_coef != 0.05
+
+
+def test_more_steps_go_on_along_the_longer_schedule(tmp_path):
+    options = {"lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, max_steps=3, **options).train()
+    trainer(tmp_path, max_steps=6, **options).train(resume_from_checkpoint=True)
+    found = [row["lr"] for row in metrics(tmp_path)]
+    assert found == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 5e-4, 1e-3 / 3, 1e-3 / 6])
+
+
+def test_a_schedule_of_ones_own_goes_on_as_it_was(tmp_path):
+    def own():
+        optimizer = torch.optim.SGD(tiny_policy.parameters(), lr=0.5, momentum=0.9)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+
+    tiny_policy = tiny.llama()
+    options = {"critic": "shared", "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, given={"model": tiny_policy, "optimizers": own()}, **options).train()
+    tiny_policy = tiny.llama()
+    run = trainer(tmp_path, given={"model": tiny_policy, "optimizers": own()}, **options | {"max_steps": 3})
+    run.resume()
+    assert run.scheduler.get_last_lr() == [pytest.approx(0.05)] == [run.optimizer.param_groups[0]["lr"]]
 
 
 def test_more_steps_and_the_seed_by_its_other_name_are_no_other_data(tmp_path, checkpoint):
