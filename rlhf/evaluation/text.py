@@ -1,6 +1,8 @@
-"""Variety and repetition of responses, by words: split at white space, ignoring case."""
+"""Variety and repetition of responses, by words (in scripts without blanks by characters), ignoring case."""
 
 from collections.abc import Sequence
+
+from rlhf.data.words import words
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -22,5 +24,5 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    words = text.lower().split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    found = words(text.lower())
+    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rlhf.data.hh_rlhf import Pair
 from rlhf.data.splits import text_key
+from rlhf.data.words import TOKEN_PATTERN, words
 from rlhf.file_types import Accuracy, Audit, Baseline
 from rlhf.reward.metrics import rank_correlation, wilson_interval
 
@@ -20,14 +21,14 @@ Array = NDArray[Any]
 def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, rejected: ArrayLike) -> Audit:
     """Accuracy by subset, length and margin; comparison with baselines; correlation with length; leaked prompts.
 
-    chosen, rejected: float [N], scores of the two sides of the N test pairs. Lengths are words of the response. Ties
+    chosen, rejected: float [N], scores of the two sides of the N test pairs. Lengths are `words` of the response. Ties
     count half in every accuracy; intervals are 95 % Wilson intervals.
     """
     chosen, rejected = np.asarray(chosen, float), np.asarray(rejected, float)
     margin = chosen - rejected
     right = _right(margin)
-    words = np.array([[len(text.split()) for text in (pair.chosen, pair.rejected)] for pair in test])
-    longer = words[:, 0] - words[:, 1]
+    lengths = np.array([[len(words(text)) for text in (pair.chosen, pair.rejected)] for pair in test])
+    longer = lengths[:, 0] - lengths[:, 1]
     subset = np.array([pair.source.split("/")[0] for pair in test])
     by_length = np.select([longer > 0, longer < 0], ["chosen is longer", "rejected is longer"], "equally long")
     by_margin = np.array(["small", "middle", "large"])[_third(np.abs(margin))]
@@ -43,7 +44,7 @@ def audit(train: Sequence[Pair], test: Sequence[Pair], chosen: ArrayLike, reject
             "size of margin": _by(by_margin, right),
         },
         "baselines": {name: _baseline(right, found) for name, found in baselines.items()},
-        "length_correlation": rank_correlation(words.T.ravel(), np.concatenate([chosen, rejected])),
+        "length_correlation": rank_correlation(lengths.T.ravel(), np.concatenate([chosen, rejected])),
         "leaked": leaked(train, test),
     }
 
@@ -53,7 +54,7 @@ def bag_of_words(train: Sequence[Pair], test: Sequence[Pair]) -> Array:
 
     Each training pair is used in both orders, so that the model does not prefer a side.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=TOKEN_PATTERN)
     vectorizer.fit([text for pair in train for text in (pair.chosen, pair.rejected)])
 
     def differences(pairs: Sequence[Pair]) -> Any:

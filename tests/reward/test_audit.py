@@ -70,3 +70,18 @@ def test_leaks_are_counted():
 
 def test_scores_without_variation_have_no_correlation():
     assert audit(TRAIN, TEST, np.zeros(4), np.zeros(4))["length_correlation"] is None
+
+
+def test_chinese_texts_have_lengths_and_words():
+    def answers(n, chosen, rejected):
+        return Pair([{"role": "user", "content": f"q{n}"}], chosen, rejected, f"f/f:{n}")
+
+    train = [answers(n, "好的谢谢你", "不知道") for n in range(4)]
+    test = [answers(9, "谢谢", "我不知道啊"), answers(10, "好的", "不")]
+    found = audit(train, test, [1.0, 1.0], [0.0, 0.0])
+    assert {name: g["n"] for name, g in found["groups"]["length"].items()} == {
+        "rejected is longer": 1,
+        "chosen is longer": 1,
+    }
+    assert found["baselines"]["longer response"]["accuracy"] == 1 / 2
+    assert found["baselines"]["bag of words"]["accuracy"] == 1
