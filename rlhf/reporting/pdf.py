@@ -7,6 +7,7 @@ not broken over two.
 
 import io
 import logging
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ _INK, _SOFT, _LINE = (29, 33, 41), (90, 97, 109), (216, 220, 226)
 _COLOURS: dict[str, Any] = {NAMES[model]: colour for model, colour in COLOURS.items()}  # of the line over a response
 _MARGIN = 16.0  # mm at the bottom of a page
 _GAP = 6.0  # mm between plots side by side
+_SHAPED = {"Arabic", "Hebrew", "Syriac", "Thaana", "Nko"}  # in the font, but their letters change places and forms
 _PAD = 0.8  # mm in a table's cell, above and below
 
 
@@ -187,15 +189,27 @@ def to_pdf(html: str, images: Mapping[str, bytes]) -> bytes:
 
 
 def _missing(pdf: _Document, html: str) -> str:
-    """A line on the letters that the fonts of this PDF do not have; empty if they have all."""
-    unknown = sorted({letter for letter in html if ord(letter) > 127 and not pdf.knows(letter)})
-    if not unknown:
-        return ""
-    codes = ", ".join(f"U+{ord(letter):04X}" for letter in unknown[:5])
-    return (
-        f"{len(unknown):,} characters of this report, such as {codes}, are not in this PDF's font and show as boxes. "
-        "The HTML page shows them."
-    )
+    """A line on the letters that this PDF does not show, or not as they are written; empty if it shows all."""
+    letters = sorted({letter for letter in html if ord(letter) > 127})
+    unknown = [letter for letter in letters if not pdf.knows(letter)]
+    unjoined = {_script(letter) for letter in letters if pdf.knows(letter)} & _SHAPED
+    lines = []
+    if unknown:
+        scripts = ", ".join(dict.fromkeys(map(_script, unknown)))
+        codes = ", ".join(f"U+{ord(letter):04X}" for letter in unknown[:5])
+        lines.append(
+            f"{len(unknown):,} characters of this report ({scripts}), such as {codes}, are not in this PDF's font and "
+            "show as boxes."
+        )
+    if unjoined:
+        lines.append(f"Letters in {', '.join(sorted(unjoined))} are not joined or put in order.")
+    return " ".join([*lines, "The HTML page shows them."]) if lines else ""
+
+
+def _script(letter: str) -> str:
+    """The name of a letter's script, as the first word of its Unicode name has it."""
+    name = unicodedata.name(letter, "other").partition(" ")[0].partition("-")[0]
+    return {"CJK": "Chinese"}.get(name, name.capitalize())
 
 
 def _heading(pdf: _Document, block: Block, following: Sequence[Block]) -> None:

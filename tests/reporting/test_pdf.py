@@ -72,7 +72,24 @@ def test_odd_texts_do_not_cost_the_file(text):
 def test_letters_of_many_scripts_are_there_and_those_that_are_not_are_named():
     assert "Ä. Öztürk, Ελένη, Мария" in read(PAGE.replace("one point", "Ä. Öztürk, Ελένη, Мария"))[1]
     text = " ".join(read(PAGE.replace("one point", "\u4f60\u597d"))[1].split())
-    assert "2 characters of this report, such as U+4F60, U+597D, are not in this PDF's font and show as boxes." in text
+    assert (
+        "2 characters of this report (Chinese), such as U+4F60, U+597D, are not in this PDF's font and show as" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("なぜ 얼음 ทำ बर्फ", "characters of this report (Devanagari, Thai, Hiragana, Hangul), such as U+092B"),
+        ("لماذا يطفو", "Letters in Arabic are not joined or put in order. The HTML page shows them."),
+        (
+            "למה 冰",
+            "(Chinese), such as U+51B0, are not in this PDF's font and show as boxes. Letters in Hebrew are not",
+        ),
+    ],
+)
+def test_what_the_pdf_does_not_show_as_it_is_written_is_said(text, line):
+    assert line in " ".join(read(PAGE.replace("one point", text))[1].split())
 
 
 @pytest.mark.parametrize("before", [40, 60, 64, 80])
