@@ -72,6 +72,9 @@ class PPOConfig(TrainingArguments):
     bf16: bool | None = help_text(  # type: ignore[assignment]
         "bf16 autocast; default: on a CPU if it is measured to be 1.2 times as fast, elsewhere if the hardware has it"
     )
+    fp32_master_weights: bool = help_text(
+        "what is trained is float32, also if it is loaded in 16 bit, which would round most steps away", True
+    )
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
     remove_unused_columns: bool = help_text("always False: reward functions get all columns", False)
     logging_nan_inf_filter: bool = help_text("always False: numbers are logged as they are", False)

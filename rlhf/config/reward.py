@@ -38,6 +38,9 @@ class RewardStageConfig(RewardConfig):
     eval_strategy: str = help_text("when to compute the validation loss: epoch or steps", "epoch")
     gradient_checkpointing: bool = help_text("recompute activations to save memory", False)
     logging_nan_inf_filter: bool = help_text("ignore numbers that are not finite in the validation loss", False)
+    fp32_master_weights: bool = help_text(
+        "what is trained is float32, also if it is loaded in 16 bit, which would round most steps away", True
+    )
     max_skipped_updates: int = help_text(
         "end the run after this many updates in a row with numbers that are not finite; each is skipped and logged", 10
     )

@@ -25,6 +25,7 @@ from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable
 from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
 from rlhf.models.lora import add_lora, merged_model, trainable_share
+from rlhf.models.master_weights import keep_masters
 from rlhf.models.quantised import prepare_4bit
 from rlhf.models.scalar_heads import widen_heads
 from rlhf.models.unwrap import Model, has_token_head, is_quantised, unwrap_peft
@@ -77,6 +78,7 @@ def build_roles(
         model = merged_model(_copyable("peft_config", model))
     policy, reference = _policy_and_reference(args, model, ref_model, peft_config)
     critic, reward = _critic_and_reward(args, policy, reward_model, value_model, peft_config)
+    keep_masters(args, policy, critic)
     trained = ActorCritic(policy, critic, args.temperature)
     fuse_dropout(trained)
     if args.gradient_checkpointing:
@@ -131,8 +133,11 @@ def _policy_and_reference(
     if not isinstance(model, PeftModel):
         if is_quantised(model):
             raise UserError("model: pass a peft_config: quantised weights cannot be trained")
-        reference = FrozenRole(ref_model if ref_model is not None else frozen_copy(_copyable("ref_model", model)))
-        return model.requires_grad_(True), reference
+        loaded = model.requires_grad_(True).dtype
+        keep_masters(args, model)
+        if ref_model is not None and ref_model.dtype == loaded != model.dtype and not is_quantised(ref_model):
+            ref_model.float()  # computes as the policy does: otherwise KL would be more than 0 from the start
+        return model, FrozenRole(ref_model if ref_model is not None else frozen_copy(_copyable("ref_model", model)))
     _prepared(model)
     for name in (args.model_adapter_name, args.ref_adapter_name):
         if name is not None and name not in model.peft_config:

@@ -32,6 +32,7 @@ from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.models.master_weights import keep_masters
 from rlhf.models.unwrap import max_positions
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
@@ -243,6 +244,7 @@ def train_reward_model(
     pairs; max_skipped_updates of them in a row raise a UserError.
     """
     prepare_offload(args.deepspeed_plugin, args.optim)
+    keep_masters(args, model)
     folder = Path(args.output_dir or ".")
     checkpoint = newest_whole(folder, REWARD, _problem)
     if checkpoint and args.save_only_model and not _resumable(checkpoint):
