@@ -67,7 +67,7 @@ def main() -> None:
             fetch_model(path)
         for path in paths.values():
             fetch_model(path)
-    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer, config.chat_template_kwargs))
     check_unseen(split.evaluation, runs)
     device = PartialState().device
     if config.eval_tf32 and device.type == "cuda" and is_torch_tf32_available():

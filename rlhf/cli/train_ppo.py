@@ -185,14 +185,15 @@ def main() -> None:
             if reward_path:
                 fetch_model(reward_path)
                 saved_tokenizer(reward_path, trust_remote_code=args.trust_remote_code)
-    split, counts = on_all(lambda: prompt_sets(data, tokenizer))
+    split, counts = on_all(lambda: prompt_sets(data, tokenizer, args.chat_template_kwargs))
     train, unseen = hold_out(split.train, args, data.prompt_seed)
     if unseen:
         counts |= {"split_train": len(train), "split_train_held_out": len(unseen)}
     print("prompts:", ", ".join(f"{key} {n}" for key, n in counts.items()))
     if args.dry_run:
         limits = args.max_prompt_tokens, args.long_prompts
-        prompts = read_prompts([dataset_row(p) for p in train], tokenizer, *limits)
+        rows = [dataset_row(p) for p in train]
+        prompts = read_prompts(rows, tokenizer, *limits, options=args.chat_template_kwargs)
         lengths = [len(prompt.input_ids) for prompt in prompts]
         estimate(args, model_args, (base, reward_path), lengths)
         return

@@ -51,6 +51,7 @@ from rlhf.storage.stages import TITLES
 from rlhf.tracking.progress import RewardRows
 from rlhf.tracking.recorder import write_summary
 
+TOKEN_DROPS = ("too_long", "identical_tokens")  # what drops pairs once they are tokens
 CHUNK = 500  # pairs tokenised per update of the progress bar
 
 
@@ -106,16 +107,16 @@ def split_fitting(
     data: PreferenceConfig,
     args: RewardStageConfig,
 ) -> dict[str, list[Pair]]:
-    """Split the pairs that fit into max_length; adds the number of longer pairs and the splits' sizes to counts."""
+    """Split the pairs that fit into max_length; adds the numbers of other pairs and the splits' sizes to counts."""
     # Tokenise all pairs, even for small splits: which pairs fit decides which split each one gets into.
     show = PartialState().is_main_process and not args.disable_tqdm
     fitting: list[Pair] = []
+    counts |= dict.fromkeys(TOKEN_DROPS, 0)
     with tqdm(total=len(pairs), desc="tokenise pairs", unit="pair", disable=not show) as bar:
         for start in range(0, len(pairs), CHUNK):
             part = pairs[start : start + CHUNK]
-            fitting += encode_pairs(tokenizer, part, args.max_length)[0]
+            fitting += encode_pairs(tokenizer, part, args.max_length, args.chat_template_kwargs, counts)[0]
             bar.update(len(part))
-    counts["too_long"] = len(pairs) - len(fitting)
     sizes = data.max_examples, data.validation_examples, data.test_examples
     splits = split_pairs(fitting, data.split_seed, *sizes, gold=data.gold)
     counts |= {f"split_{name}": len(part) for name, part in splits.items()}
@@ -148,11 +149,11 @@ def stage_name(given: Any) -> str:
 
 def kept_line(counts: dict[str, int]) -> str:
     """How many pairs are used, and why others are not; also their layouts, if there are others than HH-RLHF's."""
-    reasons = [f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n and name in (*DROPS, "too_long")]
+    reasons = [f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n and name in (*DROPS, *TOKEN_DROPS)]
     dropped = f" ({', '.join(reasons)})" if reasons else ""
     layouts = {name.removeprefix("layout_"): n for name, n in counts.items() if name.startswith("layout_")}
     named = ", ".join(f"{n:,} {name}" for name, n in layouts.items()) if layouts.keys() - {"hh_text"} else ""
-    kept = f"{counts['kept'] - counts['too_long']:,} pairs kept of {counts['rows']:,}{dropped}"
+    kept = f"{counts['kept'] - sum(counts[name] for name in TOKEN_DROPS):,} pairs kept of {counts['rows']:,}{dropped}"
     return f"{kept}; layouts: {named}" if named else kept
 
 
@@ -194,7 +195,8 @@ def main() -> None:
     if not data.gold:
         screen.note(kept_line(counts))
 
-    rows = {name: encode_pairs(tokenizer, part, args.max_length)[1] for name, part in splits.items()}
+    limits = args.max_length, args.chat_template_kwargs
+    rows = {name: encode_pairs(tokenizer, part, *limits)[1] for name, part in splits.items()}
     if args.dry_run:
         estimate(args, model_args, base, rows)
         return

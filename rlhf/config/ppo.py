@@ -148,6 +148,9 @@ class PPOConfig(TrainingArguments):
     long_prompts: Literal["refuse", "drop", "truncate"] = help_text(
         "what to do with prompts over max_prompt_tokens; truncate keeps their end", "refuse"
     )
+    chat_template_kwargs: dict[str, Any] | None = help_text(
+        'arguments of the chat template for all prompts, such as {"enable_thinking": false}; default: none'
+    )
     save_minutes: float | None = help_text(
         "also save a checkpoint at the end of a step if this many minutes have passed since the last one; "
         "default: by save_steps alone"

@@ -28,6 +28,9 @@ class RewardStageConfig(RewardConfig):
         "margin",
     )
     margin: float = help_text("margin of the ranking loss, reward units", 1.0)
+    chat_template_kwargs: dict[str, Any] | None = help_text(
+        "arguments of the chat template for all pairs, as in PPO; default: none"
+    )
     learning_rate: float = help_text("AdamW's peak learning rate", 5e-5)
     per_device_train_batch_size: int = help_text("pairs per device and forward pass", 8)
     global_batch_size: int | None = help_text(

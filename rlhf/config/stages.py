@@ -6,7 +6,7 @@ It imports neither torch nor transformers, so that the help of a command is quic
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf.config.fields import at_least, check, check_plain_name, check_seeds, help_list, help_text
 from rlhf.console.quiet import VERBOSE
@@ -106,6 +106,9 @@ class EvaluationConfig:
         "reward functions that score, each module:function or file.py:function; default: none"
     )
     reward_weights: list[float] | None = help_text("weight of each reward, the reward model's first; default: 1 each")
+    chat_template_kwargs: dict[str, Any] | None = help_text(
+        "arguments of the chat template for all prompts, as in PPO; default: none"
+    )
     eval_batch_size: int = help_text("prompts per device and generation", 16)
     eval_response_length: int = help_text("maximum tokens per response", 128)
     eval_close_truncated: bool = help_text("append EOS to truncated responses for reward models", False)

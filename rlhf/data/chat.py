@@ -1,10 +1,14 @@
 """Conversations to tokens and back, the same way in reward training, PPO and evaluation.
 
-A sequence is the tokens of the rendered prompt, then those of the response, then one EOS. Prompt and response are
-tokenised separately, because a policy continues given tokens.
+A sequence is the tokens of the rendered prompt, then those of the response, then one token that ends it (`end_id`).
+Prompt and response are tokenised separately, because a policy continues given tokens. What the template writes may
+become control tokens; what people wrote, in messages and in responses, never does.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data.time_limit import time_limit
 from rlhf.errors import UserError
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+Options = Mapping[str, Any]  # arguments of a chat template, `tools` among them
 
 TEMPLATE_SECONDS = 10  # limit for rendering; usual templates take less than a millisecond
 
@@ -26,16 +31,28 @@ HH_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '\n\nAssistant:' }}{%- endif -%}"""
 
+# The date in templates that print today's: prompts are the same tokens on every day of a run, and in every stage.
+TODAY = datetime(2024, 7, 26)
+_CODES = ("-d", "-m", "-I", *"aAbBcdeHIjmMpSuwxXyY")
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{- format"
+    + "".join(f"|replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in _CODES)
+    + " -}}{%- endmacro -%}"
+)
+_MARK = "\ue000"  # stands for a response while the template is asked what it writes around one
+
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Prepare a policy's tokenizer, in place: add our chat template and a pad token (EOS) if missing; pad on the left.
 
-    EOS as the pad token is safe because every mask comes from lengths. Returns the tokenizer.
+    Our template begins with BOS if the tokenizer begins texts with it. EOS as the pad token is safe because every mask
+    comes from lengths. Returns the tokenizer.
     """
     if tokenizer.eos_token is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r}: expected an EOS token, found none")
     if not tokenizer.chat_template:
-        tokenizer.chat_template = HH_TEMPLATE
+        has_bos = _beginning(tokenizer) == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{- bos_token -}}\n" if has_bos else "") + HH_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -58,30 +75,79 @@ def give_distinct_pad(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.add_special_tokens({"pad_token": "<|pad|>"}) > 0
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a prompt up to where the response starts. Text is used unchanged, messages are rendered."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, options: Options | None = None
+) -> list[int]:
+    """Token ids of a prompt up to where the response starts. Messages are rendered, a last assistant turn is continued.
+
+    Text is used unchanged, control tokens in it included; BOS is in front if the tokenizer begins texts with it.
+    options: of the chat template.
+    """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer(render(tokenizer, prompt, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+        return _encode_text(tokenizer, prompt)
+    return encode_dialogue(tokenizer, prompt, options, **_opening(prompt))
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str) -> list[int]:
-    """Token ids of a complete response as the template writes it after the prompt, with one EOS at the end."""
-    text = response
-    if not isinstance(prompt, str):
-        start = render(tokenizer, prompt, add_generation_prompt=True)
-        whole = render(tokenizer, [*prompt, {"role": "assistant", "content": response}])
-        # Templates that rewrite the history (reasoning models) have no common start: use the bare text.
-        if whole.startswith(start) and response.strip() in whole[len(start) :]:
-            text = whole[len(start) :]
-    # Drop what a template writes after EOS (SmolLM2: a newline): a policy never samples it.
-    text = text.split(tokenizer.eos_token)[0]
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Options | None = None, **how: Any
+) -> list[int]:
+    """Token ids of rendered messages; how: of `apply_chat_template`."""
+    if _control_tokens(tokenizer, len(tokenizer)).search(f"{messages}{options}"):  # somebody quotes one
+        how |= {"tokenize": True, "return_dict": False, "sanitize_control_tokens": True}
+        return list(_apply(tokenizer, messages, options, **how))
+    return _written(tokenizer, render(tokenizer, messages, options, **how))
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Response ids -> text without special tokens and outer white space."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str, options: Options | None = None
+) -> list[int]:
+    """Token ids of a finished response: its text, as the template writes it after the prompt, then `end_id`."""
+    if isinstance(prompt, str):  # rendered by whoever wrote it: it may come with its end, which is not doubled
+        before, text, after = "", response.removesuffix(_end_token(tokenizer)).removesuffix(tokenizer.eos_token), ""
+    else:
+        before, text, after = _frame(tokenizer, prompt, response, options)
+    # What a template writes behind the end (a newline), a policy never samples.
+    behind, ends, _ = after.partition(_end_token(tokenizer))
+    text += behind if ends or behind.strip() else ""
+    start = _written(tokenizer, before)
+    is_plain = start == _as_text(tokenizer, before)
+    ids = _as_text(tokenizer, before + text) if is_plain else start + _as_text(tokenizer, text)
+    return [*ids, end_id(tokenizer)]
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a finished response, whichever one a policy sampled: in training rows and in what is scored.
+
+    The first control token that the chat template writes behind an answer (Gemma: `<end_of_turn>`), else EOS.
+    """
+    return _end_id(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token)
+
+
+@lru_cache(maxsize=32)
+def _end_id(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> int:
+    try:
+        after = _frame(tokenizer, [{"role": "user", "content": "x"}], "x", None)[2]
+    except UserError:  # it refuses this conversation, or has no template
+        after = ""
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    ends = {number for number, text in added.items() if not text.isspace()} | {tokenizer.eos_token_id}
+    found: int = next((i for i in _written(tokenizer, after) if i in ends), tokenizer.eos_token_id)
+    return found
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.convert_ids_to_tokens(end_id(tokenizer)))
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], strip: bool = True) -> str:
+    """Response ids -> text without special tokens and, unless told otherwise, outer white space."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    return text.strip() if strip else text
+
+
+def continues(prompt: str | Messages) -> bool:
+    """Whether a response goes on with the prompt's last text: white space between the two counts."""
+    return isinstance(prompt, str) or prompt[-1]["role"] == "assistant"
 
 
 def prompt_text(prompt: str | Messages) -> str:
@@ -89,15 +155,81 @@ def prompt_text(prompt: str | Messages) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return prompt[0]["content"]
+        return str(prompt[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> str:
+def answered(prompt: Messages, response: str) -> Messages:
+    """The conversation with its response: a turn of its own, or the rest of the assistant's turn that it continues."""
+    if not continues(prompt):
+        return [*prompt, {"role": "assistant", "content": response}]
+    begun = prompt[-1]["content"]
+    rest: Any = response if isinstance(begun, str) else [{"type": "text", "text": response}]
+    return [*prompt[:-1], {**prompt[-1], "content": begun + rest}]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Options | None = None, **how: Any) -> str:
     """Render messages with the chat template; a UserError if it fails or takes longer than TEMPLATE_SECONDS."""
+    return str(_apply(tokenizer, messages, options, tokenize=False, **how))
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Options | None, **how: Any) -> Any:
+    given = {**(options or {}), **how}
     try:
+        template = tokenizer.get_chat_template(given.pop("chat_template", None), given.get("tools"))
+        if "strftime_now" in template:
+            template = _FIXED_DATE + template
         with time_limit(TEMPLATE_SECONDS):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return tokenizer.apply_chat_template(messages, chat_template=template, **given)
     except Exception as error:  # a template is the model's program: it may raise anything
         name = tokenizer.name_or_path
         raise UserError(f"tokenizer {name!r}: its chat template failed on the messages: {error}") from error
+
+
+def _opening(prompt: Messages) -> dict[str, bool]:
+    return {"continue_final_message": True} if continues(prompt) else {"add_generation_prompt": True}
+
+
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: str, options: Options | None
+) -> tuple[str, str, str]:
+    """What the template writes before a response, the response as it writes it, and what it writes behind."""
+    start = render(tokenizer, prompt, options, **_opening(prompt))
+    around, whole = (render(tokenizer, answered(prompt, text), options) for text in (_MARK, response))
+    before, _, after = around.removeprefix(start).partition(_MARK)
+    text = whole[len(start) + len(before) : len(whole) - len(after)]
+    if whole == start + before + text + after and text.strip() == response.strip():
+        return before, text, after
+    return "", response, ""  # a template that rewrites the history or the response (reasoning models)
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text that is continued: without the EOS that some tokenizers append, and with one BOS."""
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return [*([] if has_bos else _beginning(tokenizer)), *_written(tokenizer, text)]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts in front of a text."""
+    bare, whole = _written(tokenizer, "x"), list(tokenizer("x")["input_ids"])
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:start]
+
+
+@lru_cache(maxsize=32)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
+    """Matches the special tokens; size: of the vocabulary, which may grow."""
+    texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text in which control tokens are control tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text in which control tokens are text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids

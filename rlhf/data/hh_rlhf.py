@@ -20,10 +20,11 @@ newline.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rlhf.data.layouts import Side, Turn, opens, pair_sides, renamed
+from rlhf.data.layouts import Side, Turn, opens, pair_sides, renamed, template_options
 from rlhf.data.sources import DATA_SUFFIXES, fetch, fetch_data, is_hub_id, local_path, read_rows, reasons
 from rlhf.data.splits import require_sizes, split_by_group, text_key
 from rlhf.errors import UserError
@@ -43,6 +44,7 @@ class Pair:
     chosen: str
     rejected: str
     source: str  # "folder/file:line"
+    options: dict[str, Any] = field(default_factory=dict)  # of the chat template
 
     @property
     def opening(self) -> str:
@@ -90,14 +92,16 @@ def load_pairs(
         for number, row in read_rows(path):
             counts["rows"] += 1
             where = f"{path}:{number}"
-            layout, chosen, rejected = pair_sides(renamed(row, columns or {}, where), where)
+            row = renamed(row, columns or {}, where)
+            layout, chosen, rejected = pair_sides(row, where)
             layouts[f"layout_{layout}"] += 1
             reason = next((name for name, holds in DROPS.items() if holds(chosen, rejected)), None)
             counts[reason or "kept"] += 1
             if reason is None:
                 prompt = _merged(chosen.prompt)
                 counts["merged_turns"] += len(prompt) < len(chosen.prompt)
-                pairs.append(Pair(prompt, chosen.response, rejected.response, f"{shown}:{number}"))
+                said = chosen.response, rejected.response
+                pairs.append(Pair(prompt, *said, f"{shown}:{number}", template_options(row, where)))
     if not pairs:
         raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', DROPS)}")
     return pairs, counts | layouts

@@ -18,7 +18,8 @@ Turn = dict[str, str]  # role ("system", "user" or "assistant") and content, str
 FIELDS = ("prompt", "chosen", "rejected", "messages", "conversations", "system", "instruction", "input", "history")
 _QUESTIONS = ("question", "query")  # other names of a prompt's text
 _CONVERSATIONS = ("messages", "conversations")
-_USED = {*FIELDS, *_QUESTIONS}
+OPTIONS = ("chat_template_kwargs", "tools")  # for the chat template
+_USED = {*FIELDS, *_QUESTIONS, *OPTIONS}
 
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):|\A\s*(System):")
 _ASKED = re.compile(r"\r?\n\r?\nAssistant:\s*\Z")
@@ -112,6 +113,22 @@ def prompt_turns(row: Any, where: str) -> tuple[str, list[Turn]] | None:
             answered = bool(turns) and turns[-1]["role"] == "assistant"
             return _name(row[name], "messages"), turns[:-1] if answered else turns
     return None
+
+
+def template_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The row's `chat_template_kwargs`, and its `tools`: a list of JSON schemas, or that as a text, as in TRL."""
+    found, tools = row.get("chat_template_kwargs"), row.get("tools")
+    if not isinstance(found, Mapping | None):
+        raise UserError(f"{where}: expected a mapping in chat_template_kwargs, found {type(found).__name__}")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except ValueError:
+        raise UserError(f"{where}: expected tools as JSON, found {tools!r:.40}") from None
+    if not isinstance(tools, list | None):
+        raise UserError(f"{where}: expected a list of JSON schemas in tools, found {type(tools).__name__}")
+    # A data set fills mappings with None for what other rows have.
+    given = {key: value for key, value in (found or {}).items() if value is not None}
+    return given | ({"tools": tools} if tools else {})
 
 
 def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.chat import prompt_text
-from rlhf.data.layouts import Turn, other_columns, prompt_turns, renamed, unknown_prompt
+from rlhf.data.layouts import Turn, other_columns, prompt_turns, renamed, template_options, unknown_prompt
 from rlhf.data.sources import (
     DATA_SUFFIXES,
     checked_text,
@@ -54,6 +54,7 @@ class TextPrompt:
     text: str  # as a person reads it
     turns: list[Turn] | None = None  # of a conversation; None: the text is its only turn
     columns: dict[str, Any] = field(default_factory=dict, compare=False)  # its row's other fields, for reward functions
+    options: dict[str, Any] = field(default_factory=dict, compare=False)  # its row's, of the chat template
 
     @property
     def messages(self) -> list[Turn]:
@@ -187,17 +188,17 @@ def _row_messages(row: Any, where: str) -> Iterator[_Message]:
     elif isinstance(row, dict) and "role" in row:
         yield _message(row, text_field(row, "message_tree_id", where), where, "oasst_message")
     elif found := prompt_turns(row, where):
-        yield _conversation(*found, row)
+        yield _conversation(*found, row, template_options(row, where))
     else:
         raise unknown_prompt(row, where)
 
 
-def _conversation(layout: str, turns: list[Turn], row: dict[str, Any]) -> _Message:
+def _conversation(layout: str, turns: list[Turn], row: dict[str, Any], options: dict[str, Any]) -> _Message:
     """The prompt that a row's turns are; empty with no user's turn or an empty one."""
     opening = next((turn["content"] for turn in turns if turn["role"] == "user"), "")
     text = prompt_text(turns) if opening and all(turn["content"] for turn in turns) else ""
     single = len(turns) == 1 and turns[0]["role"] == "user"
-    prompt = TextPrompt(_digest(text), _digest(opening), text, None if single else turns, other_columns(row))
+    prompt = TextPrompt(_digest(text), _digest(opening), text, None if single else turns, other_columns(row), options)
     lang = row.get("lang")
     return _Message(prompt, "prompter", lang if isinstance(lang, str) else None, False, layout)
 

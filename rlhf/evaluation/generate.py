@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import EvaluationConfig
-from rlhf.data.chat import decode_response, encode_prompt
+from rlhf.data.chat import Options, decode_response, encode_prompt
 from rlhf.data.oasst import TextPrompt
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
@@ -67,23 +67,26 @@ def respond(
         if not batch:  # other processes have one more
             keep([])
             continue
-        inputs = [encode_prompt(tokenizer, prompt.messages) for prompt in batch]
+        options = [_options(prompt, config) for prompt in batch]
+        inputs = [encode_prompt(tokenizer, prompt.messages, own) for prompt, own in zip(batch, options, strict=True)]
         u = uniforms(config.eval_seed, _STEP, [p.prompt_id for p in batch], config.eval_response_length)
         responses = generate(policy, inputs, u, eos_ids, config.eval_temperature, suppress_tokens=suppressed)
-        completions = _completions(batch, inputs, responses, stop)
+        completions = _completions(batch, inputs, responses, stop, options)
         scores = _scores(proxy_reward, completions, batch)
         new: list[ResponseRow] = [
             {
                 "prompt_id": prompt.prompt_id,
                 "model": name,
                 "prompt": prompt.text,
-                "response": decode_response(tokenizer, response),
+                "response": decode_response(tokenizer, said),
                 "score": score,
                 "prompt_length": len(ids),
                 "response_length": len(response),
                 "eos": response[-1] in stop,
             }
-            for prompt, ids, response, score in zip(batch, inputs, responses, scores, strict=True)
+            for prompt, ids, response, said, score in zip(
+                batch, inputs, responses, completions.said, scores, strict=True
+            )
         ]
         if base is not None:
             kl = response_kl(policy, base, inputs, responses, config.eval_temperature, suppressed)
@@ -122,10 +125,10 @@ def _check_positions(
     config: EvaluationConfig,
 ) -> None:
     """A UserError if the longest prompt and its response have more tokens than a model has positions."""
-    texts = [prompt.messages for prompt in prompts]
-    ids = [encode_prompt(tokenizer, text) for text in texts]
+    texts, options = [prompt.messages for prompt in prompts], [_options(prompt, config) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, text, own) for text, own in zip(texts, options, strict=True)]
     longest = {"model": (max_positions(policy.config), max(map(len, ids), default=0))} | {
-        reward.name: (reward.positions, reward.longest(texts, ids))
+        reward.name: (reward.positions, reward.longest(texts, ids, options))
         for reward in rewards
         if isinstance(reward, ModelReward) and texts
     }
@@ -157,6 +160,10 @@ def weighted_rewards(
     return WeightedRewards(cast(list[Reward], rewards), config.reward_weights)
 
 
+def _options(prompt: TextPrompt, config: EvaluationConfig) -> Options:
+    return {**(config.chat_template_kwargs or {}), **prompt.options}
+
+
 def _scores(reward: Reward | WeightedRewards, completions: Completions, batch: Sequence[TextPrompt]) -> list[float]:
     scores = reward(completions).cpu()
     if not scores.isfinite().all():
@@ -167,7 +174,11 @@ def _scores(reward: Reward | WeightedRewards, completions: Completions, batch: S
 
 
 def _completions(
-    prompts: Sequence[TextPrompt], inputs: list[list[int]], responses: list[list[int]], stop: set[int]
+    prompts: Sequence[TextPrompt],
+    inputs: list[list[int]],
+    responses: list[list[int]],
+    stop: set[int],
+    options: list[Options],
 ) -> Completions:
     return Completions(
         prompts=[prompt.messages for prompt in prompts],
@@ -175,4 +186,5 @@ def _completions(
         response_ids=responses,
         ended=[response[-1] in stop for response in responses],
         columns=[prompt.columns for prompt in prompts],
+        options=options,
     )

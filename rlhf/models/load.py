@@ -24,7 +24,7 @@ from transformers import (
 from trl import ModelConfig, get_quantization_config
 
 from rlhf.config.caches import cache_error
-from rlhf.data.chat import give_distinct_pad, prepare_tokenizer
+from rlhf.data.chat import end_id, give_distinct_pad, prepare_tokenizer
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
 from rlhf.models.gguf import convert, reason, wheel_model
@@ -157,9 +157,9 @@ def load_reward_model(name: str, dtype: str | torch.dtype = "float32", **options
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id at which a response ends: the tokenizer's EOS and those of the model's generation config."""
+    """Every id at which a response ends: EOS, the end of a turn, and the EOS ids of the model's generation config."""
     own = model.generation_config.eos_token_id if model.generation_config else None
-    ids = [tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])]
+    ids = [tokenizer.eos_token_id, end_id(tokenizer), *([own] if isinstance(own, int) else own or [])]
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 

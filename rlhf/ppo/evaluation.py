@@ -1,13 +1,11 @@
 """Evaluation while PPO runs: the policy on prompts that it does not learn from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.chat import decode_response
 from rlhf.distributed.collectives import Shard
 from rlhf.file_types import Completion
 from rlhf.functional.gae import widest
@@ -58,16 +56,16 @@ def completions(collector: RolloutCollector, prompts: Sequence[Prompt], one_batc
     for part, is_valid in _batches(collector, shard, prompts):
         samples = collector.sample(part, STEP, GREEDY)
         rollout = collector.complete(part, samples, shard, is_valid)
-        rows += sample_rows(rollout, collector.tokenizer, int(is_valid.sum()))
+        rows += sample_rows(rollout, collector.text, int(is_valid.sum()))
     return shard.gather(rows)
 
 
-def sample_rows(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Completion]:
+def sample_rows(rollout: Rollout, text_of: Callable[[list[int]], str], count: int) -> list[Completion]:
     """The first `count` prompts of a rollout, with what was answered and what reward functions say of it."""
     scores = rollout.raw_score[:count].tolist()
     rows = []
     for i, (prompt, response, score) in enumerate(zip(rollout.prompts, rollout.responses, scores, strict=False)):
-        text = decode_response(tokenizer, response)
+        text = text_of(response)
         row = {"prompt_id": prompt.prompt_id, "prompt": prompt.text, "response": text, "score": score}
         rows.append(cast(Completion, rollout.logged.row(i) | row))
     return rows

@@ -1,7 +1,8 @@
 """Rows of a prompt data set as token ids, and the order in which PPO sees them."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,22 +10,30 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from rlhf.config import PPOConfig
-from rlhf.data.chat import Messages, encode_prompt, encode_response, prompt_text
+from rlhf.data.chat import Messages, Options, decode_response, encode_prompt, encode_response, prompt_text
+from rlhf.data.layouts import OPTIONS, template_options
 from rlhf.errors import UserError
 from rlhf.models.load import stop_ids
 from rlhf.models.unwrap import unwrap_peft
 
-_OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id")
+_OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id", *OPTIONS)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its id seeds its sampling stream, its columns go to reward functions."""
+    """One prompt: its stream seeds its sampling, its columns go to reward functions."""
 
     prompt_id: str
     input_ids: list[int]
-    content: str | Messages  # as in the row; decoded if the row has token ids
+    content: str | Messages  # as in the row, or what is left of it; decoded if the row has token ids
     columns: dict[str, Any]
+    options: Options = field(default_factory=dict)  # of the chat template
+    repeat: int = 0  # how many rows before it have its prompt_id
+
+    @property
+    def stream(self) -> str:
+        """Names its random numbers: the same prompt in two rows gets two responses."""
+        return f"{self.prompt_id}\n{self.repeat}" if self.repeat else self.prompt_id
 
     @property
     def text(self) -> str:
@@ -38,17 +47,23 @@ def read_prompts(
     max_tokens: int | None = None,
     long_prompts: str = "refuse",
     name: str = "train_dataset",
+    options: Options | None = None,
 ) -> list[Prompt]:
     """Rows with `prompt` (text or messages), `messages`, or `input_ids`; an optional `prompt_id` names the row.
 
-    `messages` that end with the assistant's turn are a prompt without it. A row with none of these columns or
-    without tokens is a UserError that names it; so is one over max_tokens, unless long_prompts says "drop", or
-    "truncate" to its last tokens.
+    `messages` that end with the assistant's turn are a prompt without it; a `prompt` that ends with one is continued.
+    `chat_template_kwargs` and `tools` of a row go to the chat template, after options. A row with no prompt or without
+    tokens is a UserError that names it; so is one over max_tokens, unless long_prompts says "drop", or "truncate" to
+    its last tokens: reward functions get what these tokens say.
     """
-    prompts = []
+    prompts: list[Prompt] = []
+    seen: Counter[str] = Counter()
     for i, row in enumerate(rows):
         where = f"{name} row {i}"
-        content, ids = _read_row(row, tokenizer, where)
+        if not isinstance(row, Mapping):
+            raise UserError(f"{where}: expected columns with values, found {type(row).__name__}")
+        own = {**(options or {}), **template_options(row, where)}
+        content, ids = _read_row(row, tokenizer, where, own)
         if not ids or (max_tokens is not None and len(ids) > max_tokens):
             if ids and long_prompts == "drop":
                 continue
@@ -56,22 +71,44 @@ def read_prompts(
                 limit = "1 or more" if max_tokens is None else f"1 to {max_tokens}"
                 raise UserError(f"{where}: expected {limit} tokens, found {len(ids)}")
             ids = ids[-max_tokens:]
+            content = _last_of(content, tokenizer, ids)
         columns = {key: value for key, value in row.items() if key not in _OWN}
-        prompts.append(Prompt(str(row.get("prompt_id", i)), ids, content, columns))
+        prompt_id = str(row.get("prompt_id", i))
+        prompts.append(Prompt(prompt_id, ids, content, columns, own, seen[prompt_id]))
+        seen[prompt_id] += 1
     if not prompts:
         raise UserError(f"{name}: expected at least 1 prompt, found none")
     return prompts
 
 
-def _read_row(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str | Messages, list[int]]:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: expected columns with values, found {type(row).__name__}")
+def _last_of(content: str | Messages, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str | Messages:
+    """The part of a prompt that its last tokens say: of messages the last ones, the first of them from where it is."""
+    text = str(tokenizer.decode(ids))
+    if isinstance(content, str):
+        return text
+    said = decode_response(tokenizer, ids, strip=False).lstrip("\ufffd")  # a character may be cut
+    kept: Messages = []
+    for message in reversed(content):
+        whole: Any = message.get("content")
+        at = said.rfind(whole.strip()) if isinstance(whole, str) else len(said)
+        if at < 0:
+            ends = (whole[i:] for i in range(max(len(whole) - len(said), 1), len(whole) + 1))
+            end = next(end for end in ends if said.startswith(end.rstrip()))
+            return [{**message, "content": end}, *kept] if end.strip() or not kept else kept
+        said = said[:at]
+        kept.insert(0, message)
+    return kept
+
+
+def _read_row(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str, options: Options
+) -> tuple[str | Messages, list[int]]:
     if "prompt" in row or "messages" in row:
         content = _checked_content(row["prompt"] if "prompt" in row else row["messages"], where)
         if "prompt" not in row and not isinstance(content, str) and content and content[-1]["role"] == "assistant":
             content = content[:-1]
         try:
-            return content, encode_prompt(tokenizer, content) if content else []
+            return content, encode_prompt(tokenizer, content, options) if content else []
         except UserError as error:  # for example, a template may require alternating turns
             raise UserError(f"{where}: {error}") from error
     if "input_ids" in row:
@@ -113,7 +150,7 @@ def as_row(prompt: Any, prompt_id: str) -> dict[str, Any]:
 def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Any, index: int) -> list[int]:
     """A response (text, or token ids as a list or a tensor) as token ids; an empty one is a UserError."""
     if isinstance(response, str):
-        return encode_response(tokenizer, prompt.content, response)
+        return encode_response(tokenizer, prompt.content, response, prompt.options)
     ids = _checked_ids(response, f"responses row {index}")
     if not ids:
         raise UserError(f"responses row {index}: expected at least 1 token, found none")
@@ -144,6 +181,16 @@ def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
 def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Where responses end: at stop_token_id, or at every EOS of model and tokenizer."""
     return stop_ids(unwrap_peft(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
+
+
+def stops_at_text(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether responses end at a token that belongs to their text: a stop_token_id such as that of a line's end."""
+    stop = args.stop_token_id
+    return (
+        stop is not None
+        and stop not in stop_ids(unwrap_peft(model), tokenizer)
+        and bool(tokenizer.decode([stop], skip_special_tokens=True))
+    )
 
 
 def check_positions(args: PPOConfig, positions: int | None, longest: int, name: str, role: str = "model") -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
 
 from rlhf.config import PPOConfig
+from rlhf.data.chat import decode_response
 from rlhf.distributed.collectives import Shard, all_rows, all_sum
 from rlhf.distributed.launch import autocast_dtype, is_fsdp
 from rlhf.distributed.sharding import gathered, is_sharded
@@ -28,10 +29,10 @@ from rlhf.models.kernels.onednn_linear import FrozenLayouts
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.models.unwrap import Model
 from rlhf.perf.work import TextPasses
-from rlhf.ppo.prompts import Prompt
+from rlhf.ppo.prompts import Prompt, stops_at_text
 from rlhf.ppo.roles import Roles
 from rlhf.reward.calls import Logged
-from rlhf.reward.reward_functions import Completions, FunctionReward, Reward, weighted_sum
+from rlhf.reward.reward_functions import Completions, FunctionReward, Reward, said, weighted_sum
 from rlhf.tracking.skipped_updates import json_number
 
 
@@ -104,6 +105,7 @@ class RolloutCollector:
         self.args, self.roles, self.rewards = args, roles, rewards
         self.tokenizer, self.eos_ids, self.accelerator = tokenizer, eos_ids, accelerator
         self.wrapped_model, self.device = wrapped_model, accelerator.device
+        self.end_is_text = stops_at_text(args, roles.trained.policy, tokenizer)
         self.weights = torch.tensor(args.reward_weights or [1.0] * len(rewards), device=self.device)
         functions = [isinstance(reward, FunctionReward) for reward in rewards]
         self.abstains = torch.tensor(functions, dtype=torch.bool, device=self.device)
@@ -128,7 +130,7 @@ class RolloutCollector:
         """A response to each prompt, from the policy or from model. Each prompt has its own random stream per step."""
         args = self.args
         self.roles.trained.eval()
-        u = uniforms(args.seed, step, [prompt.prompt_id for prompt in prompts], args.response_length)
+        u = uniforms(args.seed, step, [prompt.stream for prompt in prompts], args.response_length)
         copy = self._refreshed_copy() if model is None and self._samples_from_copy else None
         # The copy was refreshed before frozen weights are cast: adapters are added to them as they are.
         frozen = nullcontext() if copy is not None else self.fast_frozen_layers(*self.frozen)
@@ -220,6 +222,10 @@ class RolloutCollector:
         """Which responses end with an EOS; the others are truncated."""
         return [len(row) > 0 and row[-1] in self.eos_ids for row in responses]
 
+    def text(self, response: list[int]) -> str:
+        """A response for readers, without what ended it."""
+        return decode_response(self.tokenizer, said([response], self.ended([response]), self.end_is_text)[0])
+
     @torch.no_grad()
     def score_reference(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Scores of the reference's responses: float [B], and bool [B], False on padding rows."""
@@ -243,6 +249,8 @@ class RolloutCollector:
             response_ids=part,
             ended=self.ended(part),
             columns=[prompts[i].columns for i in rows],
+            options=[prompts[i].options for i in rows],
+            end_is_text=self.end_is_text,
         )
 
     @contextmanager

@@ -286,7 +286,7 @@ class PPOTrainer:
         self.callbacks.event("on_step_end")
         self.health.check(step, row, rollout.shard.n_items)
         if self._shows_samples(step):
-            self.recorder.samples(step, sample_rows(rollout, self.processing_class, 4))
+            self.recorder.samples(step, sample_rows(rollout, self.collector.text, 4))
         self._log_eval_save(step, row)
         return row
 
@@ -357,7 +357,7 @@ class PPOTrainer:
                 f"step: expected {n or 'some'} responses and scores, found {len(responses)} and {len(scores)}"
             )
         rows = [as_row(prompt, str(i)) for i, prompt in enumerate(prompts)]
-        read = read_prompts(rows, self.processing_class, name="prompts")
+        read = read_prompts(rows, self.processing_class, name="prompts", options=self.args.chat_template_kwargs)
         tokens = [response_ids(self.processing_class, p, responses[i], i) for i, p in enumerate(read)]
         self._check_fit(read, [len(response) for response in tokens])
         self._asked.clear()
@@ -396,7 +396,7 @@ class PPOTrainer:
         """
         rank = self.accelerator.process_index
         rows = [as_row(prompt, f"{rank}/{i}") for i, prompt in enumerate(prompts)]
-        read = read_prompts(rows, self.processing_class, name="prompts")
+        read = read_prompts(rows, self.processing_class, name="prompts", options=self.args.chat_template_kwargs)
         self._check_fit(read, [self.args.response_length] * len(read))
         return self.collector.sample(list(map(self._asked_again, read)), self.state.global_step + 1).responses
 
@@ -475,14 +475,17 @@ class PPOTrainer:
 
     def _read(self, rows: Rows, name: str) -> list[Prompt]:
         args = self.args
-        prompts = read_prompts(rows, self.processing_class, args.max_prompt_tokens, args.long_prompts, name)
+        limits = args.max_prompt_tokens, args.long_prompts
+        prompts = read_prompts(rows, self.processing_class, *limits, name, args.chat_template_kwargs)
         ids = [prompt.input_ids for prompt in prompts]
         longest = max(map(len, ids))
         for role, positions in self._positions().items():
             check_positions(args, positions, longest, name, role)
         for reward in self.rewards:
             if isinstance(reward, ModelReward) and reward.positions is not None:
-                read = reward.longest([prompt.content for prompt in prompts], ids)
+                read = reward.longest(
+                    [prompt.content for prompt in prompts], ids, [prompt.options for prompt in prompts]
+                )
                 check_positions(args, reward.positions, read, name, f"reward {reward.name}")
         return prompts
 

@@ -14,7 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from rlhf.config import PPOConfig
-from rlhf.data.chat import Messages, decode_response, encode_prompt, encode_response, prompt_text, render
+from rlhf.data.chat import (
+    Messages,
+    Options,
+    answered,
+    continues,
+    decode_response,
+    encode_dialogue,
+    encode_prompt,
+    encode_response,
+    end_id,
+    prompt_text,
+)
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.models.scalar_heads import widen_heads
@@ -38,6 +49,19 @@ class Completions:
     response_ids: list[list[int]]
     ended: list[bool]  # False where the response was truncated: it has no EOS
     columns: list[dict[str, Any]]  # the other columns of each prompt's row
+    options: Sequence[Options] = ()  # of each prompt's chat template; none: no options
+    end_is_text: bool = False  # the token that ended a response is a part of its text: a stop_token_id
+
+    @property
+    def said(self) -> list[list[int]]:
+        """The responses without the token that ended them."""
+        return said(self.response_ids, self.ended, self.end_is_text)
+
+
+def said(responses: list[list[int]], ended: list[bool], end_is_text: bool = False) -> list[list[int]]:
+    """Responses without the token that ended them: which one it was says nothing about a response."""
+    rows = zip(responses, ended, strict=True)
+    return [ids[:-1] if has_end and not end_is_text else ids for ids, has_end in rows]
 
 
 class ModelReward(ABC):
@@ -55,10 +79,13 @@ class ModelReward(ABC):
         """How many tokens the model reads at most; None without a limit."""
         return max_positions(self.role.base.config)
 
-    def longest(self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]]) -> int:
+    def longest(
+        self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]], options: Sequence[Options]
+    ) -> int:
         """Tokens that the model reads of the longest of these prompts, before any response."""
         n = len(prompts)
-        return max(map(len, self.encode(Completions(list(prompts), prompt_ids, [[]] * n, [False] * n, [{}] * n))))
+        empty = Completions(list(prompts), prompt_ids, [[]] * n, [False] * n, [{}] * n, options)
+        return max(map(len, self.encode(empty)))
 
     def plan(self, completions: Completions) -> TextPasses:
         """The model's texts, and which go through it together. A UserError for one that is too long for the model."""
@@ -84,19 +111,24 @@ class ModelReward(ABC):
 class TokenReward(ModelReward):
     """A sequence-classification model that reads the policy's own token ids.
 
-    eos_token_id: appended to truncated responses; None appends nothing.
+    end_id: what finished responses end with in its training rows; None: read them as they were sampled.
+    close_truncated: end truncated responses, too.
     """
 
-    def __init__(self, name: str, role: FrozenRole, batch_size: int, eos_token_id: int | None = None) -> None:
+    def __init__(
+        self, name: str, role: FrozenRole, batch_size: int, end_id: int | None = None, close_truncated: bool = False
+    ) -> None:
         super().__init__(name, role, batch_size)
-        self.appended = [] if eos_token_id is None else [eos_token_id]
+        self.end_id, self.close_truncated = end_id, close_truncated
 
     def encode(self, completions: Completions) -> list[list[int]]:
-        """Prompt and response ids, as they are."""
+        """Prompt and response ids, ended as in training whichever token ended them."""
         c = completions
+        if self.end_id is None:
+            return [prompt + ids for prompt, ids in zip(c.prompt_ids, c.response_ids, strict=True)]
         return [
-            prompt + response + ([] if ended else self.appended)
-            for prompt, response, ended in zip(c.prompt_ids, c.response_ids, c.ended, strict=True)
+            prompt + said + ([self.end_id] if ended or self.close_truncated else [])
+            for prompt, said, ended in zip(c.prompt_ids, c.said, c.ended, strict=True)
         ]
 
 
@@ -130,20 +162,25 @@ class TextReward(ModelReward):
 
     def encode(self, completions: Completions) -> list[list[int]]:
         """The decoded texts in the reward model's tokens."""
-        texts = [decode_response(self.policy_tokenizer, ids) for ids in completions.response_ids]
+        c = completions
+        texts = [
+            decode_response(self.policy_tokenizer, ids, strip=not continues(prompt))
+            for prompt, ids in zip(c.prompts, c.said, strict=True)
+        ]
         encode = self._encode_for_decoder if self.is_decoder else self._encode_pair
-        return [encode(*row) for row in zip(completions.prompts, texts, completions.ended, strict=True)]
+        options = c.options or [{}] * len(texts)
+        return [encode(*row) for row in zip(c.prompts, texts, options, c.ended, strict=True)]
 
-    def _encode_for_decoder(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
-        response = encode_response(self.tokenizer, prompt, text)
-        return encode_prompt(self.tokenizer, prompt) + (response if ended or self.append_eos else response[:-1])
+    def _encode_for_decoder(self, prompt: str | Messages, text: str, options: Options, ended: bool) -> list[int]:
+        response = encode_response(self.tokenizer, prompt, text, options)
+        start = encode_prompt(self.tokenizer, prompt, options)
+        return start + (response if ended or self.append_eos else response[:-1])
 
-    def _encode_pair(self, prompt: str | Messages, text: str, ended: bool) -> list[int]:
+    def _encode_pair(self, prompt: str | Messages, text: str, options: Options, ended: bool) -> list[int]:
         if self.tokenizer.chat_template and not isinstance(prompt, str):
-            dialogue = [*prompt, {"role": "assistant", "content": text}]
-            ids: list[int] = self.tokenizer(render(self.tokenizer, dialogue), add_special_tokens=False)["input_ids"]
+            ids = encode_dialogue(self.tokenizer, answered(prompt, text), options)
         else:
-            ids = self.tokenizer(prompt_text(prompt), text)["input_ids"]
+            ids = self.tokenizer(prompt_text(prompt), text, split_special_tokens=True)["input_ids"]
         return ids
 
 
@@ -169,7 +206,7 @@ class FunctionReward:
         A UserError if it does not return B numbers.
         """
         count = len(completions.prompts)
-        texts: list[Any] = [decode_response(self.tokenizer, ids) for ids in completions.response_ids]
+        texts: list[Any] = [decode_response(self.tokenizer, ids) for ids in completions.said]
         if not isinstance(completions.prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = sorted(set().union(*completions.columns))
@@ -311,5 +348,5 @@ def model_reward(
     tokenizer: the result of `tokenizer_to_read`, None for the policy's own; append_eos: to truncated responses.
     """
     if tokenizer is None:
-        return TokenReward(name, role, batch_size, policy_tokenizer.eos_token_id if append_eos else None)
+        return TokenReward(name, role, batch_size, end_id(policy_tokenizer), append_eos)
     return TextReward(name, role, batch_size, tokenizer, policy_tokenizer, append_eos)

@@ -23,7 +23,7 @@ from transformers.integrations import TensorBoardCallback
 from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
-from rlhf.data.chat import encode_prompt, encode_response
+from rlhf.data.chat import Options, encode_prompt, encode_response
 from rlhf.data.hh_rlhf import Pair
 from rlhf.distributed.collectives import from_main, gather_batch, on_all
 from rlhf.distributed.launch import check_engine, configure_fsdp
@@ -49,22 +49,38 @@ from rlhf.tracking.skipped_updates import skip_line
 TokenPair = dict[str, list[int]]  # `chosen_ids` and `rejected_ids`, as TRL's processed rows
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> TokenPair:
-    """The token ids of both sides: prompt, response and EOS."""
-    prompt = encode_prompt(tokenizer, pair.prompt)
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: Options | None = None) -> TokenPair:
+    """The token ids of both sides: prompt, response and its end. options: of the chat template, for all pairs."""
+    own = {**(options or {}), **pair.options}
+    prompt = encode_prompt(tokenizer, pair.prompt, own)
     return {
-        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen),
-        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected),
+        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen, own),
+        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected, own),
     }
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[Pair],
+    max_length: int | None,
+    options: Options | None = None,
+    counts: dict[str, int] | None = None,
 ) -> tuple[list[Pair], list[TokenPair]]:
-    """The pairs of which both sides fit into max_length tokens, and their token rows."""
-    rows = [encode_pair(tokenizer, pair) for pair in pairs]
-    fits = [max_length is None or max(map(len, row.values())) <= max_length for row in rows]
-    return [p for p, ok in zip(pairs, fits, strict=True) if ok], [r for r, ok in zip(rows, fits, strict=True) if ok]
+    """The pairs of which both sides fit into max_length tokens and differ, and their token rows.
+
+    counts: gets the others added, as `too_long` and `identical_tokens`.
+    """
+    dropped = {"too_long": 0, "identical_tokens": 0} if counts is None else counts
+    kept: list[tuple[Pair, TokenPair]] = []
+    for pair in pairs:
+        row = encode_pair(tokenizer, pair, options)
+        if max_length is not None and max(map(len, row.values())) > max_length:
+            dropped["too_long"] += 1
+        elif row["chosen_ids"] == row["rejected_ids"]:
+            dropped["identical_tokens"] += 1
+        else:
+            kept.append((pair, row))
+    return [pair for pair, _ in kept], [row for _, row in kept]
 
 
 def check_positions(config: PretrainedConfig, splits: dict[str, list[TokenPair]]) -> None:

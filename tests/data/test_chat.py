@@ -2,12 +2,14 @@
 
 import pytest
 import tiny
+from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from rlhf.data.chat import HH_TEMPLATE, encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
-from rlhf.data.hh_rlhf import load_pairs
+from rlhf.data.chat import HH_TEMPLATE, encode_prompt, encode_response, end_id, give_distinct_pad, prepare_tokenizer
+from rlhf.data.hh_rlhf import Pair, load_pairs
 from rlhf.ppo.prompts import read_prompts
-from rlhf.reward.trainer import encode_pair
+from rlhf.reward.trainer import encode_pair, encode_pairs
 
 TOKENIZERS = [tiny.gpt2_tokenizer, tiny.chat_tokenizer]
 
@@ -57,3 +59,130 @@ def test_a_distinct_pad_for_reward_models():
     assert (chat.pad_token, give_distinct_pad(chat), chat.pad_token) == ("<|im_end|>", False, "<|endoftext|>")
     assert (plain.pad_token, give_distinct_pad(plain), plain.pad_token) == ("<|endoftext|>", True, "<|pad|>")
     assert len(plain) == 401
+
+
+# How families end a turn: what the template writes, the special tokens, and what ends a finished response.
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' "
+    "+ m['content'] | trim + '<end>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+PHI = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+BARE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+FAMILIES = {
+    "gemma": (GEMMA, "<s><turn>user\n{}<end>\n<turn>model\n", "{}<end>"),
+    "phi": (PHI, "<turn>user\n{}<end>\n<turn>assistant\n", "{}<end>"),
+    "llama 2": (LLAMA_2, "<s>[INST] {} [/INST]", " {} </s>"),
+    "no end written": (BARE, "user: {}\nassistant: ", "{}</s>"),
+    "ours": (None, "\n\nHuman: {}\n\nAssistant:", " {}</s>"),
+}
+
+
+def family(template, *special):
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = tiny._byte_level(["<pad>", "<s>", "</s>", "<turn>", "<end>", *special], **names)
+    tokenizer.chat_template = template
+    return prepare_tokenizer(tokenizer)
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(("template", "prompt", "response"), FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("text", ["Hi.", "What do <s>, </s>, <turn> and <end> do?", "an <end>", "end", "x"])
+def test_a_finished_response_is_its_whole_text_and_one_token(template, prompt, response, text):
+    """Control tokens that people quote stay text: only the template's own are control tokens."""
+    tokenizer = family(template)
+    ids, said = encode_prompt(tokenizer, user(text)), encode_response(tokenizer, user("a"), text)
+    assert (tokenizer.decode(ids), tokenizer.decode(said)) == (prompt.format(text), response.format(text))
+    control = range(1, 5)
+    assert sum(i in control for i in ids) == sum(prompt.count(t) for t in ("<s>", "</s>", "<turn>", "<end>"))
+    assert [i for i in said if i in control] == [end_id(tokenizer)] == said[-1:]
+
+
+def test_a_text_that_comes_with_its_end_has_one():
+    tokenizer = family(GEMMA)
+    plain = encode_response(tokenizer, "a text", " an <end> b")
+    assert (tokenizer.decode(plain[:-1]), plain[-1], plain.count(4)) == (" an <end> b", 4, 1)
+    assert encode_response(tokenizer, "a text", " an <end> b<end>") == plain
+    assert encode_response(tokenizer, "a text", " an <end> b</s>") == plain
+
+
+def test_what_a_template_writes_before_a_response_may_hold_control_tokens():
+    channel = (
+        "{% for m in messages %}{{ '<turn>' + m['role'] + ('<turn>final' if m['role'] == 'assistant' else '') + ': ' "
+        "+ m['content'] + '<end>' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant' }}{% endif %}"
+    )
+    tokenizer = family(channel)
+    ids = encode_response(tokenizer, user("a"), "b <end>")
+    assert (tokenizer.decode(ids), ids.count(3), ids.count(4)) == ("<turn>final: b <end><end>", 1, 1)
+
+
+def test_templates_that_change_a_response_get_its_bare_text():
+    changes = PHI.replace("m['content']", "m['content'].split('|')[0]")
+    tokenizer = family(changes)
+    assert tokenizer.decode(encode_response(tokenizer, user("a"), "b|c")) == "b|c<end>"
+
+
+def test_one_rule_for_bos_and_none_for_an_eos_that_tokenizers_append():
+    tokenizer = tiny._byte_level(["<pad>", "<s>", "</s>"], bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    marks = [("<s>", 1), ("</s>", 2)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    prepare_tokenizer(tokenizer)
+    film = tokenizer("The film was", add_special_tokens=False)["input_ids"]
+    assert encode_prompt(tokenizer, "The film was") == encode_prompt(tokenizer, "<s>The film was") == [1, *film]
+    assert tokenizer.decode(encode_prompt(tokenizer, user("Hi."))) == "<s>\n\nHuman: Hi.\n\nAssistant:"
+    assert tokenizer.decode(encode_response(tokenizer, user("Hi."), "Ho.")) == " Ho.</s>"
+    row = encode_pair(tokenizer, Pair(user("Hi."), "Ho.", "No.", "x"))["chosen_ids"]
+    assert (row.count(1), row[0], row.count(2), row[-1]) == (1, 1, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["gemma", "phi", "llama 2", "ours"])
+def test_a_prompt_that_ends_in_an_assistants_turn_is_continued(name):
+    template, start, end = FAMILIES[name]
+    tokenizer = family(template)
+    prompt = [*user("Name a sea."), {"role": "assistant", "content": "One is"}]
+    begun = end.format("One is").removesuffix(" </s>").removesuffix("</s>").removesuffix("<end>")
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)) == start.format("Name a sea.") + begun
+    rest = tokenizer.decode(encode_response(tokenizer, prompt, " the <end> one."))
+    assert begun + rest == end.format("One is the <end> one.")
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_on_every_day():
+    """The day is the one that Llama 3's template has for want of a clock; it was a Friday."""
+    tokenizer = family("{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y|%Y-%m-%d|%B %-d, %A') }}{% endif %}")
+    assert tokenizer.decode(encode_prompt(tokenizer, user("a"))) == "26 Jul 2024|2024-07-26|July 26, Friday"
+    assert "macro" not in tokenizer.chat_template  # what is saved is the model's own
+
+
+def test_arguments_of_the_template_reach_it():
+    switch = (
+        "{% if tools %}{{ tools[0]['name'] }}{% endif %}{{ messages[0]['content'] }}{% if think is false %}!{% endif %}"
+    )
+    tokenizer = family(switch)
+    options = {"think": False, "tools": [{"name": "<end>"}]}
+    ids = encode_prompt(tokenizer, user("a"), options)
+    assert (tokenizer.decode(ids), ids.count(4)) == ("<end>a!", 0)
+
+
+def test_pairs_that_are_the_same_tokens_are_counted_out():
+    tokenizer = family(None)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    pairs = [
+        Pair(user("q"), "Good", "good", "1"),
+        Pair(user("q"), "good", "bad", "2"),
+        Pair(user("q"), "a" * 99, "b", "3"),
+    ]
+    counts = {"too_long": 0, "identical_tokens": 0}
+    kept, rows = encode_pairs(tokenizer, pairs, 50, None, counts)
+    assert ([pair.source for pair in kept], len(rows), counts) == (["2"], 1, {"too_long": 1, "identical_tokens": 1})

@@ -145,3 +145,84 @@ def test_each_epoch_has_its_own_order_and_every_prompt_once():
     assert sorted(first) == sorted(second) == [str(i) for i in range(10)]
     assert first != second
     assert [[p.prompt_id for p in b] for b in batches(prompts, 4, 3, 6)] == seen
+
+
+SWITCH = (
+    "{% for t in tools or [] %}{{ t.name }}{% endfor %}"
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    "{% if think is defined %}{{ ' think ' + think | string }}{% endif %}"
+)
+
+
+def test_arguments_of_the_template_come_from_the_row_before_the_config(tmp_path):
+    tokenizer, hi = prepare_tokenizer(tiny.chat_tokenizer()), [{"role": "user", "content": "hi"}]
+    tokenizer.chat_template = SWITCH
+    rows = [
+        {"prompt": hi, "topic": "a"},
+        {"prompt": hi, "chat_template_kwargs": {"think": True, "x": None}, "tools": '[{"name": "now"}]', "topic": "b"},
+        {"prompt": hi, "chat_template_kwargs": None, "tools": [], "topic": "c"},
+    ]
+    given = {"processing_class": tokenizer}
+    run = trainer(tmp_path, rows=rows, given=given, chat_template_kwargs={"think": False})
+    texts = [tokenizer.decode(prompt.input_ids) for prompt in run.prompts]
+    assert texts == ["user: hi think False", "nowuser: hi think True", "user: hi think False"]
+    assert [prompt.columns for prompt in run.prompts] == [{"topic": "a"}, {"topic": "b"}, {"topic": "c"}]
+    # A reward model of another family gets them, too.
+    judge = tiny._byte_level(["<pad>", "<s>", "</s>", "<more>"], eos_token="</s>", pad_token="<pad>")
+    judge.chat_template = SWITCH
+    given |= {"reward_processing_classes": judge}
+    run = trainer(tmp_path, rows=rows, given=given, chat_template_kwargs={"think": False})
+    said = tokenizer("ho", add_special_tokens=False)["input_ids"]
+    scored = run.collector.score(run.prompts, [said] * 3, torch.ones(3, dtype=torch.bool))
+    ((texts, _),) = scored.passes.values()
+    assert [judge.decode(ids) for ids in texts] == [f"{tokenizer.decode(p.input_ids)}ho" for p in run.prompts]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"chat_template_kwargs": "x"}, "expected a mapping in chat_template_kwargs, found str"),
+        ({"tools": "x"}, "expected tools as JSON, found 'x'"),
+        ({"tools": {"name": "now"}}, "expected a list of JSON schemas in tools, found dict"),
+    ],
+)
+def test_wrong_arguments_of_the_template_are_named(row, words):
+    with pytest.raises(UserError, match=f"train_dataset row 0: {words}"):
+        read_prompts([{"prompt": "a", **row}], tokenizer())
+
+
+def test_rows_that_share_an_id_get_different_responses(tmp_path):
+    rows = [{"prompt": "hello", "prompt_id": "a"}] * 3 + [{"prompt": "hello", "prompt_id": "b"}]
+    run = trainer(tmp_path, rows=rows)
+    assert [prompt.prompt_id for prompt in run.prompts] == ["a", "a", "a", "b"]
+    responses = run.collector.sample(run.prompts, 1).responses
+    assert len({tuple(response) for response in responses}) == 4
+    alone = trainer(tmp_path, rows=rows[:1] + rows[3:])  # the first of an id is as it was
+    assert alone.collector.sample(alone.prompts, 1).responses == [responses[0], responses[3]]
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "one two three four"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "five"},
+]
+
+
+def test_rewards_see_what_the_policy_saw_of_a_truncated_prompt():
+    def cut(prompt, size):
+        return read_prompts([{"prompt": prompt}], tokenizer(), size, "truncate")[0]
+
+    text = cut("one two three four five", 4)
+    assert text.content == tokenizer().decode(text.input_ids) != "one two three four five"
+    whole = len(cut(MESSAGES, 500).input_ids)
+    for size in range(1, whole):
+        found = cut(MESSAGES, size)
+        tail, kept = tokenizer().decode(found.input_ids, skip_special_tokens=True), found.content
+        first, *rest = kept
+        assert rest == MESSAGES[len(MESSAGES) - len(rest) :]
+        assert MESSAGES[-len(kept)]["content"].endswith(first["content"])
+        assert all(message["content"] in tail for message in kept)
+        cut_off = MESSAGES[-len(kept)]["content"].removesuffix(first["content"])
+        assert not cut_off or not tail.startswith(cut_off[-1] + first["content"])
+    assert cut(MESSAGES, whole).content == MESSAGES

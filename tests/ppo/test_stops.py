@@ -2,11 +2,17 @@
 
 import pytest
 import tiny
+import torch
+from test_chat import GEMMA, family, user
 from tiny_ppo import metrics, trainer
 from transformers import AutoModelForCausalLM
 
+from rlhf.data.hh_rlhf import Pair
+from rlhf.reward.trainer import encode_pair
+
 ROWS = [{"prompt": f"say {i}"} for i in range(32)]
 OPTIONS = {"per_device_train_batch_size": 16, "response_length": 20, "temperature": 3.0, "max_steps": 1}
+CLOSE = {"close_truncated": True}
 
 
 def constant(completion_ids, **_):
@@ -46,3 +52,50 @@ def test_the_penalty_follows_the_stop_token(tmp_path, stop):
         assert row["objective/eos_rate"] == sum(flags) / 32
         assert row["objective/penalised_scores"] == pytest.approx(1.0 - 3.0 * (1 - sum(flags) / 32))
         assert isinstance(row["eps"], float)
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["ids", "text"])
+def test_rewards_read_a_finished_response_as_in_training_whichever_token_ended_it(tmp_path, other):
+    """Gemma's turns end in another token than EOS; 30 is any token that a generation config calls an end."""
+    tokenizer, policy = family(GEMMA), tiny.llama()
+    eos, turn = 2, 4
+    policy.generation_config.eos_token_id = [eos, 30]
+    seen = []
+
+    def keep(completions, **_):
+        seen.extend(completion[0]["content"] for completion in completions)
+        return [0.0] * len(completions)
+
+    given = {"model": policy, "processing_class": tokenizer}
+    if other:
+        judge = family(GEMMA, "<more>")
+        given["reward_processing_classes"] = [judge, None]
+    else:
+        judge = tokenizer
+    run = trainer(tmp_path, rows=[{"prompt": user("hi")}] * 4, reward=[tiny.llama_reward(), keep], given=given)
+    assert run.collector.eos_ids == [eos, turn, 30]
+    text = tokenizer("It is so.", add_special_tokens=False)["input_ids"]
+    responses = [[*text, eos], [*text, turn], [*text, 30], text]
+    scored = run.collector.score(run.prompts, responses, torch.ones(4, dtype=torch.bool))
+    row = encode_pair(judge, Pair(user("hi"), "It is so.", "No.", "x"))["chosen_ids"]
+    (passes,) = scored.passes.values()
+    assert passes.texts == [row, row, row, row[:-1]]
+    assert scored.scores[0, 0] == scored.scores[1, 0] == scored.scores[2, 0] != scored.scores[3, 0]
+    assert seen == ["It is so."] * 4 == [run.collector.text(response) for response in responses]
+    closing = trainer(tmp_path, reward=tiny.llama_reward(), given=given | {"reward_processing_classes": judge}, **CLOSE)
+    closed = closing.collector.score(run.prompts[:1], [text], torch.ones(1, dtype=torch.bool))
+    assert [passes.texts for passes in closed.passes.values()] == [[row]]
+
+
+def test_a_stop_token_that_is_text_stays_in_it(tmp_path):
+    seen = []
+
+    def keep(completions, **_):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    run = trainer(tmp_path, rows=ROWS[:4], reward=[keep, tiny.llama_reward()], stop_token_id=20)
+    dot = run.processing_class.decode([20])
+    scored = run.collector.score(run.prompts[:1], [[40, 20]], torch.ones(1, dtype=torch.bool))
+    assert seen == [run.processing_class.decode([40]) + dot]
+    assert [text[-3:] for passes in scored.passes.values() for text in passes.texts] == [[40, 20, 2]]

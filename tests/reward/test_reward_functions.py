@@ -196,7 +196,7 @@ def test_eos_is_appended_to_truncated_responses_if_asked_for(tmp_path):
     as_is = score_rows(role.model, [[5, 6, 7, 8], [5, 6, 9, 1]], 2)
     closed = score_rows(role.model, [[5, 6, 7, 8, 1], [5, 6, 9, 1]], 2)
     assert_close(TokenReward("judge", role, 2)(completions), as_is)
-    assert_close(TokenReward("judge", role, 2, eos_token_id=1)(completions), closed)
+    assert_close(TokenReward("judge", role, 2, 1, close_truncated=True)(completions), closed)
     assert as_is[0] != closed[0]
 
 
