@@ -153,7 +153,8 @@ def kept_line(counts: dict[str, int]) -> str:
     dropped = f" ({', '.join(reasons)})" if reasons else ""
     layouts = {name.removeprefix("layout_"): n for name, n in counts.items() if name.startswith("layout_")}
     named = ", ".join(f"{n:,} {name}" for name, n in layouts.items()) if layouts.keys() - {"hh_text"} else ""
-    kept = f"{counts['kept'] - sum(counts[name] for name in TOKEN_DROPS):,} pairs kept of {counts['rows']:,}{dropped}"
+    n_kept = counts["kept"] - sum(counts.get(name, 0) for name in TOKEN_DROPS)
+    kept = f"{n_kept:,} pairs kept of {counts['rows']:,}{dropped}"
     return f"{kept}; layouts: {named}" if named else kept
 
 

@@ -80,7 +80,7 @@ class ModelReward(ABC):
         return max_positions(self.role.base.config)
 
     def longest(
-        self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]], options: Sequence[Options]
+        self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]], options: Sequence[Options] = ()
     ) -> int:
         """Tokens that the model reads of the longest of these prompts, before any response."""
         n = len(prompts)

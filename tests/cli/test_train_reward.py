@@ -29,7 +29,7 @@ def test_the_bar_counts_all_pairs_and_the_splits_are_those_of_one_pass(monkeypat
 
 
 def test_the_line_of_kept_pairs_names_other_layouts():
-    counts = {"rows": 9, "empty_response": 1, "kept": 8, "too_long": 2, "layout_hh_text": 9}
-    assert train_reward.kept_line(counts) == "6 pairs kept of 9 (1 empty response, 2 too long)"
+    counts = {"rows": 9, "empty_response": 1, "kept": 8, "too_long": 1, "identical_tokens": 1, "layout_hh_text": 9}
+    assert train_reward.kept_line(counts) == "6 pairs kept of 9 (1 empty response, 1 too long, 1 identical tokens)"
     counts |= {"layout_hh_text": 4, "layout_sharegpt": 5}
-    assert train_reward.kept_line(counts).endswith("too long); layouts: 4 hh_text, 5 sharegpt")
+    assert train_reward.kept_line(counts).endswith("tokens); layouts: 4 hh_text, 5 sharegpt")

@@ -1,5 +1,7 @@
 """One chat format in reward training, PPO and evaluation, token for token."""
 
+import json
+
 import pytest
 import tiny
 from tokenizers.normalizers import Lowercase
@@ -8,6 +10,8 @@ from transformers import AutoTokenizer
 
 from rlhf.data.chat import HH_TEMPLATE, encode_prompt, encode_response, end_id, give_distinct_pad, prepare_tokenizer
 from rlhf.data.hh_rlhf import Pair, load_pairs
+from rlhf.data.oasst import load_prompts
+from rlhf.data.prompts import dataset_row
 from rlhf.ppo.prompts import read_prompts
 from rlhf.reward.trainer import encode_pair, encode_pairs
 
@@ -186,3 +190,19 @@ def test_pairs_that_are_the_same_tokens_are_counted_out():
     counts = {"too_long": 0, "identical_tokens": 0}
     kept, rows = encode_pairs(tokenizer, pairs, 50, None, counts)
     assert ([pair.source for pair in kept], len(rows), counts) == (["2"], 1, {"too_long": 1, "identical_tokens": 1})
+
+
+def test_a_pairs_own_arguments_of_the_template_come_before_those_for_all(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [row, row | {"chat_template_kwargs": {"think": "no"}, "tools": '[{"name": "now"}]'}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    pairs, _ = load_pairs(str(tmp_path / "pairs.jsonl"))
+    tokenizer = family(PHI + "{{ think }}{% for tool in tools or [] %}{{ tool.name }}{% endfor %}")
+    prompts = [encode_pair(tokenizer, pair, {"think": "yes"})["chosen_ids"] for pair in pairs]
+    start = "<turn>user\na<end>\n<turn>assistant\n"
+    assert [tokenizer.decode(ids) for ids in prompts] == [f"{start}yesb<end>", f"{start}nonowb<end>"]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "q", "x": 1, **rows[1]} | {"prompt": "q"}) + "\n")
+    (prompt,), _ = load_prompts([str(tmp_path / "prompts.jsonl")])
+    assert prompt.options == {"think": "no", "tools": [{"name": "now"}]}
+    (read,) = read_prompts([dataset_row(prompt)], tokenizer)
+    assert (read.options, read.columns) == (prompt.options, {"x": 1})
