@@ -6,9 +6,9 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from transformers import TrainingArguments, enable_full_determinism
 from transformers.utils import logging
 
+from rlhf.distributed.deepspeed_config import configure_deepspeed
 from rlhf.distributed.launch import (
     check_engine,
-    configure_deepspeed,
     configure_fsdp,
     is_deepspeed,
     wants_deepspeed,
@@ -27,7 +27,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     }
     options = {name: value for name, value in given.items() if value is not None}
     # Under FSDP2, shard gradients after each micro-batch: kept until the last one, every rank would hold all of them.
-    accumulation = GradientAccumulationPlugin(num_steps=1, sync_each_batch=True) if wants_fsdp() else None
+    # The learner counts the steps itself: the launcher's number of them, which may be auto, is not read.
+    accumulation = GradientAccumulationPlugin(num_steps=1, sync_each_batch=wants_fsdp())
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         # On CPUs the training arguments have already set up the processes; cpu=True would turn DeepSpeed off.
@@ -40,7 +41,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     check_engine(accelerator)
     configure_fsdp(accelerator)
     if is_deepspeed(accelerator):
-        configure_deepspeed(accelerator, args.per_device_train_batch_size, args.max_grad_norm)
+        configure_deepspeed(accelerator, args)
         prepare_offload(accelerator.state.deepspeed_plugin, args.optim)
     logging.set_verbosity(args.get_process_log_level())
     if args.full_determinism:

@@ -149,14 +149,6 @@ def check_wrapped(accelerator: Accelerator, model: torch.nn.Module) -> None:
         )
 
 
-def configure_deepspeed(accelerator: Accelerator, micro_batch: int, max_grad_norm: float) -> None:
-    """Set what the launcher's config leaves to the training arguments. The learner itself counts accumulation steps."""
-    plugin = accelerator.state.deepspeed_plugin
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch
-    plugin.deepspeed_config["gradient_accumulation_steps"] = 1
-    plugin.deepspeed_config["gradient_clipping"] = max(max_grad_norm, 0.0)
-
-
 def configure_fsdp(accelerator: Accelerator) -> None:
     """Let FSDP2 gather weights in the precision of the training arguments."""
     dtype = autocast_dtype(accelerator)

@@ -29,6 +29,7 @@ from rlhf.config.trl_names import answers_old_names
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
 from rlhf.distributed.collectives import Shard, all_sum, from_main, full_state_dict
+from rlhf.distributed.deepspeed_config import fill_sizes
 from rlhf.distributed.launch import autocast_dtype, check_wrapped, is_deepspeed, is_fsdp
 from rlhf.distributed.offload import check_given_optimizer
 from rlhf.distributed.preemption import StopRequest
@@ -170,6 +171,7 @@ class PPOTrainer:
         optimizer, self.scheduler = make_optimizer(args, trained, optimizers, self.num_total_batches)
         if is_deepspeed(self.accelerator):
             check_given_optimizer(self.accelerator.state.deepspeed_plugin, optimizer)
+            fill_sizes(self.accelerator, trained.policy_base.config)
         frozen = [role for role in (self.roles.reference, *reward_roles.values()) if not role.shared]
         cast_weights(self.accelerator, [trained, *(r.model for r in frozen if not is_quantised(r.model))])
         # Under FSDP2, the policy as it was before it was sharded, without weights.

@@ -14,7 +14,6 @@ from torch import tensor
 from transformers import Trainer
 
 from rlhf.distributed import accelerator as setup
-from rlhf.distributed.launch import configure_deepspeed
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import kept_bytes
 from rlhf.models.load import load_reward_model
@@ -102,15 +101,6 @@ def test_c8_an_error_while_generating_leaves_no_trace(tmp_path, lora):
     handle.remove()
     broken.train()
     assert said(tmp_path / "broken") == said(tmp_path / "whole")
-
-
-def test_c9_deepspeeds_sizes_are_those_of_the_arguments():
-    config = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
-    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config)))
-    configure_deepspeed(accelerator, 3, 0.5)
-    # Accumulation is the learner's: a step of the engine is an optimizer step, whatever gradient_accumulation_steps.
-    expected = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1, "gradient_clipping": 0.5}
-    assert config == expected
 
 
 def test_c10_the_first_fsdp_is_refused(monkeypatch):
