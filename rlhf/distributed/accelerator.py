@@ -41,7 +41,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     check_engine(accelerator)
     configure_fsdp(accelerator)
     if is_deepspeed(accelerator):
-        configure_deepspeed(accelerator, args)
+        configure_deepspeed(accelerator.state.deepspeed_plugin, args, counted=1)
         prepare_offload(accelerator.state.deepspeed_plugin, args.optim)
     logging.set_verbosity(args.get_process_log_level())
     if args.full_determinism:

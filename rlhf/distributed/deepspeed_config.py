@@ -20,14 +20,14 @@ _ADAM = ("adam", "adamw")
 _ADAMW = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
 
 
-def configure_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> None:
+def configure_deepspeed(plugin: Any, args: TrainingArguments, counted: int) -> None:
     """Set what the launcher's config leaves to the training arguments, but for sizes of the model.
 
-    The learner itself counts accumulation steps. Optimizer and schedule are always those of the arguments: blocks that
-    say the same are taken out.
+    plugin: Accelerate's DeepSpeedPlugin. counted: accumulation steps that the engine counts; 1 for a learner that does
+    it itself. Optimizer and schedule are always those of the arguments: blocks that say the same are taken out.
     """
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    micro, parts, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes
+    config = plugin.deepspeed_config
+    micro, parts, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     clipping = max(args.max_grad_norm, 0.0)
     _check(config, "train_micro_batch_size_per_gpu", {"per_device_train_batch_size": micro})
     # 1 is what Accelerate writes where nothing is set.
@@ -37,8 +37,8 @@ def configure_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> No
     _check(config, "gradient_clipping", {"max_grad_norm": clipping})
     config |= {
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": micro * ranks,
+        "gradient_accumulation_steps": counted,
+        "train_batch_size": micro * counted * ranks,
         "gradient_clipping": clipping,
     }
     _take_optimizer(config.pop("optimizer", None), args)

@@ -26,6 +26,7 @@ from rlhf.config import RewardStageConfig
 from rlhf.data.chat import Options, encode_prompt, encode_response
 from rlhf.data.hh_rlhf import Pair
 from rlhf.distributed.collectives import from_main, gather_batch, on_all
+from rlhf.distributed.deepspeed_config import configure_deepspeed
 from rlhf.distributed.launch import check_engine, configure_fsdp
 from rlhf.distributed.offload import prepare_offload
 from rlhf.distributed.preemption import StopCallback, StopRequest
@@ -259,6 +260,8 @@ def train_reward_model(
     An update whose loss or gradient is not finite is skipped and written to skipped.jsonl with the pair_ids of its
     pairs; max_skipped_updates of them in a row raise a UserError.
     """
+    if args.deepspeed_plugin is not None:
+        configure_deepspeed(args.deepspeed_plugin, args, counted=args.gradient_accumulation_steps)
     prepare_offload(args.deepspeed_plugin, args.optim)
     keep_masters(args, model)
     folder = Path(args.output_dir or ".")

@@ -21,12 +21,21 @@ def arguments(**options):
     return PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **settings | options)
 
 
-def configured(config, args=None):
-    """The config after it was filled in, by an accelerator of two processes."""
-    plugin = SimpleNamespace(deepspeed_config=config)
-    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=2)
-    configure_deepspeed(accelerator, args or arguments())
+@pytest.fixture(autouse=True)
+def two_processes(monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", 2)
+
+
+def configured(config, args=None, counted=1):
+    """The config after it was filled in."""
+    configure_deepspeed(SimpleNamespace(deepspeed_config=config), args or arguments(), counted)
     return config
+
+
+def test_of_a_trainer_that_lets_the_engine_count_the_batch_is_that_of_an_update():
+    assert configured({"gradient_accumulation_steps": 1, "train_batch_size": "auto"}, counted=4) == dict(
+        zip(SIZES, (3, 4, 24, 0.5), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
