@@ -239,3 +239,23 @@ def test_any_number_of_prompts_has_an_answer(n: int, kind: str) -> None:
     if n == 1:
         assert found["gains"]["full"]["p_value"] == 1.0
         assert found["gains"]["full"]["interval"] == [found["gains"]["full"]["gain"]] * 2
+
+
+def test_kl_per_token_is_of_all_tokens_not_a_mean_of_means() -> None:
+    rows = [
+        {
+            "prompt_id": str(i),
+            "model": m,
+            "prompt": "p",
+            "response": "a b",
+            "score": float(i),
+            "prompt_length": 1,
+            "response_length": n,
+            "eos": True,
+            "kl": kl,
+        }
+        for m in ("base", "full")
+        for i, (n, kl) in enumerate([(1, 2.0), (9, 3.0)])
+    ]
+    full = summarise(rows, ["base", "full"], 0.95, 0)["models"]["full"]
+    assert (full["kl"], full["kl_per_token"]) == (2.5, 0.5)

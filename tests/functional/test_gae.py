@@ -47,6 +47,14 @@ def test_a_cut_response_goes_on_with_the_value_after_it():
     assert_close(returns, tensor([[2.5, 8.0, 0.0]]))
 
 
+def test_a_cut_response_that_fills_the_width_goes_on_too():
+    # The first row as above; the second has one token: d0 = 1 + 0.5*6 - 3 = 1; the third ended: its value after is 0.
+    mask = tensor([[True, True], [True, False], [True, True]])
+    rewards, values = tensor([[0.0, 4.0], [1.0, 9.0], [0.0, 4.0]]), tensor([[1.0, 2.0], [3.0, 9.0], [1.0, 2.0]])
+    advantages, _ = gae(rewards, values, mask, 0.5, 0.5, tensor([8.0, 6.0, 0.0]))
+    assert_close(advantages, tensor([[1.5, 6.0], [1.0, 0.0], [0.5, 2.0]]))
+
+
 def test_moments_of_shards_are_those_of_the_whole():
     x = tensor([1.0, 2.0, 3.0, 6.0])
     m = moments(tensor(12.0), tensor(50.0), tensor(4.0))  # sums over shards, added up

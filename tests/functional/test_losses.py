@@ -25,6 +25,21 @@ def test_value_loss_by_hand():
     assert_close(loss, tensor(0.32))
 
 
+@pytest.mark.parametrize(
+    ("value", "old", "target", "expected"),
+    [
+        (0.5, 0.0, 0.0, 0.125),  # away from the return: clipped 0.04, unclipped 0.25
+        (-0.5, 0.0, -1.0, 0.32),  # down, towards it: clipped (-0.2 + 1)^2 = 0.64, unclipped 0.25
+        (-0.5, 0.0, 0.0, 0.125),  # down, away from it
+        (1.1, 1.0, 3.0, 1.805),  # inside the clip both are 1.9^2
+    ],
+)
+def test_the_larger_of_both_value_errors_counts_in_either_direction(value, old, target, expected):
+    mask = tensor([[True]])
+    found = value_loss(tensor([[value]]), tensor([[old]]), tensor([[target]]), mask, 0.2, 1)
+    assert_close(found, tensor(expected))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_values_and_gradients_do_not_depend_on_the_split(parts):
     g = torch.Generator().manual_seed(1)

@@ -1,10 +1,12 @@
 """Decoding: in a batch as alone, as the slow way, and with nothing of the model's own sampling settings."""
 
+import math
+
 import pytest
 import tiny
 import torch
 
-from rlhf.generation.decode import generate, in_whole_numbers, inverse_cdf, uniforms
+from rlhf.generation.decode import _Layer, generate, in_whole_numbers, inverse_cdf, uniforms
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 
@@ -82,3 +84,21 @@ def test_inverse_cdf_frequencies_are_the_probabilities():
     u = (torch.arange(3000) + 0.5) / 3000
     counts = inverse_cdf(logits.expand(3000, 3), u, 0.7).bincount(minlength=3) / 3000
     torch.testing.assert_close(counts, (logits / 0.7).softmax(0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24])
+def test_no_quantile_takes_a_token_of_probability_0(u):
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    expected = 1 if u < 0.5 else 3
+    assert inverse_cdf(logits, torch.tensor([u]), 1.0).tolist() == [expected]
+    cumulative, target = in_whole_numbers(logits.softmax(-1), torch.tensor([u]))
+    assert torch.searchsorted(cumulative, target, right=True).tolist() == [[expected]]
+
+
+def test_a_cache_that_is_too_small_grows_with_what_is_in_it():
+    states = torch.arange(24.0).view(1, 2, 4, 3)
+    layer = _Layer(2)
+    for start, end in ((0, 1), (1, 2), (2, 4)):  # fits, fills it, is more than its room
+        keys, values = layer.update(states[:, :, start:end], -states[:, :, start:end])
+        assert torch.equal(keys, states[:, :, :end])
+        assert torch.equal(values, -states[:, :, :end])

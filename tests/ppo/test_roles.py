@@ -190,3 +190,14 @@ def test_gradient_checkpointing_reaches_policy_and_critic_and_changes_nothing(tm
 def test_an_adapter_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(UserError, match="expected an adapter 'missing', found default"):
         trainer(tmp_path, given={"model": moved_adapter()}, **{name: "missing"})
+
+
+def test_a_value_model_of_ones_own_leaves_the_rewards_to_the_reward_model(tmp_path):
+    reward, value = tiny.llama_reward(seed=1), tiny.llama_reward(seed=2)
+    ids, attention = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)
+    with torch.no_grad():
+        expected = reward.eval()(ids, attention_mask=attention).logits
+    run = trainer(tmp_path, lora=True, reward=reward, given={"value_model": value})
+    assert not run.roles.reward.shared
+    with torch.no_grad(), run.roles.reward.active() as model:
+        assert_close(model.eval()(ids, attention_mask=attention).logits, expected)

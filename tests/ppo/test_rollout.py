@@ -1,6 +1,8 @@
 """Rewards and advantages on a ragged batch, by hand."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -17,7 +19,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
 from rlhf.ppo.advantages import compute_advantages
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, compute_logprobs_and_values
+from rlhf.ppo.rollout import Rollout, RolloutCollector, compute_logprobs_and_values, find_nonfinite
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
 
@@ -190,3 +192,38 @@ def test_a_cut_response_is_worth_the_critics_value_at_the_cut():
 def test_whitening_of_advantages_can_be_turned_off():
     targets = compute_advantages(rollout(), 0.1, config(whiten_advantages=False), lambda x: x)
     assert torch.equal(targets.advantages, targets.raw_advantages)
+
+
+def test_an_ended_response_is_worth_nothing_after_its_end():
+    """Whatever the critic says there; rows that fill the width and rows that do not."""
+    loud = rollout(last_value=tensor([5.0, 6.0, 0.7]))
+    quiet, found = (
+        compute_advantages(one, 0.0, config(bootstrap_truncated=True), lambda x: x) for one in (rollout(), loud)
+    )
+    assert_close(found.returns, quiet.returns)
+    assert_close(found.returns[1, 0], tensor(-1.0))
+
+
+def test_each_of_several_eos_ends_a_response():
+    ends = RolloutCollector.ended(SimpleNamespace(eos_ids=[2, 7]), [[5, 2], [5, 7], [2, 5], [7], []])
+    assert ends == [True, True, False, True, False]
+
+
+def test_numbers_that_are_not_finite_are_found_wherever_learning_reads_them():
+    bad, mask, real = float("nan"), tensor([[True, True, False]] * 2), tensor([True, False])
+    fine = {name: torch.zeros(2, 3) for name in ("logp", "ref_logp", "values")} | {"last_value": torch.zeros(2)}
+    score = torch.zeros(2)
+    assert not any(where.any() for where in find_nonfinite(score, fine, mask, real).values())
+    for name, said in (("logp", "log-prob"), ("ref_logp", "reference's log-prob"), ("values", "value")):
+        for column, seen in ((1, True), (2, False)):
+            x = torch.zeros(2, 3)
+            x[0, column] = bad
+            found = find_nonfinite(score, fine | {name: x}, mask, real)
+            assert {n: where.tolist() for n, where in found.items() if where.any()} == (
+                {said: [seen, False]} if seen else {}
+            )
+    found = find_nonfinite(tensor([bad, bad]), fine | {"last_value": tensor([-math.inf, bad])}, mask, real)
+    assert {n: where.tolist() for n, where in found.items() if where.any()} == {
+        "score": [True, False],
+        "value": [True, False],
+    }

@@ -42,6 +42,14 @@ def test_running_scaling_and_norm():
     assert_close(normed(tensor([5.0, 7.0]), ALL, alone), tensor([1.0, 3.0]) / 5**0.5)
 
 
+def test_running_scaling_is_of_what_the_reference_s_moments_leave():
+    one = scaler(use_score_scaling=True, use_score_norm=True)
+    one.fit(tensor([2.0, 6.0]), ALL, alone)  # mean 4, deviation 2
+    # 8 and 10 are 2 and 3: mean 2.5, deviation 0.5. With 12 and 14, which are 4 and 5: mean 3.5, deviation sqrt(1.25).
+    assert_close(one(tensor([8.0, 10.0]), ALL, alone), tensor([-1.0, 1.0]))
+    assert_close(one(tensor([12.0, 14.0]), ALL, alone), tensor([0.5, 1.5]) / 1.25**0.5)
+
+
 def test_clip_comes_last():
     one = scaler(score_clip=1.5)
     one.fit(tensor([1.0, 3.0]), ALL, alone)

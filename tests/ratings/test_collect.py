@@ -53,6 +53,8 @@ def test_complete_is_counted_not_believed():
         (lambda r: r["items"].update(new={}), "a response that is not on the sheet"),
         (lambda r: r["items"][ITEM].update(response="better"), "the sheet's response, found another text"),
         (lambda r: r["items"][ITEM].update(prompt=None), "the sheet's prompt, found another text: None"),
+        (lambda r: r["items"][ITEM].pop("prompt"), "the sheet's prompt, found another text: None"),
+        (lambda r: r["items"][ITEM].pop("response"), "the sheet's response, found another text: None"),
         (lambda r: r["items"][ITEM].update(ratings=[5]), "expected an object with ratings"),
         (lambda r: r["items"][ITEM]["ratings"].update(coherence=6), "coherence: expected a whole number from 1 to 5"),
         (lambda r: r["items"][ITEM]["ratings"].update(coherence=True), "coherence: expected a whole number"),

@@ -1,6 +1,7 @@
 """Rewards of all kinds: models with any head and tokenizer family, functions, several with weights."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.reward.reward_functions import Completions, TokenReward
 from rlhf.reward.scoring import score_rows, score_tokens
+from rlhf.reward.tokenizers import same_vocabulary
 
 TEXTS = [{"prompt": f"say {i}", "topic": f"t{i}", "weight": i} for i in range(4)]
 
@@ -212,3 +214,15 @@ def test_close_truncated_reaches_every_model(tmp_path, family):
     assert first.responses == second.responses
     assert not first.ended.any()
     assert (first.raw_score != second.raw_score).all()
+
+
+def test_a_vocabulary_is_the_same_only_with_the_same_numbers():
+    def known(pad=None, **numbers):
+        return SimpleNamespace(get_vocab=lambda: numbers, pad_token=pad, eos_token="e", bos_token=None, unk_token=None)
+
+    policy = known(a=0, b=1, e=2)
+    assert same_vocabulary(policy, known(a=0, b=1, e=2, more=3))
+    assert not same_vocabulary(policy, known(a=1, b=0, e=2))  # the same tokens under other numbers
+    assert not same_vocabulary(policy, known(a=0, e=2))
+    assert same_vocabulary(known("p", a=0, p=9), known(a=0))  # a pad token of its own is hidden by masks
+    assert not same_vocabulary(known("e", a=0, e=2), known(a=0))  # one that is the EOS is not

@@ -4,11 +4,15 @@ import json
 import math
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
 
 from rlhf.errors import UserError
+from rlhf.reward.nonfinite import Losses
+from rlhf.reward.trainer import _problem
+from rlhf.storage.checkpoint import write_step
 from rlhf.storage.disk import write_manifest
 
 
@@ -77,3 +81,26 @@ def test_a_step_file_that_lacks_something_is_a_broken_checkpoint(train, key, val
     with pytest.raises(UserError, match=expected):
         train("cut")
     assert made.is_dir()
+
+
+def test_damage_of_the_best_checkpoint_is_damage_of_those_after_it(tmp_path):
+    """At the end its weights are loaded."""
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text("w")
+        facts = {
+            "batch_size": 2,
+            "engine": "NO",
+            "processes": 1,
+            "tokens": 0,
+            "losses": asdict(Losses()),
+            "metrics": {},
+        }
+        write_step(folder, step, facts)
+        state = {"best_model_checkpoint": "elsewhere/checkpoint-1"}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        write_manifest(folder)
+    assert _problem(tmp_path / "checkpoint-2") is None
+    (tmp_path / "checkpoint-1/weights").write_text("x")
+    assert _problem(tmp_path / "checkpoint-2").startswith("the best before it, checkpoint-1, with ")

@@ -57,6 +57,7 @@ def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type):
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     loss = next(row["loss"] for row in logged if "loss" in row)
     assert loss == pytest.approx(by_hand[loss_type], abs=1e-4)
+    assert evaluate_pairs(model, rows[:8], args)["loss"] == pytest.approx(by_hand[loss_type], abs=1e-5)
 
 
 def test_the_best_checkpoint_is_what_stays(setup, tmp_path):

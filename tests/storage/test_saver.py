@@ -274,3 +274,15 @@ def test_files_of_other_machines_are_waited_for(tmp_path):
     assert (tmp_path / "b").is_file()
     with pytest.raises(OSError, match="no c, which another process has written"):
         wait_to_see(tmp_path, ["a", "c"], within=0.1)
+
+
+def test_a_second_save_of_a_step_takes_the_place_of_the_first(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    accelerator = Accelerator(cpu=True)
+    saver = module.Saver(accelerator, tmp_path, model)
+    for text in ("first", "second"):
+        saver.write(3, None, {}, lambda folder, text=text: (folder / "more").write_text(text), wait=True)
+    (one,) = checkpoints(tmp_path)
+    assert names(tmp_path) == ["step-3"]
+    assert (one / "more").read_text() == "second"
+    assert fault(one) is None

@@ -320,6 +320,22 @@ def test_while_sampling_an_adapter_is_added_in_where_that_loses_nothing():
         assert adapters(model) == added
 
 
+@torch.no_grad()
+def test_two_active_adapters_are_not_taken_for_one():
+    model, ids = adapted(), torch.arange(3, 23).reshape(1, 20)
+    one = model(ids).logits
+    model.add_adapter("second", LORA)
+    for name, parameter in model.named_parameters():
+        if "lora_B.second" in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.base_model.set_adapter(["default", "second"])
+    expected = model.eval()(ids).logits
+    assert (expected - one).abs().max() > 1e-2
+    with decoding_layouts(model):
+        assert adapters(model)
+        assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_under_inference_mode():
     model, ids = adapted(), torch.arange(3, 23).reshape(1, 20)  # with weights of its own that count no versions

@@ -1,0 +1,237 @@
+"""Wrong lines that a test has to notice: each was put in by hand once, and passed.
+
+    python tests/mutants/lines.py [WORD ...]      # those whose file or new line has one of these words; all without
+    python tests/mutants/lines.py --draw 20 [SEED]   # mechanical ones, drawn from the files of the list
+
+A line is put into a copy of the package, and the tests that are named beside it run there. Prints what nobody noticed.
+"""
+
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutant(NamedTuple):
+    file: str  # below rlhf/
+    line: str  # a part that the file has once
+    wrong: str
+    tests: str  # files or folders below tests/, blanks between them
+
+
+LINES = [
+    Mutant(
+        "functional/losses.py",
+        "worst = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)",
+        "worst = (clipped - returns) ** 2",
+        "functional/test_losses.py",
+    ),
+    Mutant(
+        "functional/losses.py",
+        "worst = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)",
+        "worst = torch.minimum((values - returns) ** 2, (clipped - returns) ** 2)",
+        "functional/test_losses.py",
+    ),
+    Mutant(
+        "functional/losses.py",
+        "clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)",
+        "clipped = old_values + (values - old_values).clamp(max=cliprange_value)",
+        "functional/test_losses.py",
+    ),
+    Mutant(
+        "functional/losses.py",
+        "ratio.clamp(1 - cliprange, 1 + cliprange)",
+        "ratio.clamp(max=1 + cliprange)",
+        "functional/test_losses.py",
+    ),
+    Mutant(
+        "functional/gae.py",
+        "torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)",
+        "torch.cat([mask[:, 1:], torch.ones_like(mask[:, :1])], dim=1)",
+        "functional/test_gae.py",
+    ),
+    Mutant(
+        "functional/gae.py",
+        "next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)",
+        "next_values = torch.cat([values[:, 1:], values[:, -1:]], dim=1)",
+        "functional/test_gae.py",
+    ),
+    Mutant(
+        "ppo/advantages.py",
+        "torch.where(rollout.ended, 0, rollout.last_value)",
+        "rollout.last_value",
+        "ppo/test_rollout.py",
+    ),
+    Mutant("ppo/optim.py", '"weight_decay": 0.0', '"weight_decay": args.weight_decay', "ppo/test_optim.py"),
+    Mutant("ppo/optim.py", "p.ndim > 1]", "p.ndim > 0]", "ppo/test_optim.py"),
+    Mutant(
+        "ppo/rollout.py",
+        "len(row) > 0 and row[-1] in self.eos_ids",
+        "len(row) > 0 and row[-1] == self.eos_ids[0]",
+        "ppo/test_rollout.py",
+    ),
+    Mutant(
+        "reward/trainer.py",
+        "chosen.float(), rejected.float(), args.margin)",
+        "chosen.float(), rejected.float(), 1.0)",
+        "reward/test_trainer.py",
+    ),
+    Mutant(
+        "reward/trainer.py",
+        "loss = preference_loss(chosen, rejected, args).item()",
+        "loss = pairwise_margin_ranking_loss(chosen, rejected, 1.0).item()",
+        "reward/test_trainer.py",
+    ),
+    Mutant(
+        "data/words.py",
+        'rf"[{_NO_BLANKS}{_MARKS}]|',
+        'rf"[{_NO_BLANKS}{_MARKS}]+|',
+        "evaluation/test_text.py",
+    ),
+    Mutant("data/layouts.py", "turns[:-1] if answered else turns", "turns", "data/test_layouts.py"),
+    Mutant("data/layouts.py", 'if turn["content"] or turn["role"] != "system"]', "]", "data/test_layouts.py"),
+    Mutant("data/layouts.py", "else system + turns)", "else turns)", "data/test_layouts.py"),
+    Mutant(
+        "ppo/roles.py",
+        "if from_reward and not (is_quantised",
+        "if reward is not None and not (is_quantised",
+        "ppo/test_roles.py",
+    ),
+    Mutant(
+        "ppo/advantages.py",
+        "all_sum(_sums(score, is_valid)).cpu()",
+        "all_sum(_sums(raw, is_valid)).cpu()",
+        "ppo/test_score_scaling.py",
+    ),
+    Mutant(
+        "ppo/rollout.py",
+        'on_tokens(seen["values"]) | (~seen["last_value"].isfinite() & is_valid)',
+        'on_tokens(seen["values"])',
+        "ppo/test_rollout.py",
+    ),
+    Mutant(
+        "reward/tokenizers.py",
+        "all(known.get(token) == number for token, number in _vocabulary(policy).items())",
+        "all(token in known for token in _vocabulary(policy))",
+        "reward/test_reward_functions.py",
+    ),
+    Mutant(
+        "reward/tokenizers.py",
+        "sum(known.get(token) == number for token, number in ids.items())",
+        "sum(token in known for token in ids)",
+        "reward/test_reward_functions.py reward/test_reward_families.py",
+    ),
+    Mutant("reward/trainer.py", "found = problem_of(best)", "found = None", "reward/test_reward_resume.py"),
+    Mutant(
+        "ppo/metrics.py", 'total["kl"] / tokens', 'total["kl"] / n / args.response_length', "ppo/test_metrics_row.py"
+    ),
+    Mutant(
+        "evaluation/summary.py",
+        "float(np.sum(kl) / np.sum(lengths))",
+        "float(np.mean(np.divide(kl, lengths)))",
+        "evaluation/test_statistics.py",
+    ),
+    Mutant(
+        "ratings/collect.py",
+        "if found.get(name) != text:",
+        "if found.get(name, text) != text:",
+        "ratings/test_collect.py",
+    ),
+    Mutant("storage/saver.py", "remove(target)\n", "pass\n", "storage/test_saver.py"),
+    Mutant(
+        "models/kernels/onednn_linear.py",
+        "len(layer.active_adapters) == 1",
+        "len(layer.active_adapters) > 0",
+        "models/kernels",
+    ),
+    Mutant("generation/decode.py", "room[:, :, :done] = old[:, :, :done]", "pass", "generation/test_decode.py"),
+    Mutant("generation/decode.py", "target, right=True)", "target)", "generation/test_decode.py"),
+]
+
+
+def mutated(mutant: Mutant, folder: Path) -> str | None:
+    """Run its tests on the copy in folder with the wrong line; None if they notice it, else what they say."""
+    path = folder / "rlhf" / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.line) != 1:
+        return f"{text.count(mutant.line)} places have this line"
+    path.write_text(text.replace(mutant.line, mutant.wrong), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        tests = [f"tests/{name}" for name in mutant.tests.split()]
+        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([*command, *tests], cwd=folder, env=environment, capture_output=True, text=True)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    return None if done.returncode == 1 else done.stdout.strip().splitlines()[-1]
+
+
+def copied(parent: Path) -> Path:
+    """A copy of what tests need."""
+    folder = parent / "copy"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("rlhf", "tests", "docs", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+SWAPS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Add: "-"}
+SWAPS |= {ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.And: "or", ast.Or: "and"}
+
+
+def drawn(count: int, seed: int) -> Iterator[Mutant]:
+    """Lines with one operator changed, from the files of LINES."""
+    tests = {}
+    for one in LINES:
+        tests[one.file] = " ".join(dict.fromkeys([*tests.get(one.file, "").split(), *one.tests.split()]))
+    found = []
+    for file, names in sorted(tests.items()):
+        text = (ROOT / "rlhf" / file).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            kind = type(node.ops[0]) if isinstance(node, ast.Compare) else type(getattr(node, "op", None))
+            parts = [node.left, node.comparators[0]] if isinstance(node, ast.Compare) else None
+            parts = [node.left, node.right] if isinstance(node, ast.BinOp) else parts
+            parts = node.values[:2] if isinstance(node, ast.BoolOp) else parts
+            if parts and kind in SWAPS:
+                whole, left, right = (ast.get_source_segment(text, part) or "" for part in (node, *parts))
+                if text.count(whole) == 1 and "\n" not in whole:
+                    rest = whole[whole.rindex(right) + len(right) :] if right in whole else ""
+                    found.append(Mutant(file, whole, f"({left} {SWAPS[kind]} {right}{rest})", names))
+    yield from random.Random(seed).sample(found, min(count, len(found)))
+
+
+def survivors(mutants: Sequence[Mutant]) -> list[str]:
+    """What no test noticed, one line each."""
+    lines = []
+    with tempfile.TemporaryDirectory() as parent:
+        folder = copied(Path(parent))
+        for mutant in mutants:
+            if said := mutated(mutant, folder):
+                lines.append(f"{mutant.file}: {mutant.line!r} -> {mutant.wrong!r}: {said}")
+                print(lines[-1], flush=True)
+    return lines
+
+
+def main(words: list[str]) -> None:
+    if words[:1] == ["--draw"]:
+        count, seed = int(words[1]), int(words[2]) if len(words) > 2 else 0
+        chosen = list(drawn(count, seed))
+    else:
+        chosen = [one for one in LINES if not words or any(word in one.file + one.wrong for word in words)]
+    left = survivors(chosen)
+    print(f"{len(chosen) - len(left)} of {len(chosen)} noticed")
+    raise SystemExit(bool(left))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
