@@ -8,9 +8,15 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -78,6 +84,34 @@ def llama_reward(seed: int = 1) -> LlamaForSequenceClassification:
     config = _llama_config()
     config.num_labels, config.pad_token_id = 1, 0
     return LlamaForSequenceClassification(config).eval()
+
+
+def opt() -> OPTForCausalLM:
+    """A policy whose dropout is a number in its layers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
+    tokens = {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return OPTForCausalLM(
+        OPTConfig(dropout=0.1, attention_dropout=0.1, init_std=0.1, **sizes, **heads, **tokens)
+    ).eval()
+
+
+def mamba() -> MambaForCausalLM:
+    """A policy that keeps a state in place of keys and values."""
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2))
+    torch.nn.init.normal_(model.backbone.embeddings.weight)
+    return model.eval()
+
+
+def lfm2() -> Lfm2ForCausalLM:
+    """A policy with convolutions in some layers, and keys and values in others."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    tokens = {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return Lfm2ForCausalLM(Lfm2Config(initializer_range=0.2, **sizes, **layers, **tokens)).eval()
 
 
 def _gpt2_config(vocab: int) -> GPT2Config:

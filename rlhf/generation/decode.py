@@ -6,6 +6,7 @@ What is sampled depends on seed, step and prompt, and on nothing else: not on ba
 import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +15,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
-from rlhf.generation.static import Pick, StaticDecoder, is_static
+from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
+from rlhf.models.unwrap import unwrap_peft
 from rlhf.models.vocabulary import suppress
 from rlhf.perf.work import key_values
 
 # The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
 _COMPACT_AT = 0.75
-_LOOK_EVERY = 16  # tokens between two checks for finished rows: each makes a GPU wait for the host
 # Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
 _MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
 _WHOLE = 2.0**40
@@ -57,16 +58,20 @@ def decode(
     temperature: float,
     decoder: StaticDecoder | None = None,
     suppress_tokens: Tensor | None = None,
+    sampler: Pick | None = None,
 ) -> Samples:
     """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
 
     A response ends with its first EOS, or is truncated after T tokens. Logits processors of the model's own generation
     config are not used: responses come from softmax(logits / temperature). decoder: keeps memory and captured steps
-    from call to call, on a GPU. suppress_tokens: ids that are never sampled, int [K].
+    from call to call, on a GPU. suppress_tokens: ids that are never sampled, int [K]. sampler: in place of
+    `inverse_cdf`, which takes the token at quantile u.
     """
 
+    choose = sampler or inverse_cdf
+
     def pick(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
-        return inverse_cdf(suppress(logits, suppress_tokens), u, temperature)
+        return choose(suppress(logits, suppress_tokens), u, temperature)
 
     if model.device.type != "cpu" and is_static(model, max(map(len, prompts)) + u.shape[1]):
         decoder = decoder or StaticDecoder()
@@ -116,16 +121,19 @@ def _decode_group(
     rows = torch.arange(batch, device=device)  # which response each row of the batch is
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
     cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
-    every = 1 if device.type == "cpu" else _LOOK_EVERY
+    every = 1 if device.type == "cpu" else LOOK_EVERY
+    is_state = _keeps_states(model)
+    kept = {"cache_params" if is_state else "past_key_values": cache}
     for t in range(length):
         calls.append((ids.shape[0], ids.shape[1]))
         logits = model(
             input_ids=ids,
-            attention_mask=mask.long(),
+            # A state has been read by what went into it, so that only new tokens have a mask.
+            attention_mask=mask[:, -ids.shape[1] :].long() if is_state else mask.long(),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **kept,
         ).logits[:, -1]
         ids = pick(logits, u[rows, t], temperature).unsqueeze(1)
         responses[rows, t] = ids[:, 0]  # a finished row continues until it leaves; `_until_eos` drops that
@@ -139,9 +147,14 @@ def _decode_group(
             break
         if left <= _COMPACT_AT * len(rows):
             keep = (~ended).nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)  # layers that keep a state instead of keys have only this
             ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
     return responses.tolist()
+
+
+def _keeps_states(model: Any) -> bool:
+    """Whether all layers keep a state in place of keys and values, as Mamba's do, which call their cache otherwise."""
+    return "cache_params" in signature(unwrap_peft(model).forward).parameters
 
 
 def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
@@ -218,14 +231,14 @@ class _Layer(DynamicLayer):
         batch, heads, _, width = states.shape
         return states.new_empty(batch, heads, max(self.length, done + new), width)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep some rows of the batch."""
         if self.get_seq_length():
             done = self.get_seq_length()
             rooms = []
             for room in self.room or ():
-                kept = room.new_empty(len(indices), *room.shape[1:])
-                kept[:, :, :done] = room[indices, :, :done]
+                kept = room.new_empty(len(beam_idx), *room.shape[1:])
+                kept[:, :, :done] = room[beam_idx, :, :done]
                 rooms.append(kept)
             self.room = rooms[0], rooms[1]
             self.keys, self.values = (room[:, :, :done] for room in rooms)

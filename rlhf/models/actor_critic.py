@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,17 @@ class ActorCritic(nn.Module):
             name for part in (policy, critic) for name in getattr(unwrap_peft(part), "_no_split_modules", None) or ()
         }
         self._no_split_modules = sorted(names & {type(module).__name__ for module in self.modules()})
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """Adapters alone, with their dropout: a probability ratio compares two passes over the same tokens, so
+        everything else computes as it does while sampling."""
+        super().train(False)
+        self.training = mode
+        for module in self.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.train(mode)
+                module.get_base_layer().eval()
+        return self
 
     def forward(
         self, texts: Texts | Tensor, mask: Tensor | None = None, n_response: int = 0
@@ -244,18 +256,6 @@ def keep_adapter(policy: PeftModel) -> str:
 def frozen_copy(model: Model) -> Model:
     """An independent copy that is never trained."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Dropout off for good, also in train mode: a probability ratio compares two passes over the same tokens.
-
-    That of adapters stays: it is part of how they were asked for.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):  # a number, of Llama's kin
-            module.attention_dropout = 0.0
 
 
 def column_values(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -21,9 +21,10 @@ from rlhf.distributed.launch import (
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.file_types import ModelSize
-from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable_dropout, frozen_copy, keep_adapter
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, frozen_copy, keep_adapter
 from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
+from rlhf.models.kernels.recompute import recompute_activations
 from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.master_weights import keep_masters
 from rlhf.models.quantised import prepare_4bit
@@ -55,7 +56,7 @@ def build_roles(
     policy's tokens, or None; then the critic starts from value_model, or as the policy under a new head. A policy that
     already has an adapter trains it further and is its own reference; with a peft_config, that adapter is merged first
     and a new one is trained. Weights that ZeRO-3 has sharded cannot be copied: full fine-tuning then takes all four
-    models as arguments. Dropout of the base models is off; that of the adapters stays as configured.
+    models as arguments. `ActorCritic.train` turns on the dropout of adapters alone.
     """
     for name, part in (
         ("model", model),
@@ -66,7 +67,6 @@ def build_roles(
         if part is not None:
             _check_device(name, part)
             prepare_4bit(name, part)
-            disable_dropout(part)
             fuse_gelu(part)
             widen_heads(part)
             use_cpu_attention(unwrap_peft(part))
@@ -84,7 +84,7 @@ def build_roles(
     if args.gradient_checkpointing:
         for trunk in (policy, critic):
             if not isinstance(trunk, ValueHead):
-                _checkpoint_activations(trunk, args.gradient_checkpointing_kwargs)
+                recompute_activations(trunk, args.gradient_checkpointing_kwargs)
     return Roles(trained, reference, reward)
 
 
@@ -225,7 +225,6 @@ def critic_from(policy: Model) -> PreTrainedModel:
         ) from error
     critic.base_model.load_state_dict(inner.base_model.state_dict())
     torch.nn.init.zeros_(critic.score.weight)
-    disable_dropout(critic)
     widen_heads(critic)
     return critic.to(inner.device).eval()
 
@@ -239,11 +238,6 @@ def _copyable(role: str, model: Any) -> Any:
 def _prepared(model: Any) -> Any:
     # Checkpointing is turned on later, for all roles alike.
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False) if is_quantised(model) else model
-
-
-def _checkpoint_activations(model: Any, options: Any) -> None:
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or {"use_reentrant": False})
 
 
 def describe_roles(roles: Roles) -> list[ModelSize]:

@@ -22,7 +22,7 @@ from rlhf.file_types import SkippedRow
 from rlhf.functional.batching import left_pad, passes_of, right_pad, to_device, to_device_together
 from rlhf.generation.decode import Samples, decode, uniforms
 from rlhf.generation.static import StaticDecoder, cuda_graph
-from rlhf.models.actor_critic import check_head, read_texts, texts_of
+from rlhf.models.actor_critic import read_texts, texts_of
 from rlhf.models.kernels.attention import packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import FrozenLayouts
@@ -31,6 +31,7 @@ from rlhf.models.unwrap import Model
 from rlhf.perf.work import TextPasses
 from rlhf.ppo.prompts import Prompt, stops_at_text
 from rlhf.ppo.roles import Roles
+from rlhf.ppo.self_check import check_models
 from rlhf.reward.calls import Logged
 from rlhf.reward.reward_functions import Completions, FunctionReward, Reward, said, weighted_sum
 from rlhf.tracking.skipped_updates import json_number
@@ -120,9 +121,7 @@ class RolloutCollector:
         self._samples_from_copy = self.device.type != "cpu" and not self._gathers and can_copy(roles.trained.policy)
         self._copy: SamplingCopy | None = None
         with self.gathered_params(), accelerator.autocast():
-            check_head("model", roles.trained.policy)
-            if not roles.reference.shared:
-                check_head("ref_model", roles.reference.model)
+            check_models(roles.trained, roles.reference)
 
     def sample(
         self, prompts: Sequence[Prompt], step: int, temperature: float | None = None, model: Any = None

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, disable_dropout, keep_adapter
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, keep_adapter
 from rlhf.models.lora import add_lora
 from rlhf.ppo.roles import build_roles
 from rlhf.reward.scoring import score_tokens
@@ -107,15 +107,18 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it():
         assert torch.equal(trained(IDS, MASK, 3)[2][:, :-1], trained(changed, MASK, 3)[2][:, :-1])
 
 
-@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
-def test_disabled_dropout_stays_off_in_train_mode(make):
-    model = make().train()
-    for module in model.modules():  # Llama's is a number, and 0 by default
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5
-    assert not torch.equal(model(IDS).logits, model(IDS).logits)
-    disable_dropout(model)
-    assert torch.equal(model(IDS).logits, model(IDS).logits)
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_in_training_mode_the_dropout_of_adapters_alone_is_on(kind):
+    """GPT-2's is a module, OPT's a number that its layers hand to a function."""
+    model = {"gpt2": tiny.gpt2, "opt": tiny.opt}[kind]()
+    trained = ActorCritic(add_lora(model, LORA), ValueHead(32), 0.7).train()
+    assert torch.equal(trained(IDS, MASK, 3)[0], trained.eval()(IDS, MASK, 3)[0])
+    for module in trained.modules():
+        if "lora_dropout" in vars(module).get("_modules", {}):
+            module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    move_adapters(trained)
+    assert torch.equal(trained(IDS, MASK, 3)[0], trained.eval()(IDS, MASK, 3)[0])
+    assert not torch.equal(trained.train()(IDS, MASK, 3)[0], trained.eval()(IDS, MASK, 3)[0])
 
 
 @pytest.mark.parametrize("quantised", [False, True])

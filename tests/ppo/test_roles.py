@@ -162,26 +162,39 @@ def test_what_is_trained_is_printed(tmp_path, capsys):
     assert parameter_lines(run.models)[2] == "reference: LlamaForCausalLM, adapter off, 0 parameters, 0 trained"
 
 
-def test_dropout_is_off_in_train_mode_but_that_of_adapters(tmp_path):
-    policy, reward = tiny.gpt2(), tiny.gpt2_reward()
-    assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
-    run = trainer(tmp_path, "gpt2", given={"model": policy}, reward=reward)
-    for model in (run.roles.trained, run.roles.reference.model, run.roles.reward.model):
-        assert {m.p for m in model.train().modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+def test_dropout_is_off_in_training_mode_but_that_of_adapters(tmp_path):
+    def on(trained):
+        return {m.p for m in trained.train().modules() if isinstance(m, torch.nn.Dropout) and m.training}
+
+    assert on(trainer(tmp_path, "gpt2").roles.trained) == set()
     config = LoraConfig(r=2, lora_dropout=0.25, target_modules=["q_proj"])
-    adapted = trainer(tmp_path, "gpt2", given={"peft_config": config})
-    rates = {m.p for m in adapted.roles.trained.policy.modules() if isinstance(m, torch.nn.Dropout)}
-    assert rates == {0.0, 0.25}
+    assert on(trainer(tmp_path, "gpt2", given={"peft_config": config}).roles.trained) == {0.25}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_learning_computes_as_sampling_whatever_a_config_calls_its_dropout(tmp_path, lora, checkpointing):
+    options = {"learning_rate": 0.0, "max_steps": 1, "critic": "shared", "response_length": 12}
+    run = trainer(tmp_path, lora=lora, given={"model": tiny.opt()}, gradient_checkpointing=checkpointing, **options)
+    run.train()
+    (row,) = metrics(tmp_path)
+    assert row["val/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert row["policy/clipfrac_avg"] == 0
 
 
 def test_gradient_checkpointing_reaches_policy_and_critic_and_changes_nothing(tmp_path):
-    results = []
+    results, calls = [], {}
     for on in (False, True):
         run = trainer(tmp_path / str(on), gradient_checkpointing=on, max_steps=2)
-        for part in (run.roles.trained.policy, run.roles.trained.critic):
-            assert part.is_gradient_checkpointing == on
+        for name in ("policy", "critic"):
+            layer = getattr(run.roles.trained, name).base_model.layers[1].mlp
+            seen = calls[name, on] = []
+            layer.register_forward_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
         run.train()
         results.append(state(run.roles.trained))
+    for name in ("policy", "critic"):
+        assert calls[name, True].count(True) == 2 * calls[name, False].count(True)
+        assert calls[name, True].count(False) == calls[name, False].count(False)
     for name, value in results[0].items():
         assert_close(results[1][name], value, atol=1e-6, rtol=1e-5)
 

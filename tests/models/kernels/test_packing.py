@@ -10,9 +10,10 @@ from test_attention import model_of
 from torch.testing import assert_close
 from transformers import LlamaModel
 
-from rlhf.models.actor_critic import ActorCritic, ValueHead, disable_dropout, trunk_states
+from rlhf.models.actor_critic import ActorCritic, ValueHead, trunk_states
 from rlhf.models.kernels import attention
 from rlhf.models.kernels.attention import pack, packs, use_cpu_attention
+from rlhf.models.kernels.recompute import recompute_activations
 from rlhf.reward.scoring import score_tokens
 
 # Three texts of 5, 3 and 4 tokens; 7 and 8 begin them all.
@@ -87,9 +88,7 @@ def test_states_and_gradients_are_those_of_padded_texts(kind, checkpointing):
     use_cpu_attention(model)
     if checkpointing:
         for one in (padded, model):
-            disable_dropout(one.train())
-            one.enable_input_require_grads()
-            one.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+            recompute_activations(one, checkpointing)
     seen = widths(model)
     expected, found = trunk_states(padded, ids), trunk_states(model, ids, lengths)
     assert seen == [(1, 20 + 9 + 6 + 14 - 3 * 6)]

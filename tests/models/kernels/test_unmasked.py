@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from rlhf.generation.decode import generate, inverse_cdf, uniforms
 from rlhf.generation.static import StaticDecoder
-from rlhf.models.actor_critic import disable_dropout
+from rlhf.models.kernels.recompute import recompute_activations
 from rlhf.models.kernels.unmasked import PLAIN_KINDS, is_plain, unmasked, without_looks
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 
@@ -17,12 +17,10 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", sorted(PLAIN_KINDS))
 def test_states_and_gradients_are_those_of_transformers_own_way(kind, checkpointing):
-    model = model_of(kind).train()
-    disable_dropout(model)
+    model = model_of(kind)
     assert is_plain(model)
     if checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model, None)
     ids = torch.randint(3, 60, (3, 11), generator=torch.Generator().manual_seed(1))
     weights = torch.randn(3, 11, 32, generator=torch.Generator().manual_seed(2))
     found = []
