@@ -67,7 +67,6 @@ def decode(
     from call to call, on a GPU. suppress_tokens: ids that are never sampled, int [K]. sampler: in place of
     `inverse_cdf`, which takes the token at quantile u.
     """
-
     choose = sampler or inverse_cdf
 
     def pick(logits: Tensor, u: Tensor, temperature: float) -> Tensor:

@@ -189,7 +189,7 @@ def test_gradient_checkpointing_reaches_policy_and_critic_and_changes_nothing(tm
         for name in ("policy", "critic"):
             layer = getattr(run.roles.trained, name).base_model.layers[1].mlp
             seen = calls[name, on] = []
-            layer.register_forward_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
+            layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
         run.train()
         results.append(state(run.roles.trained))
     for name in ("policy", "critic"):

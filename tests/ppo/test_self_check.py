@@ -4,20 +4,27 @@ import pytest
 import tiny
 import torch
 from tiny_ppo import trainer
-from transformers import BertConfig, BertLMHeadModel, RecurrentGemmaConfig
-from transformers import RecurrentGemmaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from rlhf.errors import UserError
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.ppo.self_check import check_models
 
 IDS = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def start(tmp_path, model, **options):
-    return trainer(
-        tmp_path, reward=lambda completions, **_: [0.0] * len(completions), given={"model": model}, **options
-    )
+    reward = lambda completions, **_: [0.0] * len(completions)  # noqa: E731
+    return trainer(tmp_path, reward=reward, given={"model": model}, critic="shared", **options)
 
 
 OTHERS = {
@@ -38,17 +45,17 @@ def test_a_kind_of_model_that_cannot_be_trained_right_is_one_line_at_start(tmp_p
     make, words = OTHERS[kind]
     torch.manual_seed(0)
     with pytest.raises(UserError, match=words) as caught:
-        start(tmp_path, make().eval(), critic="shared")
+        start(tmp_path, make().eval())
     assert "\n" not in str(caught.value)
 
 
 def broken(monkeypatch, when, change):
-    """Llama's trunk with other states in some passes: when and change are of its arguments and its states."""
+    """Llama's trunk with other states in some passes: when is asked with ids and use_cache."""
     forward = LlamaModel.forward
 
     def other(self, input_ids=None, **given):
         found = forward(self, input_ids=input_ids, **given)
-        if when(self, input_ids, given):
+        if when(self, input_ids, given.get("use_cache")):
             found.last_hidden_state = change(found.last_hidden_state)
         return found
 
@@ -60,33 +67,37 @@ def noise(states):
 
 
 BREAKS = {
-    "in a batch": (lambda self, ids, given: len(ids) > 1 and not given.get("use_cache"), "model: .*in a batch"),
-    "in training": (lambda self, ids, given: self.rotary_emb.training, "model: .*in training mode"),
-    "while sampling": (lambda self, ids, given: ids.shape[1] == 1 and given.get("use_cache"), "model: .*while sampling"),
-    "after rows have left": (lambda self, ids, given: len(ids) == 2 and given.get("use_cache"), "model: .*while sampling"),
-    "critic": (lambda self, ids, given: len(ids) > 1 and not hasattr(self, "is_policy"), "value_model: .*in a batch"),
-}  # fmt: skip
+    "in a batch": (lambda self, ids, cache: len(ids) > 1 and not cache, "model: .*in a batch"),
+    "while sampling": (lambda self, ids, cache: ids.shape[1] == 1 and cache, "model: .*while sampling"),
+    "after rows have left": (lambda self, ids, cache: len(ids) == 2 and cache, "model: .*while sampling"),
+    "of a critic": (
+        lambda self, ids, cache: len(ids) > 1 and not hasattr(self, "of_policy"),
+        "value_model: .*in a batch",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BREAKS)
 def test_each_way_of_computing_is_compared(tmp_path, monkeypatch, kind):
     when, words = BREAKS[kind]
-    policy = tiny.llama()
-    policy.set_attn_implementation("eager")  # texts in a batch, not packed
-    policy.model.is_policy = True
-    value = tiny.llama_reward()
-    value.set_attn_implementation("eager")
+    policy, value, reference = tiny.llama(), tiny.llama_reward(), tiny.llama()
+    for model in (policy, value, reference):
+        model.set_attn_implementation("eager")  # texts in a batch, not packed
+    policy.model.role = reference.model.role = "not the critic"
     broken(monkeypatch, when, noise)
-    if kind == "in training":  # a module that the trainer would have to leave on
-        policy.model.rotary_emb.train = lambda mode=True: setattr(policy.model.rotary_emb, "training", True)
-        value.model.rotary_emb.eval()
-    given = {"model": policy, "ref_model": tiny.llama(), "value_model": value}
     with pytest.raises(UserError, match=words):
-        trainer(tmp_path, given=given)
+        trainer(tmp_path, given={"model": policy, "ref_model": reference, "value_model": value})
+
+
+def test_what_is_on_while_learning_alone_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ActorCritic, "train", torch.nn.Module.train)
+    with pytest.raises(UserError, match=r"model: .* OPTForCausalLM log-probs change in training mode, by"):
+        start(tmp_path, tiny.opt())
 
 
 def test_the_check_leaves_no_trace(tmp_path):
+    roles = trainer(tmp_path, lora=True).roles
     state = torch.get_rng_state()
-    run = start(tmp_path, tiny.llama(), critic="shared")
+    check_models(roles.trained, roles.reference)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(module.training for module in run.roles.trained.modules())
+    assert not any(module.training for module in roles.trained.modules())
