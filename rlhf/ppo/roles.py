@@ -65,6 +65,8 @@ def build_roles(
         ("value_model", value_model),
     ):
         if part is not None:
+            if name in ("model", "ref_model"):
+                _check_language_model(name, part)
             _check_device(name, part)
             prepare_4bit(name, part)
             fuse_gelu(part)
@@ -116,6 +118,12 @@ _LEFT_OUT = {
 def _storage(tensor: torch.Tensor) -> int:
     """What two tensors have in common if one is a view of the other; of a sharded one only it itself."""
     return tensor.untyped_storage().data_ptr() or id(tensor)
+
+
+def _check_language_model(name: str, model: Model) -> None:
+    inner = unwrap_peft(model)
+    if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
+        raise UserError(f"{name}: expected a causal language model, found a {type(inner).__name__}")
 
 
 def _check_device(name: str, model: Model) -> None:

@@ -31,8 +31,9 @@ OTHERS = {
     "no decoder": (lambda: BertLMHeadModel(BertConfig(**WIDTHS, **IDS)), "BertLMHeadModel"),
     "encoder and decoder": (
         lambda: T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, **IDS)),
-        "T5ForConditionalGeneration",
+        "model: expected a causal language model, found a T5ForConditionalGeneration",
     ),
+    "no head": (lambda: tiny.llama().model, "model: expected a causal language model, found a LlamaModel"),
     "state in its modules": (
         lambda: RecurrentGemmaForCausalLM(RecurrentGemmaConfig(lru_width=32, attention_window_size=8, **WIDTHS, **IDS)),
         "RecurrentGemmaForCausalLM",
@@ -71,7 +72,7 @@ BREAKS = {
     "while sampling": (lambda self, ids, cache: ids.shape[1] == 1 and cache, "model: .*while sampling"),
     "after rows have left": (lambda self, ids, cache: len(ids) == 2 and cache, "model: .*while sampling"),
     "of a critic": (
-        lambda self, ids, cache: len(ids) > 1 and not hasattr(self, "of_policy"),
+        lambda self, ids, cache: len(ids) > 1 and not hasattr(self, "role"),
         "value_model: .*in a batch",
     ),
 }
