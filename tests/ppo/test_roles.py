@@ -162,7 +162,7 @@ def test_what_is_trained_is_printed(tmp_path, capsys):
     assert parameter_lines(run.models)[2] == "reference: LlamaForCausalLM, adapter off, 0 parameters, 0 trained"
 
 
-def test_dropout_is_off_in_training_mode_but_that_of_adapters(tmp_path):
+def test_dropout_is_off_in_train_mode_but_that_of_adapters(tmp_path):
     def on(trained):
         return {m.p for m in trained.train().modules() if isinstance(m, torch.nn.Dropout) and m.training}
 

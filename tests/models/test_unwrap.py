@@ -1,0 +1,30 @@
+"""What a config says of a model."""
+
+import torch
+from torch.testing import assert_close
+from transformers import Phi3Config, Phi3ForCausalLM
+
+from rlhf.models.unwrap import max_positions
+
+
+def test_longrope_has_its_original_positions():
+    """Beyond them, one long text changes the log-probs of the others in its pass."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Phi3Config(
+        vocab_size=64,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters=rope | {"original_max_position_embeddings": 16},
+        pad_token_id=0,
+        initializer_range=0.2,
+        **sizes,
+    )
+    assert max_positions(config) == 16
+    model, text = Phi3ForCausalLM(config).eval(), torch.arange(3, 13)
+    with torch.no_grad():
+        alone, at_most, beyond = (
+            model(torch.nn.functional.pad(text, (0, n - 10)).unsqueeze(0)).logits[0, :10] for n in (10, 16, 17)
+        )
+    assert_close(at_most, alone)
+    assert not torch.allclose(beyond, alone, atol=1e-2)
