@@ -65,8 +65,6 @@ def build_roles(
         ("value_model", value_model),
     ):
         if part is not None:
-            if name in ("model", "ref_model"):
-                _check_language_model(name, part)
             _check_device(name, part)
             prepare_4bit(name, part)
             fuse_gelu(part)
@@ -120,7 +118,8 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
-def _check_language_model(name: str, model: Model) -> None:
+def check_language_model(name: str, model: Model) -> None:
+    """A UserError for a model that gives no logits of next tokens, or that needs an encoder's text beside its own."""
     inner = unwrap_peft(model)
     if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
         raise UserError(f"{name}: expected a causal language model, found a {type(inner).__name__}")

@@ -62,7 +62,14 @@ from rlhf.ppo.prompts import (
     read_prompts,
     response_ids,
 )
-from rlhf.ppo.roles import build_roles, check_apart, check_shardable, describe_roles, parameter_lines
+from rlhf.ppo.roles import (
+    build_roles,
+    check_apart,
+    check_language_model,
+    check_shardable,
+    describe_roles,
+    parameter_lines,
+)
 from rlhf.ppo.rollout import Rollout, RolloutCollector, nonfinite_rows
 from rlhf.reward.reward_functions import (
     FunctionReward,
@@ -139,6 +146,9 @@ class PPOTrainer:
                 f"data_collator: leave it out: {type(data_collator).__name__} is not used, batches are built here"
             )
         check_evaluation(args, eval_dataset)
+        check_language_model("model", model)
+        if ref_model is not None:
+            check_language_model("ref_model", ref_model)
         self.args = args
         self.accelerator = make_accelerator(args)
         self.processing_class = prepare_tokenizer(processing_class)
