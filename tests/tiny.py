@@ -101,7 +101,7 @@ def mamba() -> MambaForCausalLM:
     """A policy that keeps a state in place of keys and values."""
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2))
-    torch.nn.init.normal_(model.backbone.embeddings.weight, std=0.2)
+    torch.nn.init.normal_(model.backbone.embeddings.weight, std=0.1)
     return model.eval()
 
 
