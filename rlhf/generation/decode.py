@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ def decode(
     responses: list[list[int]] = [[] for _ in prompts]
     calls = []
     groups = cheapest_groups([len(prompt) for prompt in prompts], len(prompts), _cost(model, u.shape[1]))
-    cast = frozen_cast(model) if torch.is_autocast_enabled(model.device.type) else nullcontext()
-    with decoding_layouts(model), cast:
+    frozen = frozen_cast(model) if torch.is_autocast_enabled(model.device.type) else nullcontext()
+    with decoding_layouts(model), frozen:
         for group in groups:
             rows = _decode_group(model, [prompts[i] for i in group], u[group], eos_ids, temperature, pick, calls)
             for i, row in zip(group, rows, strict=True):
@@ -146,7 +146,8 @@ def _decode_group(
             break
         if left <= _COMPACT_AT * len(rows):
             keep = (~ended).nonzero().squeeze(1)
-            cache.reorder_cache(keep)  # layers that keep a state instead of keys have only this
+            # Layers that keep a state instead of keys have no other way to drop rows.
+            cache.reorder_cache(cast(torch.LongTensor, keep))
             ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
     return responses.tolist()
 

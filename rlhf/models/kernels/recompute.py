@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.models.unwrap import unwrap_peft
 
 
-def recompute_activations(model: Any, options: dict[str, Any] | None) -> None:
+def recompute_activations(model: Any, options: Any) -> None:
     """Of each layer that transformers would checkpoint, which it does in training mode alone, where dropout is on.
 
     options: of `torch.utils.checkpoint.checkpoint`. A UserError for a model without such layers.
