@@ -99,6 +99,13 @@ def on_the_trunk_of(other, seed=9):
     return model
 
 
+def on_the_numbers_of(other):
+    """Weights of its own, of which one is a view of the other model's."""
+    model = tiny.llama(4)
+    model.lm_head.weight.data = other.lm_head.weight.data[:]
+    return model
+
+
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize(
     ("names", "make"),
@@ -113,6 +120,7 @@ def on_the_trunk_of(other, seed=9):
             ),
         ),
         ("reward_model model", lambda: (lambda m: {"model": m, "reward_model": on_the_trunk_of(m)})(tiny.llama())),
+        ("ref_model model", lambda: (lambda m: {"model": m, "ref_model": on_the_numbers_of(m)})(tiny.llama())),
         ("value_model model", lambda: (lambda m: {"model": m, "value_model": on_the_trunk_of(m)})(tiny.llama())),
     ],
 )
