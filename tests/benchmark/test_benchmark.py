@@ -1,17 +1,16 @@
 """The work that both sides do is the work it is said to be."""
 
-import os
 import statistics
+import sys
 
 import pytest
-import tiny
 import torch
-import workers
 
 from rlhf.benchmark import work
 from rlhf.benchmark.compare import check_equal, compare, spread, table
 from rlhf.benchmark.growth import exponent, growth_table
 from rlhf.benchmark.ppo import Feed, rlhf
+from rlhf.cli import benchmark
 from rlhf.errors import UserError
 
 TINY = work.SHAPES["tiny"]
@@ -89,11 +88,11 @@ def test_the_work_of_our_side_is_that_of_its_models(tmp_path):
     assert least / 3 < result["flops"]["score"] * TINY.n_ppo_epochs / 2 < least
 
 
-def test_a_missing_trl_is_one_line():
-    command = [str(tiny.ROOT / "scripts" / "benchmark.py"), "--trl", "nowhere"]
-    done = workers.python(command, dict(os.environ), tiny.ROOT)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: trl: expected a folder made by")
+@pytest.mark.parametrize(("trl", "found"), [([], "none"), (["--trl", "nowhere"], "nowhere")])
+def test_a_missing_trl_is_one_line(monkeypatch, trl, found):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *trl])
+    with pytest.raises(UserError, match=f"^trl: expected a folder made by .*, found {found}$"):
+        benchmark.main()
 
 
 def test_the_exponent_of_a_power_is_its_power():

@@ -98,14 +98,19 @@ def test_both_ranks_are_refused_by_one_line_while_another_run_is_there(campaign,
     with trial("second run of a stage, two ranks"):
         stage = campaign.stage("ppo_full", tmp_path)
         first = campaign.begin("ppo_full", tmp_path, {"phase": "learn", "call": 1, "signal": signal.SIGSTOP})
-        end = time.monotonic() + HANG
-        while not (stage / ".lock").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        pair = Pair(campaign, "ppo_full", tmp_path, HALF)
-        assert pair.end() == [2, 2], pair.said()[-3000:]
-        assert pair.said().count("error: ") == 1
-        os.kill(first, signal.SIGCONT)
-        assert campaign.forge.wait(first) == 0
+        how = signal.SIGKILL  # a stopped process would stay for ever
+        try:
+            end = time.monotonic() + HANG
+            while not (stage / ".lock").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            pair = Pair(campaign, "ppo_full", tmp_path, HALF)
+            assert pair.end() == [2, 2], pair.said()[-3000:]
+            assert pair.said().count("error: ") == 1
+            how = signal.SIGCONT
+        finally:
+            os.kill(first, how)
+            code = campaign.forge.wait(first)
+        assert code == 0
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_deepspeeds_latest_does_not_lead_out(checkpoint, name):
         check_pickles(checkpoint)
 
 
-def test_deepspeeds_own_classes_pass_and_stay_inert(checkpoint):
+def test_deepspeeds_own_classes_pass_and_stay_inert(checkpoint, monkeypatch):
     loss_scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler")
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -124,7 +124,12 @@ def test_deepspeeds_own_classes_pass_and_stay_inert(checkpoint):
     (checkpoint / "pytorch_model").mkdir()
     torch.save(state, checkpoint / "pytorch_model" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (checkpoint / "latest").write_text("pytorch_model")
+    load, read = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *args, **options: read.append(load(*args, **options)))
     check_pickles(checkpoint)
+    (found,) = [one for one in read if isinstance(one, dict) and "scalers" in one]
+    made = {type(one) for one in (*found["scalers"], found["stage"], found["places"]["a"])}
+    assert {kind.__name__ for kind in made} == {"_Inert"}  # none of DeepSpeed's classes
 
 
 ROWS = [{"chosen_ids": [5, 6, i, 2], "rejected_ids": [5, 6, i + 20, 2]} for i in range(30, 46)]

@@ -76,7 +76,7 @@ def mean(rows, name="objective/scores"):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_it_reaches_nine_tenths_of_the_best_reward(tmp_path, seed, lora):
     rows = learn(tmp_path, seed, lora)
     assert mean(rows[:2]) < 0.5

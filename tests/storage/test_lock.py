@@ -181,6 +181,25 @@ def test_of_many_one_becomes_the_owner(tmp_path, monkeypatch, dead):
         assert found == ["refused"] * 5 + ["taken"]
 
 
+def test_who_waited_for_a_dead_owners_lock_leaves_the_next_owners_alone(tmp_path, monkeypatch, other):
+    """Another one has taken over between opening the file and holding it."""
+    owned(tmp_path, start="0000 1")
+    flock, waits = fcntl.flock, []
+
+    def late(file, kind):
+        if not waits:
+            (tmp_path / NAME).unlink()
+            owned(tmp_path, pid=other.pid, start=_start(other.pid))
+        waits.append(kind)
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on host"):
+        FolderLock(tmp_path).take()
+    assert owner(tmp_path)["pid"] == other.pid
+    assert waits == [fcntl.LOCK_EX] * 2  # of the file that was there, and of the one that is
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypatch, other, links):
     """Without flock, so that only the creation of the file decides; some file systems have no hard links."""
