@@ -84,6 +84,11 @@ PAIRS: dict[str, tuple[dict[str, Any], str, list[dict[str, str]]]] = {
         "sharegpt",
         [S, U],
     ),
+    "ShareGPT, an empty system turn": (
+        sides(g("gpt", GOOD), g("gpt", BAD), conversations=[g("system", " "), g("human", Q)]),
+        "sharegpt",
+        [U],
+    ),
     "ShareGPT, whole sides": (sides([g("human", Q), g("gpt", GOOD)], [g("human", Q), g("gpt", BAD)]), "sharegpt", [U]),
     "other roles": (
         sides([m("Human", Q), m("Assistant", GOOD)], [m("Human", Q), m("Assistant", BAD)]),
