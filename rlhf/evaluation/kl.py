@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.models.actor_critic import check_head, exact_kl, head_logits, in_chunks, texts_of, trunk_states
-from rlhf.models.unwrap import unwrap_peft
+from rlhf.models.unwrap import unwrap_peft, vocabulary_size
 from rlhf.models.vocabulary import suppress
 
 _ROWS = 16  # responses per batch
@@ -42,7 +42,7 @@ def response_kl(
     found = torch.zeros(len(prompts) * width, device=policy.device)
     for texts in texts_of(prompts, responses, groups, width, policy.device):
         states = [texts.at_tokens(trunk_states(unwrap_peft(m), texts.ids, texts.lengths)) for m in (policy, base)]
-        (kl,) = in_chunks(per_token, policy.config.vocab_size, *states)
+        (kl,) = in_chunks(per_token, vocabulary_size(policy), *states)
         found.index_copy_(0, texts.places, kl)
     sums: list[float] = found.view(len(prompts), width).sum(1).tolist()
     return sums

@@ -24,7 +24,7 @@ from rlhf.functional.batching import to_device
 from rlhf.models.kernels.attention import pack, packs
 from rlhf.models.kernels.unmasked import unmasked
 from rlhf.models.scalar_heads import ScalarHead
-from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
+from rlhf.models.unwrap import Model, is_quantised, trunk_of, unwrap_peft, vocabulary_size
 from rlhf.models.vocabulary import suppress
 
 _MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
@@ -135,7 +135,7 @@ class ActorCritic(nn.Module):
 
         inputs = texts.at_tokens(states), texts.tokens
         # Under ZeRO-3 the head is gathered by all ranks together, as often on each: once.
-        flat = logp(*inputs) if self._is_sharded else in_chunks(logp, base.config.vocab_size, *inputs)
+        flat = logp(*inputs) if self._is_sharded else in_chunks(logp, vocabulary_size(base), *inputs)
         return flat[0], flat[1], texts.at_tokens(values)
 
     def _rectangles(self, ids: Tensor, mask: Tensor, n_response: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +192,7 @@ def read_texts(
         return logp, ref_logp, entropy, exact_kl(logits, ref_logits, temperature)
 
     inputs = texts.at_tokens(states), texts.at_tokens(ref_states), texts.tokens
-    flat = in_chunks(per_token, policy.config.vocab_size, *inputs)
+    flat = in_chunks(per_token, vocabulary_size(policy), *inputs)
     last = values.flatten().index_select(0, texts.last)
     return torch.stack([*flat, texts.at_tokens(values)]), last
 
@@ -310,14 +310,14 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
     lengths: int [B], of the texts; with them a model that can computes no padding, where states are then any.
     """
     if lengths is None or not packs(base, ids.shape[1]):
-        return base.base_model(**unmasked(base, ids), use_cache=False).last_hidden_state
+        return trunk_of(base)(**unmasked(base, ids), use_cache=False).last_hidden_state
     packed = pack(ids, lengths)
     given = {
         "input_ids": ids.flatten()[packed.place].unsqueeze(0),
         "position_ids": packed.positions.unsqueeze(0),
         "attention_mask": ids.new_ones(1, 1, 1, 1),  # of four dimensions it is passed on as it is: none is made
     }
-    return packed.spread(base.base_model(**given, use_cache=False, packed=packed).last_hidden_state[0])
+    return packed.spread(trunk_of(base)(**given, use_cache=False, packed=packed).last_hidden_state[0])
 
 
 # Fields of transformers' configs that scale or cap what the output embeddings give; `check_head` refuses models that do

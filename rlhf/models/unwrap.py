@@ -13,6 +13,17 @@ def unwrap_peft(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def trunk_of(model: Any) -> Any:
+    """What is below a transformers model's head."""
+    trunk = model.base_model  # the model itself where its prefix names no part of it, as Llama 4's
+    return model.get_decoder() if trunk is model else trunk
+
+
+def vocabulary_size(model: Any) -> int:
+    """Logits of a transformers model for each token; one with image parts has them in the config of its text part."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
 def is_quantised(model: Any) -> bool:
     """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
     return bool(getattr(unwrap_peft(model), "is_quantized", False))

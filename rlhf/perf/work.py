@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.distributed.sharding import numel
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead
 from rlhf.models.kernels.attention import packs
-from rlhf.models.unwrap import unwrap_peft
+from rlhf.models.unwrap import trunk_of, unwrap_peft
 from rlhf.perf.hardware import matmul_peak, memory_bandwidth
 
 Rows = Sequence[Sequence[int]]
@@ -243,15 +243,15 @@ class Flops:
     def of(cls, model: nn.Module) -> "Flops":
         """Read off a transformers model, or a PEFT one with the adapters that are active."""
         base = unwrap_peft(model)
-        trunk, config = list(_linear_layers(base.base_model)), base.config.get_text_config(decoder=True)
+        trunk, config = list(_linear_layers(trunk_of(base))), base.config.get_text_config(decoder=True)
         head = base.get_output_embeddings()
         layers = trunk if head is None else [*trunk, head]
         trained = sum(_elements(layer) for layer in trunk if layer.weight.requires_grad)
-        heads, width = getattr(config, "num_attention_heads", 0), head_width(config)
         return cls(
             trained=trained,
             frozen=sum(map(_elements, trunk)) - trained,
-            attention=2 * config.num_hidden_layers * heads * width,
+            attention=2
+            * sum(getattr(layer, "num_attention_heads", 0) * head_width(layer) for layer in _layers(config)),
             head=_elements(head) if head is not None else 0,
             head_trained=head is not None and head.weight.requires_grad,
             key_values=key_values(config),
@@ -303,8 +303,16 @@ def head_width(config: PretrainedConfig) -> int:
 
 def key_values(config: PretrainedConfig) -> int:
     """Numbers that a cache keeps of one token."""
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
-    return 2 * config.num_hidden_layers * heads * head_width(config)
+    return 2 * sum(_key_heads(layer) * head_width(layer) for layer in _layers(config))
+
+
+def _key_heads(config: PretrainedConfig) -> int:
+    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+
+
+def _layers(config: PretrainedConfig) -> Sequence[PretrainedConfig]:
+    """The config as each layer sees it: Gemma 4's differ in the width of a head."""
+    return config.per_layer_config if config.is_heterogeneous else [config] * config.num_hidden_layers
 
 
 def _distinct(lengths: Sequence[int], again: Sequence[int]) -> tuple[int, int]:
