@@ -153,7 +153,7 @@ def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> f
 
 def _logits(args: PPOConfig, config: PretrainedConfig) -> float:
     """Bytes of one response's logits in float32."""
-    return 4.0 * (args.response_length + 1) * config.vocab_size
+    return 4.0 * (args.response_length + 1) * config.get_text_config(decoder=True).vocab_size
 
 
 def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) -> float:

@@ -250,8 +250,7 @@ class Flops:
         return cls(
             trained=trained,
             frozen=sum(map(_elements, trunk)) - trained,
-            attention=2
-            * sum(getattr(layer, "num_attention_heads", 0) * head_width(layer) for layer in _layers(config)),
+            attention=2 * sum(_heads(layer) * head_width(layer) for layer in _layers(config)),
             head=_elements(head) if head is not None else 0,
             head_trained=head is not None and head.weight.requires_grad,
             key_values=key_values(config),
@@ -297,8 +296,11 @@ class Flops:
 
 def head_width(config: PretrainedConfig) -> int:
     """Numbers a head of attention."""
-    heads = getattr(config, "num_attention_heads", 0) or 1
-    return getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "head_dim", None) or config.hidden_size // (_heads(config) or 1)
+
+
+def _heads(config: PretrainedConfig) -> int:
+    return getattr(config, "num_attention_heads", None) or 0
 
 
 def key_values(config: PretrainedConfig) -> int:
@@ -307,7 +309,7 @@ def key_values(config: PretrainedConfig) -> int:
 
 
 def _key_heads(config: PretrainedConfig) -> int:
-    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    return getattr(config, "num_key_value_heads", None) or _heads(config)
 
 
 def _layers(config: PretrainedConfig) -> Sequence[PretrainedConfig]:

@@ -29,7 +29,7 @@ from rlhf.models.lora import add_lora, merged_model, trainable_share
 from rlhf.models.master_weights import keep_masters
 from rlhf.models.quantised import prepare_4bit
 from rlhf.models.scalar_heads import widen_heads
-from rlhf.models.unwrap import Model, has_token_head, is_quantised, unwrap_peft
+from rlhf.models.unwrap import Model, has_token_head, is_quantised, trunk_of, unwrap_peft
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,12 @@ def critic_from(policy: Model) -> PreTrainedModel:
     try:
         with torch.device("meta") if inner.device.type == "meta" else nullcontext():  # a dry run has no weights
             critic = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
-    except ValueError as error:
+        trunk_of(critic).load_state_dict(trunk_of(inner).state_dict())
+    except (ValueError, RuntimeError):  # there is no such class, or it has other weights
+        critic = None
+    if critic is None or not has_token_head(critic):
         kind = type(inner).__name__
-        raise UserError(
-            f"value_model: pass one or set critic: shared: transformers has no critic for a {kind}"
-        ) from error
-    critic.base_model.load_state_dict(inner.base_model.state_dict())
+        raise UserError(f"value_model: pass one or set critic: shared: transformers has no critic for a {kind}")
     torch.nn.init.zeros_(critic.score.weight)
     widen_heads(critic)
     return critic.to(inner.device).eval()
