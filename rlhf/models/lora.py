@@ -87,7 +87,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     config.target_modules = _checked_targets(config.target_modules, layers)
     if _is_split(model):
         _check_fusible(config)
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # a layer that it has no adapter for
+        raise UserError(f"lora_target_modules: {' '.join(str(error).split())}") from error
 
 
 def merged_model(peft_model: PeftModel, on_cpu: bool = False) -> PreTrainedModel:

@@ -15,8 +15,9 @@ def unwrap_peft(model: Any) -> Any:
 
 def trunk_of(model: Any) -> Any:
     """What is below a transformers model's head."""
-    trunk = model.base_model  # the model itself where its prefix names no part of it, as Llama 4's
-    return model.get_decoder() if trunk is model else trunk
+    trunk = model.base_model
+    # It is the model itself where its prefix names no part of it, as Llama 4's does not.
+    return getattr(model, "model", trunk) if trunk is model else trunk
 
 
 def vocabulary_size(model: Any) -> int:

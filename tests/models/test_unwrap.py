@@ -2,9 +2,9 @@
 
 import torch
 from torch.testing import assert_close
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import Llama4ForCausalLM, Llama4TextConfig, Phi3Config, Phi3ForCausalLM
 
-from rlhf.models.unwrap import max_positions
+from rlhf.models.unwrap import max_positions, trunk_of
 
 
 def test_longrope_has_its_original_positions():
@@ -28,3 +28,11 @@ def test_longrope_has_its_original_positions():
         )
     assert_close(at_most, alone)
     assert not torch.allclose(beyond, alone, atol=1e-2)
+
+
+def test_a_trunk_that_its_prefix_does_not_name():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    model = Llama4ForCausalLM(Llama4TextConfig(vocab_size=64, pad_token_id=0, **sizes, **heads))
+    assert trunk_of(model) is model.model
+    assert trunk_of(trunk_of(model)) is model.model
