@@ -209,7 +209,7 @@ def _read_flags(argv: list[str], known: dict[str, Setting]) -> tuple[dict[str, A
         if flag in ("-h", "--help"):
             raise UserError("command line: rlhf COMMAND --help lists the fields of a command")
         if not flag.startswith("--") or (one is None and name != "config"):
-            meant = did_you_mean(name, [*known, "config"]).replace("mean '", "mean '--")
+            meant = did_you_mean(name, [*known, "config"]).replace(" '", " '--")
             raise UserError(f"command line: unknown field {flag!r}{meant or '; --help all lists all fields'}")
         if len(texts) > 1 and not (one and one.several):
             raise UserError(f"command line: unknown field {texts[1]!r}; --{name} {texts[0]} takes one value")

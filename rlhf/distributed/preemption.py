@@ -22,7 +22,20 @@ _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 _ONE_PRESS = 1.0  # seconds: a terminal and a launcher both hand on the same Ctrl-C
 
 
-class StopRequest:
+class _Handlers:
+    """Handlers of signals, which are as before after a `with` block."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class StopRequest(_Handlers):
     """Inside its `with` block a stop signal is only recorded, so that the current step can be finished and saved.
 
     A second Ctrl-C raises KeyboardInterrupt. Nested requests share signals: the inner one knows those received before,
@@ -30,8 +43,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = False
-        self._before: dict[int, Any] = {}
         self._outer: StopRequest | None = None
         self._pressed: float | None = None  # when Ctrl-C was
 
@@ -48,12 +61,6 @@ class StopRequest:
                 self.received |= outer.received
                 self._pressed = outer._pressed
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now, before = time.monotonic(), self._pressed
@@ -74,11 +81,8 @@ class StopRequest:
         return any_rank(self.received)
 
 
-class StopAtOnce:
+class StopAtOnce(_Handlers):
     """Inside its `with` block a stop signal raises KeyboardInterrupt: for work that has no steps to resume from."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopAtOnce":
         if threading.current_thread() is threading.main_thread():
@@ -86,12 +90,6 @@ class StopAtOnce:
                 if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, signal.default_int_handler)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class StopCallback(TrainerCallback):

@@ -72,6 +72,20 @@ def test_a_warning_before_the_training_starts_is_passed_on(commands, tmp_path):
     assert "reward: not_run, code 0" in said
 
 
+def test_when_all_is_done_nothing_is_submitted(commands, tmp_path, monkeypatch):
+    (tmp_path / "bin" / "python").write_text(
+        "#!/bin/bash\necho reward done train_reward - - c; echo report done report - - -\n"
+    )
+    said = commands("pipeline.sh", "--account=lab").splitlines()
+    assert said == [
+        "submitted: - -",
+        "reward: already done",
+        "report: already done",
+        "nothing to submit: all stages are done; --redo runs them again",
+    ]
+    assert "nothing to submit" not in commands("pipeline.sh", "--seeds", "1,2")
+
+
 def test_few_cpus_are_pointed_out(commands):
     said = commands("reward.sbatch", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_ON_NODE="1")
     assert "reward: 1 CPUs for 4 processes: slow; sbatch --cpus-per-task=32" in said
