@@ -30,13 +30,13 @@ class UserError(ValueError):
 def did_you_mean(found: object, known: Iterable[str]) -> str:
     """The end of an error line: `; did you mean 'NAME'?`, or nothing if no known name is close.
 
-    If none is, up to three that end with it are: of `seed` the fields `eval_seed` and `prompt_seed`.
+    If none is, one or two that end with it are: of `seed` the fields `eval_seed` and `prompt_seed`.
     """
     names = {name.lower(): name for name in known}
     word = str(found)[:200].lower()
     close = get_close_matches(word, names, n=1, cutoff=0.75 if len(word) > 3 else 0.6)
     longer = [name for name in names if word and name.endswith(f"_{word}")]
-    meant = close or (longer if len(longer) <= 3 else [])
+    meant = close or (longer if len(longer) <= 2 else [])
     return f"; did you mean {' or '.join(repr(names[name]) for name in meant)}?" if meant else ""
 
 
