@@ -28,11 +28,16 @@ class UserError(ValueError):
 
 
 def did_you_mean(found: object, known: Iterable[str]) -> str:
-    """The end of an error line: `; did you mean 'NAME'?`, or nothing if no known name is close."""
+    """The end of an error line: `; did you mean 'NAME'?`, or nothing if no known name is close.
+
+    If none is, one or two that end with it are: of `seed` the fields `eval_seed` and `prompt_seed`.
+    """
     names = {name.lower(): name for name in known}
     word = str(found)[:200].lower()
     close = get_close_matches(word, names, n=1, cutoff=0.75 if len(word) > 3 else 0.6)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    longer = [name for name in names if word and name.endswith(f"_{word}")]
+    meant = close or (longer if len(longer) <= 2 else [])
+    return f"; did you mean {' or '.join(repr(names[name]) for name in meant)}?" if meant else ""
 
 
 class StageDone(Exception):  # noqa: N818  nothing is wrong

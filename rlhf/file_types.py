@@ -49,7 +49,7 @@ class Basis(TypedDict):
     given: Settings  # the fields that may change a result and that its recipe or flags set
     flags: Settings  # those of them that flags set
     recipe: str | None  # SHA-256 of the recipe's file
-    data: dict[str, str]  # local data file or folder -> SHA-256 of its content
+    data: dict[str, str]  # local data file, folder or model -> SHA-256 of its content; of large weights, of a part
     stages: dict[str, str]  # earlier stage that was read -> its `id`
 
 

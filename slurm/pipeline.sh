@@ -91,4 +91,5 @@ while read -r stage state _ _ needs _; do
     echo "$stage: job ${jobs[$stage]}" >&2
     submitted+=" ${jobs[$stage]}"
 done <<<"$plan"
+[[ "$submitted" =~ [0-9] ]] || echo "nothing to submit: all stages are done; --redo runs them again" >&2
 echo "submitted:$submitted"

@@ -6,6 +6,25 @@
 # RLHF_PROCESSES (per node; default: its GPUs, or 1), RLHF_FLAGS (more flags for the script).
 
 set -u
+# told_to_stop: what USR1 does. If the training has not started yet, run_stage passes the signal on once it has.
+told_to_stop() {
+    told=1
+    echo "$(date +%FT%T) ${stage:-job}: told to stop"
+    [ -z "$step" ] || pass_on "$step" &
+}
+
+# pass_on PID: repeat the signal to the training until srun, PID, has ended. A signal before training starts is lost.
+pass_on() {
+    while kill -0 "$1" 2>/dev/null; do
+        scancel --signal=USR1 "$SLURM_JOB_ID.0"
+        sleep 5
+    done
+}
+
+# From here on, or Slurm's warning would end a job that has only just begun.
+stage="" step="" told=0
+trap told_to_stop USR1
+
 cd "${RLHF_HOME:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 : "${RECIPE:?expected a recipe in the environment: RECIPE=gpt2-medium}" "${RUN:?expected the name of a run: RUN=study}"
 [[ "$RUN" =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] || { # it becomes a folder and part of srun's options
@@ -22,18 +41,11 @@ plan() {
         ${SLURM_ARRAY_TASK_ID:+--seed "$SLURM_ARRAY_TASK_ID"}
 }
 
-# pass_on PID: repeat the signal to the training until srun, PID, has ended. A signal before training starts is lost.
-pass_on() {
-    while kill -0 "$1" 2>/dev/null; do
-        scancel --signal=USR1 "$SLURM_JOB_ID.0"
-        sleep 5
-    done
-}
-
 # run_stage STAGE [SCRIPT]: run the stage on all nodes, with its own script or another one. On USR1 (Slurm's warning
 # before the time limit, or a preemption) it finishes its step and saves; the job then requeues itself.
 run_stage() {
-    local stage=$1 line state command seed step code told=0
+    local line state command seed code
+    stage=$1
     line="$(plan "$stage")" || exit 2
     read -r _ state command seed _ CONFIG <<<"$line"
     if [ "$state" = "done" ]; then
@@ -62,7 +74,7 @@ run_stage() {
     srun --kill-on-bad-exit=1 --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
         --cpu-bind=none --export=ALL --output="$LOGS-node%n.log" --open-mode=append bash slurm/node.sh &
     step=$!
-    trap 'told=1; echo "$(date +%FT%T) $stage: told to stop"; pass_on "$step" &' USR1
+    [ "$told" = 0 ] || pass_on "$step" &
     wait "$step"
     code=$?
     while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do # the trap interrupted the wait

@@ -1,4 +1,4 @@
-"""What a pipeline can know before it starts: mistakes in its recipes, and the precision."""
+"""What a pipeline can know before it starts: mistakes in its recipes, the precision and the expected time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from rlhf.cli import evaluate, train_ppo, train_reward
+from rlhf.cli.expected_time import expected_time
 from rlhf.cli.parsing import parse
 from rlhf.config.precision import precision, precision_line
-from rlhf.storage.stages import StageSpec
+from rlhf.storage.stages import StageSpec, stages_of
 
 # Command of a stage -> its settings, and which of its stages they are of.
 _KINDS: dict[str, tuple[list[Any], Any]] = {
@@ -19,16 +20,18 @@ _KINDS: dict[str, tuple[list[Any], Any]] = {
 }
 
 
-def foresee(recipe: Path, stages: Sequence[StageSpec], where: Sequence[str]) -> list[str]:
-    """Threads and precision, in words. A UserError for a mistake in the recipe of any of these stages.
+def foresee(recipe: Path, stages: Sequence[StageSpec], where: Sequence[str]) -> tuple[list[str], str]:
+    """Threads and precision, and the expected time, in words. A UserError for a mistake in any of these recipes.
 
     It measures, which starts PyTorch's threads: call it in a process that will not fork.
     """
-    lines = []
+    lines, found = [], []
     for stage in stages:
         kinds, name = _KINDS[stage.command]
         settings = parse(kinds, ["--config", str(recipe / f"{stage.name}.yaml"), *where], name)
+        found.append(settings)
         if name is not None:
             lines.append(precision_line(settings[-1]) or precision(settings[-1])["taken"])
     threads = torch.get_num_threads()
-    return [f"{threads} CPU thread{'s' if threads > 1 else ''}", *dict.fromkeys(lines)]
+    on = [f"{threads} CPU thread{'s' if threads > 1 else ''}", *dict.fromkeys(lines)]
+    return on, expected_time(found, [stage.name for stage in stages_of(recipe)])

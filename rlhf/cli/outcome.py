@@ -17,12 +17,12 @@ from rlhf.storage.disk import read_json
 from rlhf.storage.stages import POLICIES, read_run
 
 
-def show_header(what: str, on: list[str], folder: Path) -> None:
-    """What will run, and on what."""
+def show_header(what: str, on: list[str], folder: Path, time: str = "") -> None:
+    """What will run, on what, and how long it may take."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     where = ", ".join([*on, f"{memory:.0f} GB"])
-    logs = "" if quiet.is_dropped() else f"   logs: {path_to(folder / 'logs')}"
-    screen.say(f"rlhf {__version__}  {what} on {where}{logs}", "bold")
+    logs = "" if quiet.is_dropped() else f"logs: {path_to(folder / 'logs')}"
+    screen.say("   ".join(filter(None, [f"rlhf {__version__}  {what} on {where}", time, logs])), "bold")
     screen.say()
 
 

@@ -274,7 +274,7 @@ def _meant(name: object, known: Iterable[str], dashes: str = "") -> str:
     known = list(known)
     if use := new_name(str(name), known):
         return f"; use {dashes if not use.startswith('nothing') else ''}{use}"
-    return did_you_mean(name, known).replace("mean '", f"mean '{dashes}") or "; --help all lists all fields"
+    return did_you_mean(name, known).replace(" '", f" '{dashes}") or "; --help all lists all fields"
 
 
 def _scalars(where: str, value: Any) -> list[Any]:

@@ -58,16 +58,18 @@ def main() -> None:
 def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineConfig) -> None:
     """All stages whose results do not hold, in order."""
     folder = run.folder()
-    *stages, _ = stages_of(recipe)
+    stages = stages_of(recipe)[:-1]
     start: Start | None = None
     lines: list[str] = []  # about stages that are done
     for number in range(len(stages)):
-        stage = planned(recipe, folder, seed)[number]  # now: the stages before it may just have run
+        plan = planned(recipe, folder, seed)  # now: the stages before it may just have run
+        stage = plan[number]
         name, place = stage.spec.name, f"{number + 1}/{len(stages)}"
         if stage.state == "done":
             lines.append(f"[{place}] {stage.spec.title}: already done")
             continue
-        start = start or _starter(run, config, stages[number:])  # which prints the header
+        left = [one.spec for one in plan[:-1] if one.state != "done"]
+        start = start or _starter(run, config, left)  # which prints the header
         while lines:
             screen.say(lines.pop(0))
         if stage.state == "stale":
@@ -75,8 +77,8 @@ def _run_all(run: RunConfig, recipe: Path, seed: int | None, config: PipelineCon
             screen.say(f"[{place}] {stage.spec.title}: again, since {changed} changed")
         argv = ["--config", str(stage.config), *_where(run), *stage.flags, *(["--redo"] if stage.differs else [])]
         _check(start(stage.spec.command, argv, {screen.STAGE: place}), name)
-        if not is_done(folder / name):  # told to stop by a signal
-            sys.exit(f"{name}: stopped before its end; run the same command again to resume")
+        if not is_done(folder / name):  # told to stop by a signal, which the stage has said
+            sys.exit(1)
         if heard:  # when all of it was done
             sys.exit(f"{name}: done, then told to stop; run the same command again to go on")
     for line in lines:
@@ -120,7 +122,8 @@ def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]
         forget_script_folder()
         prepare(dict.fromkeys(["foresight", *(stage.command for stage in stages), REPORT.command]))
     recipe = recipe_folder(config.recipe)
-    show_header(what, answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, _where(run))), folder)
+    on, time = answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, _where(run)))
+    show_header(what, on, folder, time)
     return forked
 
 

@@ -47,7 +47,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         screen.error(end.code)  # Python would write it to the log
         sys.exit(1)
     except KeyboardInterrupt:
-        screen.error("interrupted")
+        if not screen.is_part():  # otherwise the pipeline says it
+            screen.error("interrupted")
         sys.exit(130)
     except Exception as error:
         _crashed(error)

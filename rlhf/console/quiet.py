@@ -90,9 +90,11 @@ def _redirect(path: Path, made: tuple[Path, ...]) -> None:
 def discard() -> None:
     """Remove the run's folder if this process has made it and it holds only logs: a mistake leaves nothing behind."""
     run = copies.log.parent.parent if copies else None
-    if copies is None or run not in copies.made or [one.name for one in run.iterdir()] != [copies.log.parent.name]:
+    if copies is None or run not in copies.made:
         return
-    shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):  # another process of this run may be at the same
+        if [one.name for one in run.iterdir()] == [copies.log.parent.name]:
+            shutil.rmtree(run)
     for folder in copies.made:
         with suppress(OSError):  # one that is gone, or that holds something else
             folder.rmdir()

@@ -22,7 +22,20 @@ _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 _ONE_PRESS = 1.0  # seconds: a terminal and a launcher both hand on the same Ctrl-C, and people press twice
 
 
-class StopRequest:
+class _Handlers:
+    """Handlers of signals, which are as before after a `with` block."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class StopRequest(_Handlers):
     """Inside its `with` block a stop signal is only recorded, so that the current step can be finished and saved.
 
     A second Ctrl-C raises KeyboardInterrupt. Nested requests share signals: the inner one knows those received before,
@@ -30,8 +43,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.received = False
-        self._before: dict[int, Any] = {}
         self._outer: StopRequest | None = None
         self._pressed: float | None = None  # when Ctrl-C was
 
@@ -48,12 +61,6 @@ class StopRequest:
                 self.received |= outer.received
                 self._pressed = outer._pressed
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now, before = time.monotonic(), self._pressed
@@ -74,14 +81,14 @@ class StopRequest:
         return any_rank(self.received)
 
 
-class StopAtOnce:
+class StopAtOnce(_Handlers):
     """Inside its `with` block a stop signal raises KeyboardInterrupt: for work whose parts are kept as they come.
 
     Later signals do not disturb what is then put in order, but for Ctrl-C after a second or more.
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
+        super().__init__()
         self._first: float | None = None  # when the first one came
 
     def __enter__(self) -> "StopAtOnce":
@@ -96,12 +103,6 @@ class StopAtOnce:
         if self._first is None or (number == signal.SIGINT and now - self._first > _ONE_PRESS):
             self._first = self._first or now
             raise KeyboardInterrupt
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class StopCallback(TrainerCallback):

@@ -122,11 +122,19 @@ def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int, l
 
 
 def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
-    """Copies of weights in oneDNN layouts. With adapters: permanent, for both passes; otherwise only while sampling."""
+    """Copies of weights in oneDNN layouts. With adapters: permanent, for both passes, and for one of models that are
+    only read; otherwise only while sampling.
+    """
     size = 2 if args.bf16 else 4
     if not adapters:
         return Part("layouts of weights", rollout=layout_bytes(roles.trained.policy, size))
-    return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True))
+    read = sum(layout_bytes(model, size) for model in _own_frozen(roles))
+    return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True) + read)
+
+
+def _own_frozen(roles: Roles) -> list[Any]:
+    """The models of frozen roles that no other role has."""
+    return [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
 
 
 def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
@@ -138,8 +146,7 @@ def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: 
     parts = [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
     if dtype is not None:
         trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
-        own = [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
-        others = sum(2 * layout_bytes(model, 1) for model in own)
+        others = sum(2 * layout_bytes(model, 1) for model in _own_frozen(roles))
         parts.append(Part("frozen weights, cast", rollout=trained + others, learning=trained))
     return parts
 

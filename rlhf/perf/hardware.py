@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.nn.functional import linear
 
 from rlhf.distributed.devices import local_process_count
 
@@ -51,6 +52,14 @@ def memory_bandwidth(device: torch.device) -> float:
         except torch.OutOfMemoryError:
             continue
     return math.inf
+
+
+def layer_speed(dtype: torch.dtype) -> float:
+    """FLOP/s of a CPU in a layer of a small model, with a micro-batch of tokens: far below the fastest product."""
+    tokens, hidden, inner = 256, 768, 3072
+    states, weights = torch.ones(tokens, hidden, dtype=dtype), torch.ones(inner, hidden, dtype=dtype)
+    best = min(_fastest(lambda: linear(states, weights), torch.device("cpu")) for _ in range(8))
+    return 2 * tokens * hidden * inner / best
 
 
 def _copied(size: int, device: torch.device) -> float:

@@ -11,7 +11,9 @@ EXPLODED = 0.5  # nats per token; the usual band is 0.02 to 0.1
 
 BAND = 0.05  # nats per token, if kl_target is not set
 
-JUMP, WITHIN = 3, 5  # a jump is three times the lowest of five steps
+AVERAGED = 3  # steps: with few prompts a single one's KL is noisy
+
+JUMP, WITHIN = 3, 5  # a jump: a mean over so many steps is three times the lowest of the five such means before it
 
 COLLAPSED = 0.1  # share of the entropy at the beginning
 
@@ -52,7 +54,7 @@ class HealthMonitor:
 
     def __init__(self, args: PPOConfig, say: Callable[[WarningRow], None]) -> None:
         self.args, self.say = args, say
-        self.kls: deque[float] = deque(maxlen=WITHIN)
+        self.kls: deque[float] = deque(maxlen=WITHIN + AVERAGED)
         self.entropies: list[float] = []  # nats per token, of the beginning
         self.since: dict[str, int] = {}
         self.said: dict[str, tuple[int, float]] = {}  # kind -> step and value
@@ -89,13 +91,16 @@ class HealthMonitor:
 
     def _kl(self, row: dict[str, float]) -> Iterator[Symptom]:
         kl, target = row["objective/kl_per_token"], self.args.kl_target or BAND
-        lowest = min(self.kls, default=kl)
         self.kls.append(kl)
+        values = list(self.kls)
+        *before, now = [sum(values[i - AVERAGED : i]) / AVERAGED for i in range(AVERAGED, len(values) + 1)] or [0.0]
+        lowest = min(before, default=now)
         limit = max(EXPLODED, 5 * target)
         if kl > limit:
             yield Symptom("kl_exploded", f"KL to the reference is {kl:.3g} nats per token, over {limit:g}", kl)
-        elif kl > max(2 * target, JUMP * lowest):
-            yield Symptom("kl_jumped", f"KL to the reference rose from {lowest:.3g} to {kl:.3g} nats per token", kl)
+        elif now > max(2 * target, JUMP * lowest):
+            means = f"from {lowest:.3g} to {now:.3g} nats per token, as means over {AVERAGED} steps"
+            yield Symptom("kl_jumped", f"KL to the reference rose {means}", now)
 
     def _entropy(self, row: dict[str, float]) -> Iterator[Symptom]:
         entropy = row["objective/entropy"] / row["objective/response_length"]

@@ -22,7 +22,7 @@ from rlhf.reporting.plots.style import to_png, to_svg
 from rlhf.reporting.run import Run, labels, read_run
 from rlhf.reporting.values import KL_BAND, NAMES, SMOOTH, is_number
 from rlhf.storage.disk import write_bytes
-from rlhf.storage.stages import TITLES
+from rlhf.storage.stages import TITLES, stale_lines
 
 # Functions whose source the report shows: file below the package, and name.
 LISTED = (
@@ -115,6 +115,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["stale_lines"] = stale_lines
     made.filters |= {name: getattr(formats, name) for name in ("num", "signed", "percent", "duration", "short")}
     return made
 

@@ -40,7 +40,14 @@ _PRECISION = ("bf16", "fp16")
 # These make the global batch, or only say how it is split.
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
-_SOURCES = ("dataset_name", "prompt_dataset")
+_MODELS = ("model_name_or_path", "base_model", "reward_model_path")
+
+_SOURCES = ("dataset_name", "prompt_dataset", *_MODELS)  # what is read, by name: its content counts
+
+# Of a model's folder: what its weights and its tokenizer are read from.
+_MODEL_FILES = ("*.safetensors", "*config.json", "*token*", "vocab*", "merges.txt", "*.jinja")
+
+_BLOCKS, _BLOCK = 64, 1 << 14  # of a file of weights, evenly spread: other weights differ in some
 
 _REPORTING = Path(__file__).resolve().parents[1] / "reporting"
 
@@ -69,7 +76,7 @@ def basis_of(asked: Asked, read: Mapping[str, str]) -> Basis:
         "given": counted(asked.given),
         "flags": counted(asked.flags),
         "recipe": asked.recipe,
-        "data": {name: found for name in _sources(asked) if (found := data_digest(name))},
+        "data": {name: found for one in _SOURCES for name in _listed(asked.get(one)) if (found := _digest(one, name))},
         "stages": dict(read),
     }
 
@@ -81,8 +88,8 @@ def counted(given: Settings) -> Settings:
     return plain
 
 
-def _sources(asked: Asked) -> list[str]:
-    return [name for one in _SOURCES for name in _listed(asked.get(one))]
+def _digest(source: str, name: str) -> str | None:
+    return model_digest(name) if source in _MODELS else data_digest(name)
 
 
 def _listed(value: Any) -> list[str]:
@@ -108,6 +115,26 @@ def data_digest(source: str) -> str | None:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest() if parts else None
 
 
+def model_digest(name: str) -> str | None:
+    """Of a local model, cheaply: of large files the size and a part. None for one that is not local."""
+    path = local_path(name)
+    try:
+        files = [path] if path.is_file() else sorted({one for end in _MODEL_FILES for one in path.glob(end)})
+        parts = [f"{one.name} {one.stat().st_size} {_part_digest(one)}" for one in files if one.is_file()]
+    except (OSError, ValueError):
+        return None
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest() if parts else None
+
+
+def _part_digest(path: Path) -> str:
+    found, last = hashlib.sha256(), max(path.stat().st_size - _BLOCK, 0)
+    with path.open("rb") as file:
+        for i in range(_BLOCKS):
+            file.seek(last * i // (_BLOCKS - 1))
+            found.update(file.read(_BLOCK))
+    return found.hexdigest()
+
+
 def differences(facts: RunFile, asked: Asked) -> list[str]:
     """How what is asked for differs from what the stage was started with: "learning_rate 3e-05 → 9e-05".
 
@@ -122,7 +149,7 @@ def differences(facts: RunFile, asked: Asked) -> list[str]:
     now = {name: given.get(name, defaults.get(name)) for name in then}
     changed = [name for name in sorted(then) if then[name] != now[name] and _counts(name, facts, asked)]
     found = [f"{name} {_short(then[name])} → {_short(now[name])}" for name in changed]
-    return found + _precision(facts, asked) + (_data(rest, then, asked) if rest else [])
+    return found + _precision(facts, asked) + _read(rest["data"] if rest else {}, then, asked)
 
 
 def _counts(name: str, facts: RunFile, asked: Asked) -> bool:
@@ -159,17 +186,17 @@ def _precision(facts: RunFile, asked: Asked) -> list[str]:
     return [] if now == then or not config else [f"precision {then} → {now}"]
 
 
-def _data(rest: Basis, then: Settings, asked: Asked) -> list[str]:
-    """Other data files, or the same ones with other content."""
+def _read(known: Mapping[str, str], then: Settings, asked: Asked) -> list[str]:
+    """Other data files or models, or the same ones with other content. known: their digests."""
     found = []
     for name in _SOURCES:
         before, now = _listed(then.get(name, asked.get(name))), _listed(asked.get(name))
-        contents = [rest["data"].get(one) for one in before], [data_digest(one) for one in now]
+        contents = [known.get(one) for one in before], [_digest(name, one) for one in now]
         if before == now:
             pairs = zip(now, *contents, strict=True)
             found += [f"{one}: other content" for one, old, new in pairs if old and new and old != new]
         elif None in contents[0] or contents[0] != contents[1]:  # a file that was only moved is the same
-            found.append(f"{name} {_short(', '.join(before))} → {_short(', '.join(now))}")
+            found.append(f"{name} {_short(', '.join(before) or None)} → {_short(', '.join(now) or None)}")
     return found
 
 

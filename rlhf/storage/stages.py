@@ -133,6 +133,14 @@ def stale_stages(run: Path) -> dict[str, list[str]]:
     return found
 
 
+def stale_lines(run: Path) -> list[str]:
+    """A line on each stale stage, for readers."""
+    return [
+        f"{run.name}: {name} is stale, since {' and '.join(changed)} changed: run that stage again"
+        for name, changed in stale_stages(run).items()
+    ]
+
+
 def require_stage(stage_folder: Path) -> Path:
     """The folder of a stage that is done. Otherwise a UserError that says which stage to run first.
 

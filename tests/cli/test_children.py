@@ -100,6 +100,7 @@ def test_a_child_is_told_when_its_parent_is_killed(tmp_path, parent):
         ("raise UserError('field: wrong')", 2, "error: field: wrong\n"),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9, ""),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("os.environ['RLHF_STAGE'] = '1/5'; raise KeyboardInterrupt", 130, ""),  # a pipeline says it for its stages
     ],
 )
 def test_a_child_ends_with_its_own_code(parent, work, code, says):

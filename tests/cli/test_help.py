@@ -143,6 +143,7 @@ def test_help_comes_before_anything_slow_is_imported(name):
             "--executor: expected one of local, slurm, found 'slrm'; did you mean 'slurm'?",
         ),
         (("compare", "--run", "a/b"), "run: expected a plain folder name"),
+        (("evaluate", "--seed", "1"), "'--seed'; did you mean '--prompt_seed' or '--eval_seed'?"),
         (("benchmark", "--shape", "sed"), "found 'sed'; did you mean 'seed'?"),
     ],
 )
@@ -159,6 +160,13 @@ def test_what_is_not_close_is_not_suggested():
     known = ["learning_rate", "Anthropic", "kl_coef"]
     assert did_you_mean("learning_rat", known) == "; did you mean 'learning_rate'?"
     assert did_you_mean("ANTHROPIC", known) == "; did you mean 'Anthropic'?"
+    fields = [
+        "prompt_seed",
+        "eval_seed",
+        *(f"{kind}_batch_size" for kind in ("train", "evaluation", "rollout", "global")),
+    ]
+    assert did_you_mean("seed", fields) == "; did you mean 'prompt_seed' or 'eval_seed'?"
+    assert did_you_mean("size", fields) == ""  # too many
     assert did_you_mean("gamma", known) == did_you_mean("", known) == did_you_mean(5, []) == ""
 
 

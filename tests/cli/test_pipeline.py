@@ -12,7 +12,10 @@ from limits import HANG
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.cli import pipeline as module
+from rlhf.config import PipelineConfig, RunConfig
 from rlhf.reporting.conclusions import verdict
+from rlhf.storage.stages import RECIPES
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation")
@@ -174,6 +177,7 @@ def test_the_console_says_what_each_stage_did(run):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("rlhf ")
     assert "CPU thread" in lines[0]
+    assert "   about 3 min   logs: " in lines[0]  # six times what no setting changes
     assert (ROOT / lines[0].split("logs: ")[1]).resolve() == folder / "logs"
     heads = [line[:5] for line in lines if line.startswith("[")]
     assert heads == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
@@ -292,3 +296,15 @@ def test_a_run_that_was_moved_works_from_anywhere(run, tmp_path):
         json.loads((place / "evaluation" / "evaluation.json").read_text()) for place in (folder, tmp_path / "moved")
     )
     assert after["gains"] == before["gains"]
+
+
+@pytest.mark.parametrize(
+    ("code", "ends", "says"),
+    [(0, 1, ""), (130, 130, "reward: interrupted; run the same command again to resume\n")],
+)
+def test_a_stage_that_was_told_to_stop_is_spoken_of_once(tmp_path, monkeypatch, capsys, code, ends, says):
+    """One that ends with code 0 and is not done has kept its place, and said so."""
+    monkeypatch.setattr(module, "_starter", lambda *given: lambda *stage: code)
+    with pytest.raises(SystemExit) as ended:
+        module._run_all(RunConfig("x", str(tmp_path)), RECIPES / "demo", None, PipelineConfig())
+    assert (ended.value.code, capsys.readouterr().err) == (ends, says)

@@ -114,6 +114,7 @@ with quiet.command():
     if len(sys.argv) > 2:
         (run / "reward").mkdir()
     quiet.discard()
+    quiet.discard()  # as another process of the run does
 """
     for more, left in (([], []), (["begun"], ["a", "a/run", "a/run/logs", "a/run/logs/reward.log", "a/run/reward"])):
         command = [sys.executable, "-c", code, str(tmp_path / "a" / "run"), *more]

@@ -41,6 +41,7 @@ FILES = {
     ),
     "huge": (b"# " + b"x" * (2 << 20), "r.yaml: expected at most 1,048,576 bytes; the file is larger"),
     "a number as field": (b"5: 1\n", "field 5: unknown field; --help all lists all fields"),
+    "the end of two fields": (b"length: 1\n", "field 'length': unknown field; did you mean 'max_length'?"),
     "a field of no stage": (b"margn: 1\n", "field 'margn': unknown field; did you mean 'margin'?"),
     "a field of ppo": (b"kl_coef: 0.1\n", "field 'kl_coef': unknown field; --help all lists"),
     "a field of the evaluation": (b"eval_temperature: 1\n", "field 'eval_temperature': unknown field; --help"),

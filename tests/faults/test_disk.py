@@ -83,7 +83,8 @@ def test_a_report_on_a_full_disk(campaign, disk):
         only_error(*campaign.forge.run("report", options, campaign.new_log()))
         (where / "filler").unlink()
         left = [path for path in sorted(where.rglob("*")) if path not in before and path.is_file()]
-        assert not [path for path in left if path.name.startswith("report.") or path.name.startswith(".")]
+        pages = [path for path in left if path.parent.name != "logs"]
+        assert not [path for path in pages if path.name.startswith(("report.", "."))]
         code, said = campaign.forge.run("report", options, campaign.new_log())
         assert code == 0, said[-3000:]
         assert (where / "run" / "report" / "report.html").stat().st_size > 10_000
@@ -138,5 +139,7 @@ def test_a_folder_that_becomes_read_only(campaign, read_only_here, tmp_path, rec
         assert "Read-only file system" in error or "Permission denied" in error
         writable(tmp_path / "run")
         kept = newest_whole(stage / "checkpoints" if prefix == PPO else stage, prefix)
-        assert kept.name == {"save": "step-2", "log": "step-2", "model": "step-4", "seal": "checkpoint-1"}[phase]
+        # Step 2's checkpoint is completed in the background: by the log of step 3 it may be whole, or not yet.
+        whole = {"save": ["step-2"], "log": ["step-1", "step-2"], "model": ["step-4"], "seal": ["checkpoint-1"]}
+        assert kept.name in whole[phase]
         campaign.finish(recipe, tmp_path)

@@ -1,4 +1,4 @@
-"""The dry run's estimates for a GPU against values by hand."""
+"""The dry run's estimates against values by hand."""
 
 import copy
 
@@ -8,7 +8,8 @@ from tiny_ppo import LORA
 
 from rlhf import PPOConfig
 from rlhf.memory_estimate.account import Sharding
-from rlhf.memory_estimate.ppo import _for_a_gpu, _keys_and_values
+from rlhf.memory_estimate.ppo import _for_a_gpu, _keys_and_values, _layouts
+from rlhf.models.kernels import onednn_linear
 from rlhf.ppo.roles import build_roles
 
 MATRICES = 2 * (32 * 32 * 4 + 32 * 128 * 2) + 32 * 400  # of tiny.gpt2: two blocks and the head
@@ -50,6 +51,15 @@ def test_deepspeeds_weights_are_in_that_precision_already():
     found = parts_of(False, half=True, bf16=True)
     assert found["copy to sample from"].weights == 0
     assert "frozen weights, cast" not in found
+
+
+def test_on_a_cpu_the_reward_model_beside_adapters_has_layouts_too(monkeypatch):
+    monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
+    args = config(critic="shared")
+    roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA))
+    trained = onednn_linear.layout_bytes(roles.trained, 4, frozen=True)
+    reward = 4 * (MATRICES - 32 * 400 + 32)  # blocks, and a head of one number
+    assert _layouts(args, roles, adapters=True).weights == 2 * trained + reward
 
 
 def test_the_cache_by_hand():

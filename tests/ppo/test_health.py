@@ -57,10 +57,20 @@ def test_the_limit_of_kl_is_five_times_a_larger_target():
 
 
 def test_kl_that_triples_within_five_steps():
-    assert said(kls(0.04, 0.05, 0.11, 0.13)) == [(4, "kl_jumped", 4)]  # 0.13 is over 3 x 0.04, 0.11 is not
-    assert said(kls(0.01, 0.02, 0.05, 0.09)) == []  # ninefold, but within the band
-    assert said(kls(0.04, *[0.07] * 5, 0.13)) == []  # 0.04 is more than five steps ago
-    assert said(kls(0.04, 0.05, 0.11, 0.13), kl_target=0.1) == []  # not over twice the target
+    """Means over three steps: 0.04, 0.05, 0.07, 0.1, 0.13."""
+    rising = kls(0.03, 0.04, 0.05, 0.06, 0.1, 0.14, 0.15)
+    assert said(rising) == [(7, "kl_jumped", 7)]  # 0.13 is over 3 x 0.04, 0.1 is not
+    assert said(rising, kl_target=0.1) == []  # not over twice the target
+    assert said(kls(0.01, 0.01, 0.01, 0.09, 0.09, 0.09)) == []  # ninefold, but within the band
+    assert said(kls(*[0.04] * 3, *[0.07] * 7, *[0.13] * 3)) == []  # 0.04 is more than five steps ago
+
+
+def test_a_single_step_of_high_kl_is_noise():
+    """Its mean with two of 0.04 is 0.11: not three times 0.04."""
+    for place in range(8):
+        values = [0.04] * 8
+        values[place] = 0.25
+        assert said(kls(*values)) == []
 
 
 @pytest.mark.parametrize(

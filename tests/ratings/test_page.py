@@ -1,11 +1,11 @@
 """The rating page as a rater meets it: in a browser, by keyboard, over a reload, from a file and over HTTP."""
 
 import json
-import shutil
 import threading
 
 import pytest
 import rating_sheets
+from chromium import browser as browser
 from hostile import HOSTILE
 
 from rlhf.ratings.collect import check_sheet, import_sheets, stored_sheets
@@ -13,20 +13,8 @@ from rlhf.ratings.scale import CRITERIA
 from rlhf.ratings.serve import SheetServer
 from rlhf.ratings.sheet import make_key, render_sheet
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-
 KEY = rating_sheets.key(prompts=3, repeats=1)
 COUNT = len(KEY["items"]) * len(CRITERIA)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

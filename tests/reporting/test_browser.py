@@ -1,17 +1,13 @@
 """The page in a browser: at every width, on a phone, in dark mode and in print."""
 
 import re
-import shutil
 
 import pytest
+from chromium import browser as browser
 from test_notebook import evaluated as evaluated
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 
 from rlhf.reporting.report import build_report
-
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
 
 OPEN = "document.querySelectorAll('details').forEach(d => d.open = true)"
 CUT_OFF = """[...document.querySelectorAll('.scroll')].filter(n => n.scrollWidth > n.clientWidth)
@@ -26,14 +22,6 @@ OUTSIDE = """[...document.querySelectorAll('.plot text')].filter(t => {
 }).map(t => t.textContent)"""
 COLOURS = """[...document.querySelectorAll('.plot text, p, td, a, figcaption')].map(t =>
     t.closest('svg') ? getComputedStyle(t).fill : getComputedStyle(t).color)"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def luminance(colour):

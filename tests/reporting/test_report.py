@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import rating_sheets
 
+from rlhf.cli import report
 from rlhf.errors import UserError
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
@@ -423,3 +424,23 @@ def test_the_first_samples_are_spread_over_the_gains() -> None:
 def test_half_a_surrogate_pair_does_not_cost_the_page(tmp_path: Path) -> None:
     write(tmp_path / "evaluation/responses.jsonl", {"prompt_id": 1, "model": "base", "response": "a\ud800b"})
     assert "a?b" in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_stale_evaluation_is_named_on_the_page_and_on_the_console(run_dir, several, capsys, monkeypatch):
+    """One policy was trained again since it was evaluated, the other one was not evaluated."""
+    basis = {"given": {}, "flags": {}, "recipe": None, "data": {}, "stages": {"ppo_full": "first"}}
+    write(run_dir / "ppo_full" / "run.json", run_json("ppo_full") | {"id": "second"})
+    write(run_dir / "evaluation" / "run.json", run_json("evaluation") | {"id": "x", "basis": basis})
+    argv, page = ["--run", run_dir.name], run_dir / "report" / "report.html"
+    if several:
+        other = run_dir.with_name("other")
+        shutil.copytree(run_dir, other)
+        write(other / "evaluation" / "run.json", run_json("evaluation") | {"id": "y", "seed": 1})
+        write(other / "ppo_full" / "metrics.jsonl", [ppo_row(step, 0.07) for step in range(1, 41)])
+        argv, page = ["--run", "all", "--runs", run_dir.name, "other"], run_dir.parent / "all" / "report" / "seeds.html"
+    monkeypatch.setattr("sys.argv", ["rlhf", *argv, "--runs_dir", str(run_dir.parent)])
+    report.main()
+    line = f"{run_dir.name}: evaluation is stale, since ppo_full and ppo_lora changed: run that stage again"
+    assert f"! {line}" in capsys.readouterr().out.splitlines()
+    assert page.read_text().count("is stale") == Page(page.read_text()).text.count(line) == 1

@@ -55,10 +55,15 @@ def settings(top):
     }
 
 
-def submit(cluster, top, run, *options, recipe="recipe"):
-    """The chain; returns stage -> job id."""
+def asked(cluster, top, run, *options, recipe="recipe"):
+    """What submitting the chain prints."""
     command = ["bash", "slurm/pipeline.sh", "--recipe", str(top / recipe), "--run", run, *options]
-    said = cluster.run(*command, cwd=ROOT, env=settings(top))
+    return cluster.run(*command, cwd=ROOT, env=settings(top))
+
+
+def submit(*args, **options):
+    """The chain; returns stage -> job id."""
+    said = asked(*args, **options)
     jobs = dict(line.split(": job ") for line in said.splitlines() if ": job " in line)
     assert jobs, said
     return jobs
@@ -118,9 +123,13 @@ def test_the_whole_chain_over_two_nodes(top, chain):
 
 
 def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
+    said = asked(cluster, top, "whole", "--time=10").splitlines()
+    assert said.count("report: already done") == 1
+    assert not [line for line in said if ": job " in line]
+    shutil.rmtree(top / "runs" / "whole" / "report")
     jobs = submit(cluster, top, "whole", "--time=10")
     assert set(jobs) == {"report"}
-    cluster.finish(jobs["report"])
+    assert cluster.finish(jobs["report"]) == "COMPLETED", logs(top, "whole")
 
 
 def branch(top, run):

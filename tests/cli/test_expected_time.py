@@ -1,0 +1,91 @@
+"""The expected time of a pipeline, worked by hand on a model of round sizes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf.cli import expected_time as module
+from rlhf.cli.expected_time import _flops, expected_time
+from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
+from rlhf.perf.work import Flops
+
+# A token of a pass costs 2 * 100 FLOPs, its logits 2 * 10, with a backward pass three times as much.
+MODEL = Flops(trained=100, frozen=0, attention=0, head=10, head_trained=True, key_values=0, layers=())
+
+RECIPE = ("reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation")
+
+BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Texts of 8 and 16 characters, so 3 tokens."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": n * "x"}) + "\n" for n in (8, 16)))
+    sizes = {"train_prompts": 10, "evaluation_prompts": 4, "rating_prompts": 1}
+    return PromptConfig(prompt_dataset=[str(tmp_path / "prompts.jsonl")], **sizes)
+
+
+def pairs(tmp_path):
+    """Pairs of 5 and 2 tokens; the third would be longer than 5."""
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": "x" * 400, "rejected": "x" * 8}) + "\n")
+    sizes = {"max_examples": 7, "validation_examples": 3, "test_examples": 2}
+    return PreferenceConfig(dataset_name=str(tmp_path / "pairs.jsonl"), **sizes)
+
+
+def test_a_reward_models_passes(tmp_path):
+    args = SimpleNamespace(max_length=5, max_steps=-1, num_train_epochs=2, eval_strategy="steps", eval_steps=3, **BATCH)
+    # 2 steps an epoch of 4 pairs; the validation pairs before training, at 3 and at the end; the test pairs twice.
+    assert _flops(pairs(tmp_path), args, MODEL, RECIPE) == 200 * 7 * (3 * 4 * 4 + 3 * 3 + 2 * 2)
+    args.eval_strategy = "no"
+    assert _flops(pairs(tmp_path), args, MODEL, RECIPE) == 200 * 7 * (3 * 4 * 4 + 3 + 2 * 2)
+
+
+def test_a_ppo_stages_passes(prompts):
+    args = SimpleNamespace(
+        max_steps=-1, total_episodes=None, num_train_epochs=1, response_length=2, num_ppo_epochs=2, critic="shared"
+    )
+    vars(args).update(BATCH)
+    once = 12 * (200 * 5 + 20 * 2)  # 3 steps of 4 texts of 5 tokens
+    assert _flops(prompts, args, MODEL, RECIPE) == (4 + 2 * 3) * once
+    args.critic = "separate"
+    assert _flops(prompts, args, MODEL, RECIPE) == (5 + 2 * 2 * 3) * once
+
+
+def test_an_evaluations_passes(prompts):
+    config = EvaluationConfig(eval_response_length=2)
+    once = 5 * (200 * 5 + 20 * 2)
+    assert _flops(prompts, config, MODEL, RECIPE) == (3 * (1 + 2) + 2 * 2) * once
+    assert _flops(prompts, config, MODEL, ("reward", "ppo_full", "evaluation")) == (2 * (1 + 1) + 2) * once
+
+
+def test_data_on_the_hub_are_taken_to_be_half_as_long_as_they_may_be(prompts):
+    prompts.prompt_dataset, prompts.max_prompt_length = ["someone/prompts"], 20
+    once = 5 * (200 * 12 + 20 * 2)
+    assert _flops(prompts, EvaluationConfig(eval_response_length=2), MODEL, ("ppo_full",)) == (2 * 2 + 2) * once
+
+
+def test_minutes(prompts, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_counted", lambda name: MODEL)
+    monkeypatch.setattr(module, "layer_speed", lambda dtype: {torch.float32: 10.0}[dtype])
+    monkeypatch.setattr(module, "bf16_speed", lambda: 4.0)
+    monkeypatch.setattr(module, "OUTSIDE", 60.0)
+    monkeypatch.setattr(module, "REST", 0.5)
+    monkeypatch.setattr(module, "_flops", lambda *given: 2400.0)
+    base = str(tmp_path)
+    evaluation = (None, prompts, EvaluationConfig(base_model=base))  # in fp32: 0.1 + 0.05 s a FLOP
+    ppo = (None, prompts, SimpleNamespace(model_name_or_path=base), SimpleNamespace(bf16=True))  # 0.025 + 0.05
+    assert expected_time([evaluation], RECIPE) == "about 8 min"
+    assert expected_time([ppo, evaluation], RECIPE) == "about 12 min"
+    assert expected_time([], RECIPE) == ""
+
+
+def test_what_cannot_be_known_ends_nothing(prompts, capsys, tmp_path):
+    def asked(base):
+        return expected_time([(None, prompts, EvaluationConfig(base_model=base))], RECIPE)
+
+    assert asked("someone/model") == ""
+    assert capsys.readouterr().err == ""
+    assert asked(str(tmp_path / "none")) == ""
+    assert "UserError" in capsys.readouterr().err  # of the stage's log
