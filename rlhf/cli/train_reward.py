@@ -42,6 +42,7 @@ from rlhf.models.load import (
     new_reward_model,
 )
 from rlhf.models.lora import trainable_share
+from rlhf.models.older_readers import write_older_names
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.basis import verdict
@@ -238,6 +239,8 @@ def main() -> None:
             after = evaluate_pairs(model, rows["test"], args)
         with written_aside(folder, stage.is_main) as aside:
             trainer.save_model(str(aside))
+            if stage.is_main:
+                write_older_names(aside)
         report = outcome(args, before, after, best_step(trainer), splits)
         if stage.is_main:
             for path in folder.glob("*.safetensors"):  # the best checkpoint has the same weights

@@ -16,6 +16,7 @@ from rlhf.config import PPOConfig
 from rlhf.file_types import RunFile
 from rlhf.model_card.card import write_card
 from rlhf.models.lora import merged_model, save_adapter
+from rlhf.models.older_readers import write_older_names
 from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 from rlhf.storage.disk import written_aside
 
@@ -60,6 +61,7 @@ def save_policy(
             policy.save_pretrained(str(aside))
         if main:
             tokenizer.save_pretrained(aside)
+            write_older_names(aside)
     if main:
         write_card(folder, facts)  # replaces the card that PEFT writes with an adapter
     accelerator.wait_for_everyone()
