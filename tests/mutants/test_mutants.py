@@ -10,6 +10,6 @@ def test_each_line_is_in_its_file_once_and_its_tests_exist():
         assert all((ROOT / "tests" / name).exists() for name in one.tests.split()), one
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_wrong_line_is_noticed():
     assert survivors(LINES) == []

@@ -247,4 +247,7 @@ def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
         "processes": Accelerator().num_processes,
         "engine": "NO",
         "frozen": {},  # all is trained
+        "kl_coef": 0.05,
+        "optim": "AdamW",
+        "score_norm_samples": 0,
     }
