@@ -115,7 +115,7 @@ def build(
     return PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=load_causal_lm(names[0], **options | where),
+        model=load_causal_lm(names[0], keep_adapter=peft_config is not None, **options | where),
         ref_model=load_causal_lm(names[0], **options | where) if own else None,
         reward_model=[*([load_reward_model(names[1], **options)] if names[1] else []), *functions],
         train_dataset=[dataset_row(prompt) for prompt in train],

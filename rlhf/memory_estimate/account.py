@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, TrainingArguments
 from rlhf.distributed.devices import local_process_count, process_count
 from rlhf.distributed.sharding import numel
 from rlhf.errors import UserError
+from rlhf.models.adapters import adapter_base
 from rlhf.models.load import resolve_model
 from rlhf.perf.hardware import total_memory
 
@@ -93,8 +94,11 @@ class Sharding:
 
 
 def read_config(name: str, **options: Any) -> PretrainedConfig:
-    """A model's configuration; a UserError if there is none, or if a folder has no weights."""
+    """A model's configuration, an adapter's base's; a UserError if there is none, or if a folder has no weights."""
     path = resolve_model(name)
+    base = adapter_base(path, options.get("revision"))
+    if base is not None:
+        return read_config(base, **options | {"revision": "main"})
     options.setdefault("trust_remote_code", False)  # if not set, transformers asks on the terminal
     try:
         config = AutoConfig.from_pretrained(path, **options)
@@ -108,6 +112,8 @@ def read_config(name: str, **options: Any) -> PretrainedConfig:
 
 def reward_config(name: str, **options: Any) -> PretrainedConfig:
     """A reward model's configuration; a UserError if it is another kind of model or has several labels."""
+    if adapter_base(resolve_model(name), options.get("revision")) is not None:
+        return read_config(name, num_labels=1, **options)  # the head is in the adapter
     config = read_config(name, **options)
     kinds = config.architectures or []
     if kinds and not any("ForSequenceClassification" in kind for kind in kinds):

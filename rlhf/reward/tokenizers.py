@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.models.load import is_empty, resolve_model
+from rlhf.models.load import is_empty, resolve_model, tokenizer_place
 from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
 
 _REMEDY = "; save its tokenizer in its folder, or pass it in reward_processing_classes"
@@ -68,7 +68,8 @@ def saved_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """
     options.setdefault("trust_remote_code", False)  # if not set, transformers asks on the terminal
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name), **options)
+        place, options = tokenizer_place(name, options)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(place), **options)
     except UserError:
         raise
     except Exception as error:  # of many kinds, if files are missing or broken

@@ -14,7 +14,15 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
-from rlhf.models.lora import add_lora, fuse_attention, merged_model, save_adapter, split_attention, trainable_share
+from rlhf.models.lora import (
+    add_lora,
+    critic_lora,
+    fuse_attention,
+    merged_model,
+    save_adapter,
+    split_attention,
+    trainable_share,
+)
 
 N = 32  # hidden size of the tiny models
 IDS = torch.arange(5, 29).reshape(2, 12)
@@ -179,6 +187,38 @@ def test_adapter_on_the_stock_model(
     torch.testing.assert_close(logits(loaded), logits(policy), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["c_attn"]},
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["c_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "v_proj", "c_proj", "lm_head"], "use_rslora": True},
+    ],
+    ids=["c_attn", "all-linear", "no attention", "parts and others"],
+)
+def test_other_layers_of_a_gpt2(options: dict[str, Any], tmp_path: Path) -> None:
+    """As PEFT adapts them; the head is tied to the embeddings, which stay as they are."""
+    policy = add_lora(tiny.gpt2(), lora_config(**options))
+    randomise(policy)
+    expected = logits(policy)
+    save_adapter(policy, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(tiny.gpt2(), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-5, rtol=0)
+    merged_model(policy).save_pretrained(tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=0)
+    assert torch.equal(merged.transformer.wte.weight, tiny.gpt2().transformer.wte.weight)
+
+
+def test_a_critic_gets_the_targets_that_it_has() -> None:
+    found = [
+        critic_lora(lora_config(target_modules=targets), tiny.gpt2_reward()).target_modules
+        for targets in (["q_proj", "lm_head"], ["lm_head"], "all-linear", r".*\.c_fc", r".*head")
+    ]
+    assert found == [{"q_proj"}, None, "all-linear", r".*\.c_fc", None]
+
+
 def test_adapter_config_of_a_gpt2(tmp_path: Path) -> None:
     policy = add_lora(tiny.gpt2(), lora_config())
     save_adapter(policy, tmp_path)
@@ -228,9 +268,10 @@ def test_target_by_default_and_by_one_name() -> None:
         (tiny.gpt2, {"target_modules": ["q_proj", "query"]}, "c_fc, c_proj, k_proj, lm_head, q_proj.*found query$"),
         (tiny.llama, {"target_modules": ["c_attn"]}, "down_proj, gate_proj, k_proj.*found c_attn$"),
         (tiny.llama, {"target_modules": "q_prj"}, "found q_prj$"),
-        (tiny.gpt2, {"target_modules": ["c_proj"]}, "expected some of q_proj, k_proj, v_proj on a GPT-2, found c_proj"),
-        (tiny.gpt2, {"target_modules": "all-linear"}, "on a GPT-2, found all-linear"),
-        (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; remove use_dora"),
+        (tiny.gpt2, {"target_modules": r".*\.q_proj"}, r"some of q_proj, k_proj, v_proj on a GPT-2, found \.\*"),
+        (tiny.gpt2, {"target_modules": ["c_attn", "q_proj"]}, "c_attn, c_fc, c_proj, lm_head, found q_proj$"),
+        (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; target c_attn, or remove use_dora"),
+        (tiny.llama, {"layer_replication": [(0, 2), (0, 2)]}, "a plain LoRA adapter, found one with layer_repl"),
         (tiny.llama, {"bias": "lora_only"}, "set bias to 'none'.*found 'lora_only'"),
         (tiny.llama, {"init_lora_weights": "pissa"}, "found 'none' and 'pissa'"),
     ],

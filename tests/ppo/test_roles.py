@@ -5,12 +5,14 @@ import copy
 import pytest
 import tiny
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from tiny_ppo import LORA, metrics, trainer
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ValueHead
+from rlhf.models.lora import save_adapter
 from rlhf.ppo.roles import parameter_lines
 
 
@@ -52,6 +54,53 @@ def test_a_policy_with_an_adapter_is_its_own_reference(tmp_path, options):
     assert changed(policy, before) == {n for n in before if ".default." in n}
 
 
+@pytest.mark.parametrize("name", ["default", "reference"])
+def test_a_policy_that_transformers_gave_an_adapter_trains_it_and_saves_what_it_trained(tmp_path, name):
+    tiny.llama().save_pretrained(tmp_path / "base")
+    save_adapter(moved_adapter(), tmp_path / "sft")
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    policy.load_adapter(str(tmp_path / "sft"), name)
+    run = trainer(tmp_path / "run", given={"model": policy}, max_steps=2, learning_rate=1e-2)
+    before, ids = state(policy), torch.tensor([[5, 6, 7]])
+    run.train()
+    assert metrics(tmp_path / "run")[0]["objective/kl_exact_per_token"] < 1e-6
+    assert changed(policy, before) == {n for n in before if "lora_" in n and f".{name}." in n}
+    run.save_model()
+    with torch.no_grad():
+        expected = run.roles.trained.policy.eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")(ids).logits
+        adapted = PeftModel.from_pretrained(tiny.llama(), tmp_path / "run" / "adapter").eval()(ids).logits
+    assert_close(merged, expected, atol=1e-5, rtol=0)
+    assert_close(adapted, expected, atol=1e-5, rtol=0)
+
+
+def test_ppo_goes_on_with_an_adapter_on_c_attn_and_a_head_of_its_own(tmp_path):
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True)
+    policy = get_peft_model(tiny.gpt2(), config, adapter_name="sft")
+    run = trainer(tmp_path, "gpt2", given={"model": policy}, max_steps=2, learning_rate=1e-2)
+    run.train()
+    assert metrics(tmp_path)[0]["objective/kl_exact_per_token"] < 1e-6
+    run.save_model()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = run.roles.trained.policy.eval()(ids).logits
+        assert (expected - tiny.gpt2()(ids).logits).abs().max() > 1e-2
+        assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("given", ["peft_config", "model", "reward_model"])
+def test_other_adapters_than_lora_are_refused(tmp_path, given):
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["v_proj"], feedforward_modules=[])
+    config_of_head = copy.deepcopy(config)
+    config_of_head.task_type = "SEQ_CLS"
+    build = {"peft_config": lambda: config, "model": lambda: get_peft_model(tiny.llama(), config)}
+    build["reward_model"] = lambda: get_peft_model(
+        tiny.llama_reward(), IA3Config(**config.to_dict() | {"task_type": "SEQ_CLS"})
+    )
+    with pytest.raises(UserError, match=f"^{given}.*: expected a LoRA adapter, found IA3"):
+        trainer(tmp_path, given={given: build[given]()})
+
+
 def test_a_fresh_adapter_on_a_policy_with_one_starts_from_it(tmp_path):
     policy = moved_adapter()
     ids = torch.tensor([[5, 6, 7]])
@@ -62,6 +111,11 @@ def test_a_fresh_adapter_on_a_policy_with_one_starts_from_it(tmp_path):
         assert_close(reference.eval()(ids).logits, expected, atol=1e-5, rtol=0)
     run.train()
     assert abs(metrics(tmp_path)[0]["objective/kl"]) < 1e-5
+    run.save_model()
+    with torch.no_grad():
+        trained = run.roles.trained.policy.eval()(ids).logits
+        assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, trained, atol=1e-5, rtol=0)
+    assert not (tmp_path / "adapter").exists()  # it belongs on a base that is on no disk
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
