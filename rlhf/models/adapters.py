@@ -113,7 +113,8 @@ def _never_loaded(model: Any) -> Any:
     for parts in (model.named_children(), model.named_parameters(recurse=False), model.named_buffers(recurse=False)):
         for name, part in parts:
             setattr(again, name, part)
-    again.generation_config = model.generation_config
+    if model.can_generate():
+        again.generation_config = model.generation_config
     return again
 
 

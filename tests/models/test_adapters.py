@@ -170,6 +170,8 @@ def test_an_adapters_folder_is_a_reward_model(base: Path) -> None:
     found = load_reward_model(str(folder))
     assert type(found) is LlamaForSequenceClassification
     torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=0)
+    injected = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    assert torch.equal(logits(with_adapters("reward_model", injected)), expected)
     assert saved_tokenizer(str(folder)).get_vocab() == tiny.chat_tokenizer().get_vocab()
     assert reward_config(str(folder)).num_labels == 1
 
