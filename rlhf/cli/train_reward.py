@@ -16,7 +16,7 @@ from rlhf.cli.stage_head import show_stage
 from rlhf.config import PreferenceConfig, RewardStageConfig, StageRunConfig
 from rlhf.config.batch import batch_facts, batch_line
 from rlhf.config.fields import changed_settings
-from rlhf.config.model import LOADING, check_reward_model_config
+from rlhf.config.model import check_reward_model_config
 from rlhf.config.precision import precision, precision_line
 from rlhf.console import quiet, screen
 from rlhf.console.steps import ROWS
@@ -43,6 +43,7 @@ from rlhf.models.load import (
 )
 from rlhf.models.lora import trainable_share
 from rlhf.models.older_readers import write_older_names
+from rlhf.reward.adapters import check_adapter_engine, lora_config, save_reward_model, with_adapter
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
 from rlhf.storage.basis import verdict
@@ -128,6 +129,8 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
     """Print what training would take. rows: token rows of the pairs, by split."""
     for name, found, expected in (
         ("dtype", model_args.dtype or "float32", "float32"),
+        ("load_in_4bit", model_args.load_in_4bit, False),
+        ("load_in_8bit", model_args.load_in_8bit, False),
         ("trust_remote_code", args.trust_remote_code, False),
     ):
         if found != expected:  # memory is counted on a model that is built from its config
@@ -137,7 +140,7 @@ def estimate(args: RewardStageConfig, model_args: ModelConfig, base: str, rows: 
         config = read_config(base, num_labels=1, **base_options(base, model_args), **attention)
     check_attention(base, config)
     check_positions(config, rows)
-    dry_run(args, config, rows["train"])
+    dry_run(args, config, rows["train"], lora_config(model_args))
 
 
 KINDS = [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig]
@@ -162,6 +165,7 @@ def kept_line(counts: dict[str, int]) -> str:
 def main() -> None:
     run, data, model_args, args = parse(KINDS, stage=stage_name)
     check_reward_model_config(model_args)
+    check_adapter_engine(model_args)
     name = stage_name(data)
     folder, asked = run.folder() / name, read_asked(KINDS)
     if not args.dry_run and from_main(lambda: verdict(folder, asked) == "done"):
@@ -202,11 +206,11 @@ def main() -> None:
     if args.dry_run:
         estimate(args, model_args, base, rows)
         return
+    options = model_options(model_args, args.trust_remote_code) | where
     with screen.busy("loading the model"):
-        model = new_reward_model(base, tokenizer, **model_options(model_args, args.trust_remote_code) | where)
+        model = with_adapter(new_reward_model(base, tokenizer, **options), lora_config(model_args))
     check_positions(model.config, rows)
-    loaded = {name: getattr(model_args, name) for name in sorted(LOADING)}
-    config: Settings = run.place() | asdict(data) | loaded | args.to_dict()
+    config: Settings = run.place() | asdict(data) | asdict(model_args) | args.to_dict()
     with (
         StopRequest(),
         Stage(folder, name, config, args.seed, asked) as stage,
@@ -238,7 +242,7 @@ def main() -> None:
         with gathered([model]) if is_fsdp(engine) else unwrap_model_for_generation(trainer.model_wrapped, engine):
             after = evaluate_pairs(model, rows["test"], args)
         with written_aside(folder, stage.is_main) as aside:
-            trainer.save_model(str(aside))
+            save_reward_model(trainer, aside, lambda: new_reward_model(base, tokenizer, **options))
             if stage.is_main:
                 write_older_names(aside)
         report = outcome(args, before, after, best_step(trainer), splits)

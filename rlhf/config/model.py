@@ -27,29 +27,35 @@ IN_4BIT = frozenset({"bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_n
 
 
 def check_reward_model_config(config: ModelConfig) -> None:
-    """A UserError for the first setting that train_reward.py would ignore; it trains the full model."""
-    _refuse(config, LOADING, "the full reward model is trained, without adapters or quantisation")
+    """A UserError for the first setting that train_reward.py would ignore or could not start with."""
+    # The first is the default: the script sets what a reward model needs.
+    _check_adapter(config, "train_reward.py", "a reward model", ("CAUSAL_LM", "SEQ_CLS"))
 
 
 def check_ppo_model_config(config: ModelConfig) -> None:
     """A UserError for the first setting that train_ppo.py would ignore or could not start with."""
-    known = LOADING | {"use_peft"}
-    if config.lora_task_type != "CAUSAL_LM":
-        raise UserError(f"lora_task_type: expected CAUSAL_LM for a policy, found {config.lora_task_type!r}")
+    _check_adapter(config, "train_ppo.py", "a policy", ("CAUSAL_LM",))
+
+
+def _check_adapter(config: ModelConfig, script: str, role: str, tasks: tuple[str, ...]) -> None:
+    known = LOADING | {"use_peft", "lora_task_type"}
+    if config.lora_task_type not in tasks:
+        expected = " or ".join(tasks)
+        raise UserError(f"lora_task_type: expected {expected} for {role}, found {config.lora_task_type!r}")
     if not config.use_peft:
-        _refuse(config, known, "train_ppo.py uses it only with use_peft true")
+        _refuse(config, known, f"{script} uses it only with use_peft true")
     at_least(config, 1, "lora_r", "lora_alpha")
     check(config, lambda x: 0 <= x < 1, "a number from 0 to below 1", "lora_dropout")
     known |= ADAPTER | QUANTISED
     if not config.load_in_4bit:
-        _refuse(config, known, "train_ppo.py uses it only with load_in_4bit true")
+        _refuse(config, known, f"{script} uses it only with load_in_4bit true")
     elif config.dtype == "auto":  # the dtype in which 4-bit layers compute
         raise UserError("dtype: expected float32, bfloat16 or float16 with load_in_4bit, found 'auto'")
     if config.bnb_4bit_quant_storage not in (None, *STORAGE):
         found = config.bnb_4bit_quant_storage
         meant = did_you_mean(found, STORAGE)
         raise UserError(f"bnb_4bit_quant_storage: expected one of {', '.join(STORAGE)}, found {found!r}{meant}")
-    _refuse(config, known | IN_4BIT, "train_ppo.py does not support it")
+    _refuse(config, known | IN_4BIT, f"{script} does not support it")
 
 
 def _refuse(config: ModelConfig, honoured: Set[str], reason: str) -> None:

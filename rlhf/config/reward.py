@@ -1,14 +1,13 @@
 """Arguments of the reward model's training: TRL's RewardConfig with the reference recipe's defaults."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-from trl import ModelConfig, RewardConfig
+from trl import RewardConfig
 
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
 from rlhf.config.fields import at_least, check, help_text
-from rlhf.config.model import LOADING
 from rlhf.config.old_names import REMOVED, refuse_unknown
 from rlhf.config.precision import choose_hardware
 from rlhf.config.trackers import check_integrations
@@ -48,9 +47,6 @@ class RewardStageConfig(RewardConfig):
         "end the run after this many updates in a row with numbers that are not finite; each is skipped and logged", 10
     )
     report_to: None | str | list[str] = help_text("where to log: tensorboard, none, ...", "tensorboard")  # noqa: RUF036
-
-    # The whole model is trained: of ModelConfig only how it is loaded counts.
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(field.name for field in fields(ModelConfig)) - LOADING
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An old name of a field is a UserError with its new one, before dataclasses would raise a TypeError."""

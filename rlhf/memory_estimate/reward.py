@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -29,12 +30,18 @@ from rlhf.memory_estimate.account import (
 from rlhf.models.actor_critic import column_values
 from rlhf.models.lora import trainable_share
 from rlhf.models.unwrap import unwrap_peft
+from rlhf.reward.adapters import with_adapter
 
 
-def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[str, list[int]]]) -> None:
+def dry_run(
+    args: RewardStageConfig,
+    config: PretrainedConfig,
+    rows: list[dict[str, list[int]]],
+    peft_config: LoraConfig | None = None,
+) -> None:
     """Print the model, steps and memory per device; a UserError if the run would fail.
 
-    rows: token rows of the training pairs. config: with one label.
+    rows: token rows of the training pairs. config: with one label. peft_config: of an adapter, if there is one.
     """
     accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)  # as transformers' Trainer does
     check_engine(accelerator)
@@ -47,7 +54,8 @@ def dry_run(args: RewardStageConfig, config: PretrainedConfig, rows: list[dict[s
     def build(layers: int | None) -> Any:
         with torch.device("meta" if layers is None else "cpu"):
             own = config if layers is None else shallow(config, layers)
-            return AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
+            return with_adapter(model, peft_config)
 
     sharding = Sharding.of(args)
     full = build(None)

@@ -71,7 +71,7 @@ def write_card(
         facts["versions"], facts["git_commit"] = package_versions(), git_commit()
     for place in (folder, folder / "adapter"):
         kind = _kind(place)
-        if kind is None:
+        if kind is None or (kind == "adapter" and _kind(folder) == "reward"):  # whose card says what is in there
             continue
         measured = reward_metrics(folder, facts) if kind == "reward" else policy_metrics(folder, facts)
         shown = {"kind": kind} | measured | _facts(place, facts) | _snippets(kind, folder, place, facts, hub_id)
@@ -166,7 +166,7 @@ def _snippets(kind: str, folder: Path, place: Path, facts: RunFile, hub_id: str 
         "is_local": not hub_id,
         "base_unknown": kind == "adapter" and not base,
         "needs_rlhf": converted,
-        "merged": kind == "policy" and (folder / "adapter" / "adapter_config.json").is_file(),
+        "merged": kind != "adapter" and (folder / "adapter" / "adapter_config.json").is_file(),
     }
 
 

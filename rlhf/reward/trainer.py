@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import (
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -34,7 +33,7 @@ from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
 from rlhf.models.master_weights import keep_masters
-from rlhf.models.unwrap import max_positions
+from rlhf.models.unwrap import Model, max_positions
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
@@ -245,7 +244,7 @@ class MetricsFile(TrainerCallback):
 
 
 def train_reward_model(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     train_rows: list[TokenPair],
     validation_rows: list[TokenPair],
@@ -284,6 +283,7 @@ def train_reward_model(
         )
         if trainer.pop_callback(TensorBoardCallback) is not None:
             trainer.add_callback(BoardCallback(folder / "tensorboard"))
+        keep_masters(args, model)  # TRL turns adapters on a quantised base into bfloat16
         check_engine(trainer.accelerator)
         configure_fsdp(trainer.accelerator)
         manifests.facts = lambda: step_facts(trainer.accelerator, args) | trainer.progress()
@@ -344,7 +344,7 @@ def best_step(trainer: PreferenceTrainer) -> BestStep:
     return {"step": int(best["step"]) if best else None, "eval_loss": best.get("eval_loss")}
 
 
-def evaluate_pairs(model: PreTrainedModel, rows: list[TokenPair], args: RewardStageConfig) -> ScoredPairs:
+def evaluate_pairs(model: Model, rows: list[TokenPair], args: RewardStageConfig) -> ScoredPairs:
     """Loss and `pair_metrics` on token rows; `scores` are {"chosen": [N], "rejected": [N]}."""
     was_training = model.training
     model.eval()
