@@ -342,4 +342,5 @@ def _linear_layers(trunk: nn.Module) -> Iterator[Any]:
 
 def _elements(layer: Any) -> int:
     """By the layer's widths: packed in 4 bits or spread by ZeRO-3, its weight has another shape."""
+    layer = getattr(layer, "original_module", layer)  # PEFT wraps a head whose embeddings it trains
     return layer.nx * layer.nf if isinstance(layer, Conv1D) else layer.in_features * layer.out_features
