@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.functional.batching import to_device
+from rlhf.models.adapters import copy_of_config
 from rlhf.models.kernels.attention import pack, packs
 from rlhf.models.kernels.unmasked import unmasked
 from rlhf.models.scalar_heads import ScalarHead
@@ -244,9 +245,15 @@ class FrozenRole:
 def keep_adapter(policy: PeftModel) -> str:
     """Copy the policy's active adapter into a frozen one of the same numbers, and return its name."""
     trained, name = policy.active_adapter, _REFERENCE
+    config = copy_of_config(policy.peft_config[trained])
+    if config.bias != "none":
+        raise UserError(
+            f"model: expected an adapter with bias 'none', found {config.bias!r}: it trains the base's biases, which "
+            "the reference shares; pass a ref_model"
+        )
     while name in policy.peft_config:
         name += "_"
-    policy.add_adapter(name, copy.deepcopy(policy.peft_config[trained]))
+    policy.add_adapter(name, config)
     # Embeddings are never adapted here; "auto" would ask the hub whether they were.
     state = get_peft_model_state_dict(policy, adapter_name=trained, save_embedding_layers=False)
     set_peft_model_state_dict(policy, state, adapter_name=name)

@@ -26,6 +26,7 @@ from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.models.unwrap import Model, is_quantised
 
+BASE_UNCHANGED = (True, False, "gaussian")  # values of init_lora_weights
 # LoRA options that act outside of the layers (on the tokens, on which layers there are) or in training only.
 _NOT_IN_LAYERS = (
     "alora_invocation_tokens",
@@ -55,7 +56,7 @@ def with_adapters(name: str, model: Any) -> Model:
     A UserError unless all adapters are LoRA's, on, and exactly one is active. Merged ones are taken out of the weights
     again. name: the argument that an error names.
     """
-    configs: dict[str, PeftConfig] = getattr(model, "peft_config", None) or {}
+    configs: dict[str, Any] = getattr(model, "peft_config", None) or {}
     adapted = any(isinstance(module, BaseTunerLayer) for module in model.modules())
     if not configs and not adapted:
         return model
@@ -78,7 +79,7 @@ def with_adapters(name: str, model: Any) -> Model:
     return wrapped
 
 
-def _around(model: Any, configs: dict[str, PeftConfig]) -> PeftModel:
+def _around(model: Any, configs: dict[str, Any]) -> PeftModel:
     """A PeftModel around a model that has adapters in its layers; they keep their names and numbers."""
     # PEFT would begin with the adapters' first numbers.
     kept = {
@@ -92,13 +93,22 @@ def _around(model: Any, configs: dict[str, PeftConfig]) -> PeftModel:
     training = model.training
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second time")
-        wrapped = get_peft_model(_never_loaded(model), copy.deepcopy(configs[first]), adapter_name=first)
+        wrapped = get_peft_model(_never_loaded(model), copy_of_config(configs[first]), adapter_name=first)
     for name in others:
-        wrapped.add_adapter(name, copy.deepcopy(configs[name]))
+        wrapped.add_adapter(name, copy_of_config(configs[name]))
     for name, state in kept.items():
         set_peft_model_state_dict(wrapped, state, adapter_name=name)
+        wrapped.peft_config[name].init_lora_weights = configs[name].init_lora_weights
     wrapped.train(training)
     return wrapped
+
+
+def copy_of_config(config: PeftConfig) -> Any:
+    """The settings of an adapter for one more on the same layers, whose base must not change again, as by PiSSA's."""
+    again: Any = copy.deepcopy(config)
+    if again.init_lora_weights not in BASE_UNCHANGED:
+        again.init_lora_weights = True
+    return again
 
 
 def _never_loaded(model: Any) -> Any:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.distributed.sharding import gathered, numel
 from rlhf.errors import UserError
-from rlhf.models.adapters import check_lora
+from rlhf.models.adapters import BASE_UNCHANGED, check_lora, copy_of_config
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
@@ -84,7 +84,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     check_lora("peft_config", config)
     config = copy.deepcopy(config)
     config.inference_mode = False  # a loaded adapter's config has True, and nothing would be trained
-    if config.bias != "none" or config.init_lora_weights not in (True, False, "gaussian"):
+    if config.bias != "none" or config.init_lora_weights not in BASE_UNCHANGED:
         # With the adapter disabled, the model must be the original: it is the reference and the reward model.
         raise UserError(
             "lora: set bias to 'none' and init_lora_weights to true, false or 'gaussian', which keep the base model "
@@ -108,9 +108,10 @@ def critic_lora(policy: Any, critic: nn.Module) -> LoraConfig:
 
     Targets that the critic lacks, such as the policy's head, are left out; without any other it gets the default ones.
     """
-    config: Any = copy.deepcopy(policy)
+    config = copy_of_config(policy)
     config.task_type = TaskType.SEQ_CLS
     config.modules_to_save = None
+    config.bias = "none"
     targets, layers = config.target_modules, _linear_layers(critic) + _part_names(critic)
     if targets is None or isinstance(targets, str):
         known = targets in (None, "all-linear") or any(_is_target(targets, layer) for layer in layers)

@@ -174,7 +174,8 @@ def _critic_and_reward(
     if args.critic == "shared":
         if value_model is not None:
             raise UserError("value_model: leave it out: critic: shared uses the policy")
-        return ValueHead(policy.get_output_embeddings().in_features).to(policy.device), reward
+        head = policy.get_output_embeddings()
+        return ValueHead(getattr(head, "original_module", head).in_features).to(policy.device), reward
     if value_model is not None and not has_token_head(value_model):
         kind = type(unwrap_peft(value_model)).__name__
         raise UserError(f"value_model: expected a model with a head 'score', found {kind}")

@@ -16,9 +16,12 @@ from rlhf.models.lora import save_adapter
 from rlhf.ppo.roles import parameter_lines
 
 
-def moved_adapter(seed=3):
+def moved_adapter(seed=3, **options):
     """A policy that an SFT left with an adapter."""
-    model = get_peft_model(tiny.llama(), copy.deepcopy(LORA))
+    config = copy.deepcopy(LORA)
+    for name, value in options.items():
+        setattr(config, name, value)
+    model = get_peft_model(tiny.llama(), config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,6 +55,42 @@ def test_a_policy_with_an_adapter_is_its_own_reference(tmp_path, options):
     assert rows[0]["objective/kl_exact_per_token"] < 1e-6
     assert rows[1]["objective/kl_exact_per_token"] > 1e-6
     assert changed(policy, before) == {n for n in before if ".default." in n}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["PeftModel", "layers"])
+def test_an_adapter_that_has_changed_its_base_trains_on_that_base(tmp_path, inside):
+    """PiSSA takes the first adapter's product from the base; one more adapter must not do so again."""
+    policy, ids = moved_adapter(init_lora_weights="pissa"), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = policy.eval()(ids).logits
+    run = trainer(tmp_path, given={"model": policy.get_base_model() if inside else policy}, max_steps=1)
+    with torch.no_grad(), run.roles.reference.active() as reference:
+        assert_close(reference.eval()(ids).logits, expected, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        assert_close(run.roles.trained.policy.eval()(ids).logits, expected, atol=1e-6, rtol=0)
+    assert run.roles.trained.policy.active_peft_config.init_lora_weights == "pissa"  # PEFT loads it by that
+
+
+def test_an_adapter_that_trains_biases_is_not_its_own_reference(tmp_path):
+    with pytest.raises(UserError, match=r"^model: expected an adapter with bias 'none', found 'lora_only'"):
+        trainer(tmp_path, given={"model": moved_adapter(bias="lora_only")})
+    trainer(tmp_path, given={"model": moved_adapter(bias="lora_only"), "ref_model": tiny.llama()}, max_steps=1).train()
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_trained_tokens_of_a_head_that_is_tied_to_the_embeddings(tmp_path, critic):
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, trainable_token_indices=[5], target_modules=["c_attn"])
+    run = trainer(tmp_path, "gpt2", given={"peft_config": config}, max_steps=1, learning_rate=1e-2, critic=critic)
+    run.train()
+    run.save_model()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = run.roles.trained.policy.eval()(ids).logits
+        for model in (
+            AutoModelForCausalLM.from_pretrained(tmp_path),
+            PeftModel.from_pretrained(tiny.gpt2(), tmp_path / "adapter").eval(),
+        ):
+            assert_close(model(ids).logits, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["default", "reference"])
