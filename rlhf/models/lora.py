@@ -7,6 +7,7 @@ split into q_proj, k_proj and v_proj for training, and fused again when saved.
 import copy
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,26 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     split_attention(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     config.target_modules = _checked_targets(config.target_modules, layers)
+    _check_apart(model, config)
     if _is_split(model):
         _check_fusible(config)
     try:
         return get_peft_model(model, config)
     except ValueError as error:  # a layer that it has no adapter for
         raise UserError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+
+
+def _check_apart(model: PreTrainedModel, config: LoraConfig) -> None:
+    """A UserError for adapters on what a model uses in several places: merged or measured, they would count twice."""
+    tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    if config.trainable_token_indices and tied:
+        raise UserError("trainable_token_indices: leave it out: the model's input and output embeddings are the same")
+    places = [(id(part), name) for name, part in model.named_modules(remove_duplicate=False)]
+    used = Counter(part for part, name in places if isinstance(model.get_submodule(name), nn.Linear))
+    targets = config.target_modules
+    for part, name in places:
+        if used[part] > 1 and (isinstance(targets, str) or any(_ends_with(name, x) for x in targets or ())):
+            raise UserError(f"lora_target_modules: leave {name.rpartition('.')[2]} out: several layers share it")
 
 
 def merged_model(peft_model: PeftModel, on_cpu: bool = False) -> PreTrainedModel:
