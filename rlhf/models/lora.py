@@ -8,6 +8,7 @@ import copy
 import math
 import re
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -93,6 +94,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     if _wants_parts(config.target_modules, model):
         split_attention(model)
     config.target_modules = _checked_targets(config.target_modules, _linear_layers(model))
+    _check_apart(model, config)
     if _is_split(model):
         _check_fusible(config)
     try:
@@ -101,6 +103,19 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
             return get_peft_model(model, config)
     except ValueError as error:  # a layer that it has no adapter for
         raise UserError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+
+
+def _check_apart(model: PreTrainedModel, config: LoraConfig) -> None:
+    """A UserError for adapters on what a model uses in several places: merged or measured, they would count twice."""
+    tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    if getattr(config, "trainable_token_indices", None) and tied:
+        raise UserError("trainable_token_indices: leave it out: the model's input and output embeddings are the same")
+    places = [(id(part), name) for name, part in model.named_modules(remove_duplicate=False)]
+    used = Counter(part for part, name in places if isinstance(model.get_submodule(name), nn.Linear))
+    targets = config.target_modules
+    for part, name in places:
+        if used[part] > 1 and (isinstance(targets, str) or any(_ends_with(name, x) for x in targets or ())):
+            raise UserError(f"lora_target_modules: leave {name.rpartition('.')[2]} out: several layers share it")
 
 
 def critic_lora(policy: Any, critic: nn.Module) -> LoraConfig:

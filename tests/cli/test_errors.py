@@ -64,7 +64,11 @@ def test_wrong_data_path(ask, base, tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [("{not json", "rows.jsonl:2"), ('{"chosen": "x"}', "rows.jsonl:2: field 'rejected'"), ("[1]", "rows.jsonl:2")],
+    [
+        ("{not json", "rows.jsonl:2"),
+        ('{"chosen": "x"}', "rows.jsonl:2: expected an object with fields 'chosen' and 'rejected'"),
+        ("[1]", "rows.jsonl:2"),
+    ],
 )
 def test_malformed_row(ask, base, tmp_path, row, words):
     good = '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "\\n\\nHuman: a\\n\\nAssistant: c"}'

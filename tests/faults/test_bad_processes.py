@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "data": (
         ["train_reward.py", "--model_name_or_path", "x", "--dataset_name", "p.jsonl"],
-        r"error: p\.jsonl:1: field 'rejected': expected text, found nothing",
+        r"error: p\.jsonl:1: expected an object with fields 'chosen' and 'rejected', found an object .*",
     ),
     "recipe": (
         ["train_ppo.py", "--config", "r.yaml"],

@@ -58,7 +58,7 @@ def test_on_a_cpu_the_reward_model_beside_adapters_has_layouts_too(monkeypatch):
     args = config(critic="shared")
     roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA))
     trained = onednn_linear.layout_bytes(roles.trained, 4, frozen=True)
-    reward = 4 * (MATRICES - 32 * 400 + 32)  # blocks, and a head of one number
+    reward = 4 * (MATRICES - 32 * 400)  # blocks; a head of one number has none
     assert _layouts(args, roles, adapters=True).weights == 2 * trained + reward
 
 

@@ -420,7 +420,10 @@ def main():
             given.results.write_text(json.dumps(found, indent=1))
     if given.write:
         before, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-        PAGE.write_text(before + mark + "\n".join(["", "", *table(found), ""]), encoding="utf-8")
+        count = (
+            f"{len(found)} of {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} kinds, transformers {transformers.__version__}."
+        )
+        PAGE.write_text(before + mark + "\n".join(["", "", count, "", *table(found), ""]), encoding="utf-8")
     bad = [kind for kind, parts in found.items() if any(text.startswith(("WRONG", "TRACE")) for text in parts.values())]
     sys.exit(f"wrong: {', '.join(bad)}" if bad else 0)
 

@@ -41,7 +41,7 @@ def test_an_author_is_there_in_any_script(tmp_path: Path, author: str, stem: str
     assert author in nbformat.read(notebook, as_version=4).cells[0].source.replace("\\", "")
     text = " ".join(PdfReader(pdf).pages[0].extract_text().split())
     if author == "山田太郎":
-        assert "4 characters of this report, such as U+592A" in text
+        assert "4 characters of this report (Chinese), such as U+592A" in text
     else:
         assert author in text
         assert "are not in this PDF's font" not in text
