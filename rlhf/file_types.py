@@ -155,6 +155,7 @@ class StepFile(CheckpointFacts):
     data_seed: NotRequired[int]
     optim: NotRequired[str]  # the optimizer's class
     score_norm_samples: NotRequired[int]
+    metric_for_best_model: NotRequired[str | None]
     kl_coef: NotRequired[float]  # as set; an adaptive one moves on from there
     frozen: NotRequired[dict[str, float]]  # norms of the weights that are never trained
     skipped_in_a_row: NotRequired[int]

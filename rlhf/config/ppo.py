@@ -174,6 +174,7 @@ class PPOConfig(TrainingArguments):
             raise UserError("save_strategy: expected no, steps or epoch, found best")
         if self.hub_strategy not in ("end", "every_save"):
             raise UserError(f"hub_strategy: expected end or every_save, found {self.hub_strategy}")
+        self._choose_best()
         divide_global_batch(self)
         self._check_division()
         choose_hardware(self)
@@ -195,6 +196,29 @@ class PPOConfig(TrainingArguments):
         check(_POSITIVE_OR_NONE, lambda x: x is None or x > 0, "a positive number or none")
         check(_NOT_NEGATIVE, lambda x: x >= 0, "0 or more")
         check(_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+    def _choose_best(self) -> None:
+        """What the best checkpoint is: transformers' defaults are for a loss."""
+        if self.load_best_model_at_end:
+            self.metric_for_best_model = self.metric_for_best_model or "eval_scores"
+            if self.save_strategy == "no" or self.eval_strategy != self.save_strategy:
+                raise UserError(
+                    "load_best_model_at_end: expected eval_strategy and save_strategy both steps or both epoch, found "
+                    f"{self.eval_strategy} and {self.save_strategy}"
+                )
+            every = self.eval_steps or self.logging_steps
+            if self.save_strategy == "steps" and min(every, self.save_steps) >= 1 and self.save_steps % every:
+                raise UserError(
+                    f"save_steps: expected a multiple of eval_steps {every:g} with load_best_model_at_end, "
+                    f"found {self.save_steps:g}"
+                )
+        name = self.metric_for_best_model
+        if name is not None and self.eval_strategy == "no":
+            raise UserError(f"metric_for_best_model: set eval_strategy, without which there is no {name}")
+        if name is not None and self.greater_is_better is None:
+            if not name.endswith(("scores", "reward", "mean")):
+                raise UserError(f"greater_is_better: expected true or false with metric_for_best_model {name!r}")
+            self.greater_is_better = True
 
     def _check_division(self) -> None:
         rows, parts = self.local_batch_size, self.num_mini_batches

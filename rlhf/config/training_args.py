@@ -58,6 +58,9 @@ HONOURED = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
         "resume_from_checkpoint",
         "push_to_hub",
         "hub_token",
@@ -90,8 +93,6 @@ _NO_LOGITS = "evaluation samples responses and scores them; no logits or labels 
 
 _NOT_PPO = "PPO's losses have no use for it"
 
-_NO_BEST = "save checkpoints by save_steps and choose one by eval_metrics.jsonl"
-
 REFUSED = {
     "remove_unused_columns": "every column stays, for reward functions",
     "logging_nan_inf_filter": "numbers are written as they are",
@@ -123,9 +124,6 @@ REFUSED = {
     "save_only_model": "a checkpoint holds everything needed to resume; save_model() writes the policy alone",
     "enable_jit_checkpoint": "not supported",
     "hub_always_push": "not supported",
-    "load_best_model_at_end": _NO_BEST,
-    "metric_for_best_model": _NO_BEST,
-    "greater_is_better": _NO_BEST,
     "ignore_data_skip": "a resumed run always continues where it stopped",
     "restore_callback_states_from_checkpoint": "not supported",
     "accelerator_config": _LAUNCHER,

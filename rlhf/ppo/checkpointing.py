@@ -1,7 +1,7 @@
 """Checkpoints of a PPO run: when one is written, what is in it, and how a run resumes from it."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from rlhf.config import PPOConfig
+from rlhf.console import screen
 from rlhf.distributed.collectives import from_main, on_all
 from rlhf.distributed.launch import is_deepspeed, is_fsdp
 from rlhf.distributed.sharded_state import load_state
@@ -19,10 +20,11 @@ from rlhf.errors import UserError
 from rlhf.file_types import StepFile
 from rlhf.ppo.advantages import AdaptiveKLController
 from rlhf.ppo.callbacks import STATE_FILE, Callbacks
+from rlhf.ppo.evaluation import metric_named
 from rlhf.ppo.health import HealthMonitor
 from rlhf.ppo.optim import options_as_set
 from rlhf.ppo.prompts import Prompt
-from rlhf.storage.checkpoint import PPO, STEP_FILE, newest_whole, read_step, run_facts
+from rlhf.storage.checkpoint import PPO, STEP_FILE, newest_whole, problem_of, read_step, run_facts
 from rlhf.storage.disk import fault
 from rlhf.storage.safe_load import check_pickles
 from rlhf.storage.saver import Saver
@@ -69,6 +71,7 @@ class Checkpoints:
             "optim": optim.__name__,
             "score_norm_samples": args.score_norm_samples,  # scores are scaled by what was found before step 1
             "kl_coef": args.kl_coef,
+            "metric_for_best_model": args.metric_for_best_model,  # with another one, earlier checkpoints do not count
             "frozen": frozen_norms(trained),  # norms of the weights that are never trained
         }
 
@@ -80,14 +83,53 @@ class Checkpoints:
         if not checkpoint:
             return 0, 0
         found = self._find(checkpoint)
-        with options_as_set(self.optimizer, self.scheduler, self.optim):
-            facts = load_checkpoint(self.accelerator, found, self.facts)
+        facts = self._load(found)
         # An adaptive coefficient goes on where it was, unless another one to start from is asked for.
         if self.args.kl_target is None or facts.get("kl_coef", self.args.kl_coef) != self.args.kl_coef:
             self.kl_control.kl_coef = self.args.kl_coef
         on_all(lambda: self._restore(found, facts))
+        self._keep_best(facts)
         self.recorder.load(found)
         return facts["step"], int(facts["episode"])
+
+    def _load(self, checkpoint: Path) -> StepFile:
+        with options_as_set(self.optimizer, self.scheduler, self.optim):
+            return load_checkpoint(self.accelerator, checkpoint, self.facts)
+
+    def load_best(self) -> str:
+        """Load the weights of the best checkpoint, which this run has written; returns a line on it."""
+        best = self._best()
+        if best is None:
+            return "load_best_model_at_end: no checkpoint was evaluated, the last weights stay"
+        if problem := from_main(lambda: problem_of(best)):
+            raise UserError(f"{best}: broken, found {problem}; run again to keep the last weights instead")
+        self._load(best)
+        return f"best checkpoint: {best.name}, {self.args.metric_for_best_model} {self.callbacks.state.best_metric:.4g}"
+
+    def _best(self) -> Path | None:
+        step = self.callbacks.state.best_global_step
+        return None if step is None else self.folder / "checkpoints" / f"{PPO}{step}"
+
+    def _keep_best(self, facts: StepFile) -> None:
+        """On resume: forget a best checkpoint that is no longer whole, or was chosen by another metric."""
+        best, state = self._best(), self.callbacks.state
+        if best is None:
+            return
+        problem = from_main(lambda: problem_of(best))
+        if facts.get("metric_for_best_model") != self.args.metric_for_best_model:
+            problem = "another metric_for_best_model"
+        if problem is not None:
+            screen.warn(f"{best}: no longer the best checkpoint, found {problem}; later ones count")
+            state.best_metric = state.best_global_step = None
+
+    def _note_best(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """Before a checkpoint is written: is it the best of those that were evaluated?"""
+        wanted, state = self.args.metric_for_best_model, self.callbacks.state
+        if wanted is None or not metrics:
+            return
+        value, best = metric_named(wanted, metrics), state.best_metric
+        if best is None or (value > best if self.args.greater_is_better else value < best):
+            state.best_metric, state.best_global_step = value, step
 
     def _find(self, checkpoint: str | Path | bool) -> Path:
         if isinstance(checkpoint, bool):
@@ -111,8 +153,10 @@ class Checkpoints:
         with _as_written(checkpoint / STATE_FILE):
             self.callbacks.load(checkpoint)
 
-    def save_if_due(self, step: int, episode: int) -> bool:
+    def save_if_due(self, step: int, episode: int, metrics: Mapping[str, float] | None = None) -> bool:
         """Save if callbacks or save_minutes ask for it; returns whether a checkpoint was written.
+
+        metrics: of this step's evaluation, if there was one.
 
         While updates are being skipped none is written: `save_total_limit` would delete the last good ones as a run
         breaks down. It is made up for at the next good step. A UserError if the checkpoint before failed.
@@ -124,6 +168,7 @@ class Checkpoints:
         if not self.is_due or self.skips.in_a_row:
             return False
         self.is_due = False
+        self._note_best(step, metrics)
         self.save(step, episode)
         return True
 
@@ -134,7 +179,9 @@ class Checkpoints:
         # A run that is told to stop while updates are being skipped keeps its place, but deletes no good checkpoint.
         limit = None if skipped else self.args.save_total_limit
         # Callbacks that are told of a checkpoint must find it.
-        self.saver.write(step, limit, facts, self._save_beside, wait=self.callbacks.listens("on_save"))
+        best = self._best()
+        kept = None if best is None else best.name
+        self.saver.write(step, limit, facts, self._save_beside, self.callbacks.listens("on_save"), kept)
         self.callbacks.event("on_save")
 
     def _save_beside(self, checkpoint: Path) -> None:

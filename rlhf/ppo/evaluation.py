@@ -1,12 +1,14 @@
 """Evaluation while PPO runs: the policy on prompts that it does not learn from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from rlhf.distributed.collectives import Shard
+from rlhf.errors import UserError, did_you_mean
 from rlhf.file_types import Completion
 from rlhf.functional.gae import widest
 from rlhf.ppo.metrics import logged_means, rollout_means, rollout_sums, summed
@@ -41,7 +43,28 @@ def evaluate(collector: RolloutCollector, prompts: Sequence[Prompt], prefix: str
     device = collector.accelerator.device
     whole = summed({k: v.to(device, widest(device)) for k, v in total.items()}, collector.accelerator)
     means = logged_means(whole["logged"], logged) | rollout_means(whole, names) | {_NONFINITE: whole[_NONFINITE]}
+    means["rlhf_reward"] = means["objective/scores"] - collector.args.kl_coef * means["objective/kl"]
     return {f"{prefix}/{name.removeprefix('objective/')}": value for name, value in means.items()}
+
+
+def metric_named(wanted: str, metrics: Mapping[str, float]) -> float:
+    """The metric that metric_for_best_model means: eval_scores or scores is eval/scores. A UserError for no metric."""
+    names = {name.replace("/", "_"): value for name, value in metrics.items()}
+    for name in (wanted.replace("/", "_"), f"eval_{wanted.replace('/', '_')}"):
+        if name in names:
+            return names[name]
+    raise UserError(
+        f"metric_for_best_model: expected one of {', '.join(names)}, found {wanted!r}{did_you_mean(wanted, names)}"
+    )
+
+
+def check_metric(wanted: str | None, rewards: Sequence[str], sets: Iterable[str]) -> None:
+    """A UserError for a metric that no evaluation will have. rewards: names; sets: those of several, or "" for one."""
+    means = rollout_means(defaultdict(float), rewards).keys() | {"rlhf_reward", _NONFINITE}
+    prefixes = [f"eval_{name}" if name else "eval" for name in sets]
+    if wanted is not None:
+        known = sorted(f"{prefix}/{name.removeprefix('objective/')}" for prefix in prefixes for name in means)
+        metric_named(wanted, dict.fromkeys(known, 0.0))
 
 
 def completions(collector: RolloutCollector, prompts: Sequence[Prompt], one_batch: bool) -> list[Completion]:

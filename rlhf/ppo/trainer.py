@@ -26,6 +26,7 @@ from transformers import (
 
 from rlhf.config import PPOConfig
 from rlhf.config.trl_names import answers_old_names
+from rlhf.console import screen
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.distributed.accelerator import clear_cache, make_accelerator
 from rlhf.distributed.collectives import Shard, all_sum, from_main, full_state_dict
@@ -46,7 +47,7 @@ from rlhf.perf.work import Meter, StepPasses, Work, total
 from rlhf.ppo.advantages import AdaptiveKLController, Advantages, ScoreScaler, compute_advantages
 from rlhf.ppo.callbacks import Callbacks
 from rlhf.ppo.checkpointing import Checkpoints
-from rlhf.ppo.evaluation import completions, evaluate, sample_rows
+from rlhf.ppo.evaluation import check_metric, completions, evaluate, sample_rows
 from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
 from rlhf.ppo.health import HealthMonitor, warning_line
 from rlhf.ppo.learner import Learner, Update
@@ -172,6 +173,8 @@ class PPOTrainer:
         # The data, and how many steps that makes.
         self._read_data(train_dataset, eval_dataset)
         functions = [reward for reward in rewards if isinstance(reward, FunctionReward)]
+        if not functions:  # those may log metrics of their own
+            check_metric(args.metric_for_best_model, [reward.name for reward in rewards], self.eval_prompts)
         for prompts in filter(None, (self.prompts, *self.eval_prompts.values())):
             for function in functions:
                 function.check(sorted(set().union(*(prompt.columns for prompt in prompts))))
@@ -244,6 +247,8 @@ class PPOTrainer:
             self._begin(first)
             with self.checkpoints.saver:
                 self._loop(first, request)
+            if self.args.load_best_model_at_end and not self.stopped:
+                screen.say(self.checkpoints.load_best())
             self.callbacks.event("on_train_end")
             self.recorder.end()
             self._say(self.throughput())
@@ -340,13 +345,14 @@ class PPOTrainer:
 
     def _log_eval_save(self, step: int, row: dict[str, float]) -> None:
         """Log, evaluate and save if the callbacks decided so."""
+        metrics = None
         if self.callbacks.pop("log"):
             self.recorder.row(step, row)
             self.state.log_history.append({"step": step, **row})
             self.callbacks.event("on_log", logs=row)
         if self.callbacks.pop("evaluate"):
-            self.evaluate()
-        saved = self.checkpoints.save_if_due(step, self.episode)
+            metrics = self.evaluate()
+        saved = self.checkpoints.save_if_due(step, self.episode, metrics)
         if saved and self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.push_to_hub(f"Step {step}")
 

@@ -64,10 +64,11 @@ class Saver:
         facts: Mapping[str, object],
         write_more: Callable[[Path], None],
         wait: bool = False,
+        best: str | None = None,
     ) -> None:
         """Write the checkpoint of a step; a UserError if that fails.
 
-        limit: checkpoints to keep; older ones are deleted once this one is complete. facts: for step.json.
+        limit: checkpoints to keep; older ones but `best` are deleted once this one is complete. facts: for step.json.
         write_more: writes further files on rank 0. wait: return only when all of this is done.
         """
         self.check(wait=True)
@@ -97,7 +98,7 @@ class Saver:
         names = set(all_rows([path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]))
         self.step, self._since, self._pending = step, time.monotonic(), True
         if main:
-            self._thread = threading.Thread(target=self._complete, args=(aside, target, limit, names))
+            self._thread = threading.Thread(target=self._complete, args=(aside, target, limit, names, best))
             self._thread.start()
         self.check(wait=wait or not self._in_block)
 
@@ -110,7 +111,7 @@ class Saver:
         with without_frozen_weights(self.trained):
             save_state(self.accelerator, aside, **options)
 
-    def _complete(self, aside: Path, target: Path, limit: int | None, names: set[str]) -> None:
+    def _complete(self, aside: Path, target: Path, limit: int | None, names: set[str], best: str | None) -> None:
         try:
             try:
                 wait_to_see(aside, names)
@@ -121,7 +122,7 @@ class Saver:
             except OSError as error:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise not_written(target, error) from error
-            rotate(target, PPO, limit)
+            rotate(target, PPO, limit, best)
         except Exception as error:
             self._problem = error
 

@@ -137,6 +137,13 @@ def test_mini_batches_divide_the_rollout_of_a_rank_as_in_trl():
         ({"kl_coef": float("nan")}, "kl_coef: expected 0 or more"),
         ({"stop_token": "eos", "stop_token_id": 0}, "stop_token_id: set it or stop_token, not both"),
         ({"save_strategy": "best"}, "save_strategy: expected no, steps or epoch"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: .*, found no and steps"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 4},
+            "multiple of .* 3 ",
+        ),
+        ({"metric_for_best_model": "scores"}, "metric_for_best_model: set eval_strategy"),
+        ({"metric_for_best_model": "eval_kl", "eval_strategy": "epoch"}, "greater_is_better: expected true or false"),
         ({"ds3_gather_for_generation": False}, "ds3_gather_for_generation: expected True"),
     ],
 )
