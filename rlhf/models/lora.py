@@ -107,9 +107,6 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 def _check_apart(model: PreTrainedModel, config: LoraConfig) -> None:
     """A UserError for adapters on what a model uses in several places: merged or measured, they would count twice."""
-    tied = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False)
-    if getattr(config, "trainable_token_indices", None) and tied:
-        raise UserError("trainable_token_indices: leave it out: the model's input and output embeddings are the same")
     places = [(id(part), name) for name, part in model.named_modules(remove_duplicate=False)]
     used = Counter(part for part, name in places if isinstance(model.get_submodule(name), nn.Linear))
     targets = config.target_modules
