@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from test_chat import GEMMA, family, user
+from chat_families import GEMMA, family, user
 from tiny_ppo import metrics, trainer
 from transformers import AutoModelForCausalLM
 
