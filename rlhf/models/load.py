@@ -110,7 +110,7 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     if is_empty(tokenizer):
         raise UserError(f"model {name!r}: expected tokenizer files beside it, found none")
     tokenizer = prepare_tokenizer(tokenizer)
-    if adapter_base(resolve_model(name), options.get("revision")) is not None:
+    if _adapter_place(name, options.get("revision"))[1] is not None:
         return tokenizer  # the adapter has the embeddings that it was trained with
     rows = getattr(_load(AutoConfig, name, **options).get_text_config(), "vocab_size", None)
     needed = max(tokenizer.get_vocab().values()) + 1
@@ -123,8 +123,8 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
 
 def tokenizer_place(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Where a model's tokenizer is, with the options to load it: an adapter may lack one that its base has."""
-    path, revision = resolve_model(name), options.get("revision")
-    base = adapter_base(path, revision)
+    revision = options.get("revision")
+    path, base = _adapter_place(name, revision)
     if base is None or has_file(path, "tokenizer_config.json", revision=revision):
         return name, options
     return tokenizer_place(base, options | {"revision": "main"} if revision else options)
@@ -211,8 +211,8 @@ def _load_model(
 ) -> tuple[Any, str]:
     """The model, and the first missing weights by name ("" for none). new: prefixes of weights that may be missing."""
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    path, revision = resolve_model(name), options.get("revision")
-    base = adapter_base(path, revision)
+    revision = options.get("revision")
+    path, base = _adapter_place(name, revision)
     if base is not None:
         options |= {"revision": "main"} | ({"num_labels": 1} if kind is AutoModelForSequenceClassification else {})
     model, info = _load(kind, base or name, **options)
@@ -238,6 +238,13 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
     options.setdefault("trust_remote_code", False)
     with _load_errors(name):
         return kind.from_pretrained(resolve_model(name), **options)
+
+
+def _adapter_place(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Where a model is, and the base model if it is an adapter."""
+    with _load_errors(name):
+        path = resolve_model(name)
+        return path, adapter_base(path, revision)
 
 
 @contextmanager

@@ -250,4 +250,5 @@ def test_facts_of_this_machine_are_in_a_checkpoint(tmp_path):
         "kl_coef": 0.05,
         "optim": "AdamW",
         "score_norm_samples": 0,
+        "metric_for_best_model": None,
     }
