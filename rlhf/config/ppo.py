@@ -3,17 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
-import torch
-from torch.optim import SGD
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
 from rlhf.config.fields import help_list, help_text
 from rlhf.config.old_names import OLD_NAMES, refuse_unknown
-from rlhf.config.precision import choose_hardware
-from rlhf.config.schedule import make_schedule, schedule_kind
-from rlhf.config.trackers import tracker_names
 from rlhf.config.training_args import REFUSED, refuse_ignored
 from rlhf.errors import UserError
 
@@ -67,6 +63,7 @@ class PPOConfig(TrainingArguments):
     """
 
     learning_rate: float = help_text("peak learning rate of policy and critic", 3e-6)
+    optim: OptimizerNames | str = help_text("optimizer, by transformers' names", "adamw_torch_fused")
     logging_steps: float = help_text("PPO steps between two rows of metrics", 1)
     gradient_checkpointing: bool = help_text("recompute activations to save memory; a third more computation", True)
     bf16: bool | None = help_text(  # type: ignore[assignment]
@@ -163,6 +160,13 @@ class PPOConfig(TrainingArguments):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        import torch  # here and not above, as what follows: the help of commands does without
+        from torch.optim import SGD
+
+        from rlhf.config.precision import choose_hardware
+        from rlhf.config.schedule import make_schedule, schedule_kind
+        from rlhf.config.trackers import tracker_names
+
         self._check_numbers()
         check_training(self)
         refuse_ignored(self)

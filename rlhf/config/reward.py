@@ -3,14 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from transformers.training_args import OptimizerNames
 from trl import RewardConfig
 
 from rlhf.config.batch import divide_global_batch
 from rlhf.config.common import check_training
 from rlhf.config.fields import at_least, check, help_text
 from rlhf.config.old_names import REMOVED, refuse_unknown
-from rlhf.config.precision import choose_hardware
-from rlhf.config.trackers import check_integrations
 from rlhf.errors import UserError
 
 # `None | str | list[str]` below: transformers' argument parser reads the members of a union in this order.
@@ -31,6 +30,7 @@ class RewardStageConfig(RewardConfig):
         "arguments of the chat template for all pairs, as in PPO; default: none"
     )
     learning_rate: float = help_text("AdamW's peak learning rate", 5e-5)
+    optim: OptimizerNames | str = help_text("optimizer, by transformers' names", "adamw_torch_fused")
     per_device_train_batch_size: int = help_text("pairs per device and forward pass", 8)
     global_batch_size: int | None = help_text(
         "pairs per optimizer step, over all processes; sets gradient_accumulation_steps, and lowers "
@@ -54,6 +54,10 @@ class RewardStageConfig(RewardConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        # Here and not above: they import torch, and the help of commands does without.
+        from rlhf.config.precision import choose_hardware
+        from rlhf.config.trackers import check_integrations
+
         check_training(self)
         at_least(self, 1, "max_skipped_updates", "global_batch_size")
         divide_global_batch(self)

@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 from rlhf.errors import UserError
 
 
@@ -24,6 +22,8 @@ def cpu_is_asked_for() -> bool:
 
 def check_device_count(use_cpu: bool) -> None:
     """A UserError if more processes were started on this machine than it has devices."""
+    import torch  # not above: the help of commands does without
+
     processes = local_process_count()
     if use_cpu or not torch.accelerator.is_available():
         return

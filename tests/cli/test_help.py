@@ -121,7 +121,8 @@ def test_every_own_field_has_a_text_with_unit_and_default(command):
 
 def start(*argv):
     code = "import sys; from rlhf.cli.__main__ import main; sys.argv = ['rlhf', *sys.argv[1:]]\n"
-    code += "try: main()\nfinally: print(sorted({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules)))"
+    code += "slow = ('torch', 'peft', 'transformers', 'trl', 'accelerate')\n"
+    code += "try: main()\nfinally: print([name for name in slow if sys.modules.get(name)])"
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=HANG)
 
 
@@ -154,6 +155,16 @@ def test_a_slip_of_the_pen_is_answered_at_once(argv, words):
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", [name for name, one in COMMANDS.items() if one.heavy])
+def test_help_without_torch_is_the_same(name, capsys, monkeypatch):
+    expected = helped(name, capsys, monkeypatch, "--help", "all").splitlines()
+    done = start(name, "--help", "all")
+    *shown, imported = done.stdout.splitlines()
+    assert shown == expected
+    assert imported == "['transformers', 'trl']"
+    assert done.stderr == ""
 
 
 def test_what_is_not_close_is_not_suggested():
