@@ -14,9 +14,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.kl import response_kl
 from rlhf.file_types import ResponseRow
 from rlhf.generation.decode import generate, uniforms
-from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.actor_critic import FrozenRole, ids_without_token
 from rlhf.models.unwrap import max_positions
-from rlhf.models.vocabulary import ids_without_token
 from rlhf.reward.named import WeightedRewards
 from rlhf.reward.reward_functions import Completions, FunctionReward, ModelReward, Reward, model_reward, resolve_rewards
 from rlhf.reward.tokenizers import tokenizer_to_read

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.models.actor_critic import check_head, exact_kl, head_logits, in_chunks, texts_of, trunk_states
-from rlhf.models.unwrap import unwrap_peft, vocabulary_size
-from rlhf.models.vocabulary import suppress
+from rlhf.models.actor_critic import (
+    check_head,
+    exact_kl,
+    head_logits,
+    in_chunks,
+    suppress,
+    texts_of,
+    trunk_states,
+    vocabulary_size,
+)
+from rlhf.models.unwrap import unwrap_peft
 
 _ROWS = 16  # responses per batch
 

@@ -19,7 +19,6 @@ from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
-from rlhf.models.vocabulary import suppress
 from rlhf.perf.work import key_values
 
 # The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
@@ -45,8 +44,8 @@ def generate(
     decoder: StaticDecoder | None = None,
     suppress_tokens: Tensor | None = None,
 ) -> list[list[int]]:
-    """The responses of `decode`."""
-    return decode(model, prompts, u, eos_ids, temperature, decoder, suppress_tokens).responses
+    """The responses of `decode`; model: a PEFT one as well."""
+    return decode(unwrap_peft(model), prompts, u, eos_ids, temperature, decoder, suppress_tokens).responses
 
 
 @torch.no_grad()
@@ -63,14 +62,16 @@ def decode(
     """Continue each prompt by sampling: B token rows, u float [B, T] -> B responses of at most T tokens.
 
     A response ends with its first EOS, or is truncated after T tokens. Logits processors of the model's own generation
-    config are not used: responses come from softmax(logits / temperature). decoder: keeps memory and captured steps
-    from call to call, on a GPU. suppress_tokens: ids that are never sampled, int [K]. sampler: in place of
-    `inverse_cdf`, which takes the token at quantile u.
+    config are not used: responses come from softmax(logits / temperature). model: without a PEFT one around it.
+    decoder: keeps memory and captured steps from call to call, on a GPU. suppress_tokens: ids that are never sampled,
+    int [K]. sampler: in place of `inverse_cdf`, which takes the token at quantile u.
     """
     choose = sampler or inverse_cdf
 
     def pick(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
-        return choose(suppress(logits, suppress_tokens), u, temperature)
+        if suppress_tokens is not None:
+            logits.index_fill_(-1, suppress_tokens, -torch.inf)
+        return choose(logits, u, temperature)
 
     if model.device.type != "cpu" and is_static(model, max(map(len, prompts)) + u.shape[1]):
         decoder = decoder or StaticDecoder()
@@ -154,7 +155,7 @@ def _decode_group(
 
 def _keeps_states(model: Any) -> bool:
     """Whether all layers keep a state in place of keys and values, as Mamba's do, which call their cache otherwise."""
-    return "cache_params" in signature(unwrap_peft(model).forward).parameters
+    return "cache_params" in signature(model.forward).parameters
 
 
 def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:

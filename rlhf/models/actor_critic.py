@@ -16,7 +16,9 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
@@ -24,11 +26,10 @@ from rlhf.functional.batching import to_device
 from rlhf.models.adapters import copy_of_config
 from rlhf.models.kernels.attention import pack, packs
 from rlhf.models.kernels.unmasked import unmasked
-from rlhf.models.scalar_heads import ScalarHead
-from rlhf.models.unwrap import Model, is_quantised, trunk_of, unwrap_peft, vocabulary_size
-from rlhf.models.vocabulary import suppress
+from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 
 _MOST_LOGITS = 2**26  # numbers held at once: 256 MiB in float32
+_NEVER = -1e4  # a logit of probability 0, in every precision
 _REFERENCE = "reference"  # the adapter that keeps a policy's first adapter as it was
 
 
@@ -66,6 +67,25 @@ class _Select(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return grads[0].new_zeros(ctx.shape).index_copy_(0, index, grads[0]), None
+
+
+class ScalarHead(nn.Linear):
+    """A linear layer that computes in float32: bfloat16 would round a score of 10 to steps of 0.06."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """float [..., d] -> float32 [..., 1]."""
+        with torch.autocast(input.device.type, enabled=False):
+            return linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def widen_heads(model: Model) -> None:
+    """Make the linear layers of one output above the model's trunk `ScalarHead`s with the same parameters, in place."""
+    trunk = set(unwrap_peft(model).base_model.modules())  # it may have gates of one output
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and module.out_features == 1 and module not in trunk:
+            head = ScalarHead(module.in_features, 1, module.bias is not None, device="meta").train(module.training)
+            head.weight, head.bias = module.weight, module.bias
+            model.set_submodule(name, head)
 
 
 class ValueHead(nn.Module):
@@ -312,6 +332,13 @@ def texts_of(
     return [Texts(*shaped[i : i + 7]) for i in range(0, len(shaped), 7)]
 
 
+def trunk_of(model: Any) -> Any:
+    """What is below a transformers model's head."""
+    trunk = model.base_model
+    # It is the model itself where its prefix names no part of it, as Llama 4's does not.
+    return getattr(model, "model", trunk) if trunk is model else trunk
+
+
 def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The last states of a transformers model below its head: ids int [B, L], right-padded -> float [B, L, d].
 
@@ -326,6 +353,33 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
         "attention_mask": ids.new_ones(1, 1, 1, 1),  # of four dimensions it is passed on as it is: none is made
     }
     return packed.spread(trunk_of(base)(**given, use_cache=False, packed=packed).last_hidden_state[0])
+
+
+def vocabulary_size(model: Any) -> int:
+    """Logits of a transformers model for each token; one with image parts has them in the config of its text part."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def ids_without_token(
+    model: Model, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """The ids of the model that the tokenizer has no token for, int [K]; None if there are none.
+
+    Qwen2.5 has 151,936 rows for 151,665 tokens. Where a response may end is never among them.
+    """
+    known = {*tokenizer.get_vocab().values(), *eos_ids}
+    missing = sorted(set(range(unwrap_peft(model).config.get_text_config(decoder=True).vocab_size)) - known)
+    return torch.tensor(missing, device=device) if missing else None
+
+
+def suppress(logits: Tensor, ids: Tensor | None) -> Tensor:
+    """Logits float [..., V] with probability 0 at `ids`, int [K] or None, in place.
+
+    Past autograd: where the probability is 0, so is the gradient.
+    """
+    if ids is not None:
+        logits.detach().index_fill_(-1, ids, _NEVER)
+    return logits
 
 
 # Fields of transformers' configs that scale or cap what the output embeddings give; `check_head` refuses models that do

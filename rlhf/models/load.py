@@ -28,11 +28,11 @@ from rlhf.config.caches import cache_error
 from rlhf.data.chat import end_id, give_distinct_pad, prepare_tokenizer
 from rlhf.distributed.sharding import gathered
 from rlhf.errors import UserError
+from rlhf.models.actor_critic import widen_heads
 from rlhf.models.adapters import adapter_base, load_adapter, saved_whole
 from rlhf.models.gguf import convert, reason, wheel_model
 from rlhf.models.kernels.dropout_gelu import fuse_gelu
 from rlhf.models.lora import merge
-from rlhf.models.scalar_heads import widen_heads
 from rlhf.models.unwrap import Model, is_quantised
 
 # The files of a hub model that transformers reads.

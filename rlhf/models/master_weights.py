@@ -5,7 +5,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from rlhf.distributed.launch import wants_deepspeed
-from rlhf.models.scalar_heads import ScalarHead
+from rlhf.models.actor_critic import ScalarHead
 
 _SHORT = (torch.bfloat16, torch.float16)
 

@@ -13,18 +13,6 @@ def unwrap_peft(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def trunk_of(model: Any) -> Any:
-    """What is below a transformers model's head."""
-    trunk = model.base_model
-    # It is the model itself where its prefix names no part of it, as Llama 4's does not.
-    return getattr(model, "model", trunk) if trunk is model else trunk
-
-
-def vocabulary_size(model: Any) -> int:
-    """Logits of a transformers model for each token; one with image parts has them in the config of its text part."""
-    return int(model.config.get_text_config(decoder=True).vocab_size)
-
-
 def is_quantised(model: Any) -> bool:
     """Whether the model's weights are bitsandbytes' 4 or 8 bits."""
     return bool(getattr(unwrap_peft(model), "is_quantized", False))
@@ -43,9 +31,3 @@ def max_positions(config: PreTrainedConfig) -> int | None:
             limit = min(limit, rope["original_max_position_embeddings"])
     # DeBERTa's positions may be relative only.
     return limit if limit > 0 and getattr(config, "position_biased_input", True) else None
-
-
-def has_token_head(model: Any) -> bool:
-    """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
-    inner = unwrap_peft(model)
-    return hasattr(inner, "score") and not inner.config.is_encoder_decoder

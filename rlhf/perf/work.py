@@ -16,9 +16,9 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.distributed.sharding import numel
-from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead
+from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, trunk_of
 from rlhf.models.kernels.attention import packs
-from rlhf.models.unwrap import trunk_of, unwrap_peft
+from rlhf.models.unwrap import unwrap_peft
 from rlhf.perf.hardware import matmul_peak, memory_bandwidth
 
 Rows = Sequence[Sequence[int]]

@@ -109,13 +109,14 @@ def rollout_sums(rollout: Rollout, estimator: str) -> dict[str, Tensor]:
     def over_tokens(x: Tensor) -> Tensor:
         return torch.where(mask, x, 0).to(float64).sum()
 
+    kl = {name: over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, name)) for name in ("k1", "k3")}
     score = torch.where(is_valid, rollout.raw_score, 0).to(float64)
     sums = {
         "n": is_valid.sum(),
         "response_tokens": mask.sum(),
-        "kl": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, estimator)),
-        "kl_k1": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, "k1")),
-        "kl_k3": over_tokens(kl_penalty(rollout.logp, rollout.ref_logp, "k3")),
+        "kl": kl[estimator],
+        "kl_k1": kl["k1"],
+        "kl_k3": kl["k3"],
         "kl_exact": over_tokens(rollout.exact_kl),
         "entropy_of_response": over_tokens(rollout.entropy),
         "score": score.sum(),

@@ -21,19 +21,14 @@ _OWN = ("prompt", "messages", "input_ids", "attention_mask", "prompt_id", *OPTIO
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its stream seeds its sampling, its columns go to reward functions."""
+    """One prompt; its columns go to reward functions."""
 
     prompt_id: str
     input_ids: list[int]
     content: str | Messages  # as in the row, or what is left of it; decoded if the row has token ids
     columns: dict[str, Any]
+    stream: str  # names its random numbers: each row's own, also where two rows have the same prompt_id
     options: Options = field(default_factory=dict)  # of the chat template
-    repeat: int = 0  # how many rows before it have its prompt_id
-
-    @property
-    def stream(self) -> str:
-        """Names its random numbers: the same prompt in two rows gets two responses."""
-        return f"{self.prompt_id}\n{self.repeat}" if self.repeat else self.prompt_id
 
     @property
     def text(self) -> str:
@@ -74,7 +69,8 @@ def read_prompts(
             content = _last_of(content, tokenizer, ids)
         columns = {key: value for key, value in row.items() if key not in _OWN}
         prompt_id = str(row.get("prompt_id", i))
-        prompts.append(Prompt(prompt_id, ids, content, columns, own, seen[prompt_id]))
+        stream = f"{prompt_id}\n{seen[prompt_id]}" if seen[prompt_id] else prompt_id
+        prompts.append(Prompt(prompt_id, ids, content, columns, stream, own))
         seen[prompt_id] += 1
     if not prompts:
         raise UserError(f"{name}: expected at least 1 prompt, found none")

@@ -21,7 +21,15 @@ from rlhf.distributed.launch import (
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.file_types import ModelSize
-from rlhf.models.actor_critic import ActorCritic, FrozenRole, ValueHead, frozen_copy, keep_adapter
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    FrozenRole,
+    ValueHead,
+    frozen_copy,
+    keep_adapter,
+    trunk_of,
+    widen_heads,
+)
 from rlhf.models.adapters import with_adapters
 from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.dropout_gelu import fuse_dropout, fuse_gelu
@@ -29,8 +37,8 @@ from rlhf.models.kernels.recompute import recompute_activations
 from rlhf.models.lora import add_lora, critic_lora, merged_model, trainable_share
 from rlhf.models.master_weights import keep_masters
 from rlhf.models.quantised import prepare_4bit
-from rlhf.models.scalar_heads import widen_heads
-from rlhf.models.unwrap import Model, has_token_head, is_quantised, trunk_of, unwrap_peft
+from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
+from rlhf.reward.scoring import has_token_head
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,10 @@ class RolloutCollector:
     def sample(
         self, prompts: Sequence[Prompt], step: int, temperature: float | None = None, model: Any = None
     ) -> Samples:
-        """A response to each prompt, from the policy or from model. Each prompt has its own random stream per step."""
+        """A response to each prompt, from the policy or from model, which has no PEFT one around it.
+
+        Each prompt has its own random stream per step.
+        """
         args = self.args
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.stream for prompt in prompts], args.response_length)
@@ -135,7 +138,7 @@ class RolloutCollector:
         frozen = nullcontext() if copy is not None else self.fast_frozen_layers(*self.frozen)
         with self.gathered_params(), frozen, self.accelerator.autocast():
             return decode(
-                copy or model or self.roles.trained.policy,
+                copy or model or self.roles.trained.policy_base,
                 [prompt.input_ids for prompt in prompts],
                 u,
                 self.eos_ids,
@@ -233,8 +236,8 @@ class RolloutCollector:
         raw, size = [], self.args.local_batch_size
         for start in range(0, len(mine), size):
             part = mine[start : start + size]
-            with self.roles.reference.active() as model:
-                responses = self.sample(part, 0, model=model).responses
+            with self.roles.reference.active():
+                responses = self.sample(part, 0, model=self.roles.reference.base).responses
             with self._computing():
                 scores = self.score(part, responses, is_valid[start : start + size]).scores
                 raw.append(weighted_sum(scores, self.weights, self.abstains))

@@ -51,7 +51,7 @@ def _check_policy(name: str, trained: ActorCritic) -> None:
     with _tried(name, trained.policy) as same:
         with _learning(trained):
             same("log-probs change in training mode", alone, _read(trained.policy_base))
-        decoded = _decoded(trained.policy, *_texts(trained.policy_base))
+        decoded = _decoded(trained.policy_base, *_texts(trained.policy_base))
         same("a token has another log-prob while sampling than in the whole text", alone, decoded)
 
 

@@ -39,9 +39,8 @@ from rlhf.distributed.unwrapped_weights import register_unwrapped_weights
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, WARNINGS, Completion, ModelSize, RunFile
 from rlhf.generation.decode import Samples
-from rlhf.models.actor_critic import ValueHead
+from rlhf.models.actor_critic import ValueHead, ids_without_token
 from rlhf.models.unwrap import is_quantised, max_positions, unwrap_peft
-from rlhf.models.vocabulary import ids_without_token
 from rlhf.perf.throughput import conditions, report
 from rlhf.perf.work import Meter, StepPasses, Work, total
 from rlhf.ppo.advantages import AdaptiveKLController, Advantages, ScoreScaler, compute_advantages
@@ -422,7 +421,7 @@ class PPOTrainer:
         """The prompt, with random numbers of its own if `generate` has had one of its id since the last step."""
         before = self._asked[prompt.prompt_id]
         self._asked[prompt.prompt_id] += 1
-        return replace(prompt, prompt_id=f"{prompt.prompt_id}#{before}") if before else prompt
+        return replace(prompt, stream=f"{prompt.stream}#{before}") if before else prompt
 
     def _check_fit(self, prompts: Sequence[Prompt], more: Sequence[int]) -> None:
         """A UserError if a prompt and its response, of so many tokens, have more than the model has positions."""

@@ -27,13 +27,12 @@ from rlhf.data.chat import (
     prompt_text,
 )
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.actor_critic import FrozenRole, widen_heads
 from rlhf.models.adapters import with_adapters
-from rlhf.models.scalar_heads import widen_heads
-from rlhf.models.unwrap import Model, has_token_head, max_positions, unwrap_peft
+from rlhf.models.unwrap import Model, max_positions, unwrap_peft
 from rlhf.perf.work import TextPasses
 from rlhf.reward.calls import Logged, accepted, as_scores, call
-from rlhf.reward.scoring import run_passes, score_passes
+from rlhf.reward.scoring import has_token_head, run_passes, score_passes
 from rlhf.reward.tokenizers import tokenizer_to_read
 
 _FROM_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
@@ -70,15 +69,11 @@ class ModelReward(ABC):
 
     def __init__(self, name: str, role: FrozenRole, batch_size: int) -> None:
         self.name, self.role, self.batch_size = name, role, batch_size
+        self.positions = max_positions(role.base.config)  # tokens that the model reads at most; None without a limit
 
     @abstractmethod
     def encode(self, completions: Completions) -> list[list[int]]:
         """The token ids that the model reads."""
-
-    @property
-    def positions(self) -> int | None:
-        """How many tokens the model reads at most; None without a limit."""
-        return max_positions(self.role.base.config)
 
     def longest(
         self, prompts: Sequence[str | Messages], prompt_ids: list[list[int]], options: Sequence[Options] = ()
@@ -101,8 +96,8 @@ class ModelReward(ABC):
 
     def score(self, planned: TextPasses) -> Tensor:
         """float32 [B], on the model's device."""
-        with self.role.active() as model:
-            return run_passes(model, *planned)
+        with self.role.active():
+            return run_passes(self.role.base, *planned)
 
     def __call__(self, completions: Completions) -> Tensor:
         """Plan, then score."""
@@ -154,12 +149,8 @@ class TextReward(ModelReward):
         super().__init__(name, role, batch_size)
         self.tokenizer, self.policy_tokenizer, self.append_eos = tokenizer, policy_tokenizer, append_eos
         self.is_decoder = has_token_head(role.model)
-
-    @property
-    def positions(self) -> int | None:
-        """An encoder's tokenizer may know of fewer: some positions are left out (RoBERTa)."""
-        limit = super().positions
-        return limit if limit is None or self.is_decoder else min(limit, self.tokenizer.model_max_length)
+        if self.positions is not None and not self.is_decoder:  # the tokenizer may know of fewer: RoBERTa skips some
+            self.positions = min(self.positions, tokenizer.model_max_length)
 
     def encode(self, completions: Completions) -> list[list[int]]:
         """The decoded texts in the reward model's tokens."""
@@ -270,11 +261,10 @@ def resolve_rewards(
         if values is not None and len(values) != len(rewards):
             raise UserError(f"{name}: expected {len(rewards)} values, one per reward, found {len(values)}")
     names = [_checked_name(reward) for reward in rewards]
-    rewards = [_with_adapters(name, reward) for name, reward in zip(names, rewards, strict=True)]
     count = Counter(names)
     names = [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]
     specs = [RewardSpec(*row) for row in zip(names, rewards, kinds, strict=True)]
-    return [_with_tokenizer(spec, policy_tokenizer, policy) if spec.is_model else spec for spec in specs]
+    return [_made_readable(spec, policy_tokenizer, policy) if spec.is_model else spec for spec in specs]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -303,16 +293,12 @@ def _checked_name(reward: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _with_adapters(name: str, reward: Any) -> Any:
-    """A decoder's trunk is read below its PEFT model, so its adapters must be in its layers."""
-    is_decoder = isinstance(reward, PreTrainedModel | PeftModel) and has_token_head(reward)
-    return with_adapters(f"reward_model {name}", reward) if is_decoder else reward
-
-
-def _with_tokenizer(spec: RewardSpec, policy_tokenizer: PreTrainedTokenizerBase, policy: Model) -> RewardSpec:
+def _made_readable(spec: RewardSpec, policy_tokenizer: PreTrainedTokenizerBase, policy: Model) -> RewardSpec:
+    """A model's adapters in its layers, since it is read below its PEFT model; and the tokenizer it is read with."""
     name = f"reward_model {spec.name}"
-    tokenizer = tokenizer_to_read(name, spec.reward, spec.tokenizer, policy_tokenizer, policy)
-    return replace(spec, tokenizer=tokenizer)
+    model = with_adapters(name, spec.reward)
+    tokenizer = tokenizer_to_read(name, model, spec.tokenizer, policy_tokenizer, policy)
+    return replace(spec, reward=model, tokenizer=tokenizer)
 
 
 def first_token_model(specs: Sequence[RewardSpec]) -> Model | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,23 +14,27 @@ from transformers import PreTrainedModel
 from rlhf.functional.batching import left_aligned, passes_of, right_pad, to_device_together
 from rlhf.models.actor_critic import trunk_states
 from rlhf.models.kernels.attention import packs
-from rlhf.models.unwrap import has_token_head, unwrap_peft
+from rlhf.models.unwrap import unwrap_peft
 
 
-def score_tokens(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B].
+def has_token_head(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model has a head `score` over a trunk, as transformers' decoders have: one score a position."""
+    return hasattr(model, "score") and not model.config.is_encoder_decoder
+
+
+def score_tokens(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """The score of each row: ids int [B, L], mask bool [B, L] -> float32 [B]. model: without a PEFT one around it.
 
     A head `score` is read at the last real token, by the mask and not by `ids != pad`, so that neither padding
     nor a pad = EOS token can move it. Any other model (an encoder, an encoder with a decoder) pools in its own
     forward pass, over rows padded at the right; at the left where its summary is the last position (XLNet).
     """
     if has_token_head(model):
-        inner = unwrap_peft(model)
         lengths = mask.sum(1).clamp(min=1)
-        states = trunk_states(inner, left_aligned(ids, mask)[0], lengths)
+        states = trunk_states(model, left_aligned(ids, mask)[0], lengths)
         start = torch.arange(len(ids), device=ids.device) * states.shape[1]
         last = states.flatten(0, 1).index_select(0, start + lengths - 1)
-        return inner.score(last).squeeze(-1).float()
+        return model.score(last).squeeze(-1).float()
     if getattr(model.config, "summary_type", None) == "last":
         ids, mask = (x.flip(1) for x in left_aligned(ids.flip(1), mask.flip(1)))
     else:
@@ -51,17 +56,18 @@ def score_rows(
 
     show: title of a progress bar; None for no bar.
     """
-    return run_passes(model, rows, score_passes(unwrap_peft(model), rows, batch_size), show)
+    base = unwrap_peft(model)
+    return run_passes(base, rows, score_passes(base, rows, batch_size), show)
 
 
 @torch.no_grad()
 def run_passes(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     passes: Sequence[Sequence[int]],
     show: str | None = None,
 ) -> Tensor:
-    """As `score_rows`, in the passes that `score_passes` planned."""
+    """As `score_rows`, in the passes that `score_passes` planned. model: without a PEFT one around it."""
     device = model.device
     if not passes:
         return torch.empty(0, device=device)

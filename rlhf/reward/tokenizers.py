@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
 from rlhf.models.load import is_empty, resolve_model, tokenizer_place
-from rlhf.models.unwrap import Model, has_token_head, unwrap_peft
+from rlhf.models.unwrap import Model, unwrap_peft
+from rlhf.reward.scoring import has_token_head
 
 _REMEDY = "; save its tokenizer in its folder, or pass it in reward_processing_classes"
 

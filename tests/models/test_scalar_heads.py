@@ -7,9 +7,8 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import BertConfig, BertForSequenceClassification, Qwen2MoeConfig, Qwen2MoeForSequenceClassification
 
-from rlhf.models.actor_critic import ValueHead
+from rlhf.models.actor_critic import ScalarHead, ValueHead, widen_heads
 from rlhf.models.load import new_reward_model
-from rlhf.models.scalar_heads import ScalarHead, widen_heads
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_labels": 1}

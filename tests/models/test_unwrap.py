@@ -4,7 +4,8 @@ import torch
 from torch.testing import assert_close
 from transformers import Llama4ForCausalLM, Llama4TextConfig, Phi3Config, Phi3ForCausalLM
 
-from rlhf.models.unwrap import max_positions, trunk_of
+from rlhf.models.actor_critic import trunk_of
+from rlhf.models.unwrap import max_positions
 
 
 def test_longrope_has_its_original_positions():

@@ -12,9 +12,8 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
 from rlhf.evaluation.generate import respond
 from rlhf.generation.decode import generate
-from rlhf.models.actor_critic import logp_of
+from rlhf.models.actor_critic import ids_without_token, logp_of, suppress
 from rlhf.models.load import load_tokenizer, new_reward_model
-from rlhf.models.vocabulary import ids_without_token, suppress
 
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ def rollout(roles, args):
     ended = torch.tensor([True, True, False])
     seen, _ = compute_logprobs_and_values(roles, PROMPTS, RESPONSES, args, torch.device("cpu"))
     said = {"scores": score.unsqueeze(1), "raw_score": score, "reward_names": ["judge"]}
-    prompts = [Prompt(str(i), row, "", {}) for i, row in enumerate(PROMPTS)]
+    prompts = [Prompt(str(i), row, "", {}, str(i)) for i, row in enumerate(PROMPTS)]
     host = {"prompts": prompts, "responses": RESPONSES, "shard": Shard(3, 0, 1)}
     return Rollout(ids, attention, mask, ended, real, **said, **seen, **host)
 
