@@ -48,8 +48,8 @@ def test_adapter_off_is_reference_and_reward(make, make_reward):
     move_adapters(trained)
     with built.reference.active() as model:
         assert_close(logp(model), expected, atol=1e-6, rtol=0)
-    with built.reward.active() as model:
-        assert_close(score_tokens(model, IDS, MASK), expected_score, atol=1e-6, rtol=0)
+    with built.reward.active():
+        assert_close(score_tokens(built.reward.base, IDS, MASK), expected_score, atol=1e-6, rtol=0)
     moved, _, values = trained(IDS, MASK, 3)
     assert (moved - expected).abs().max() > 1e-3
     assert (values[:, -1] - expected_score).abs().max() > 1e-3

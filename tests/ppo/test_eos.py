@@ -84,5 +84,5 @@ def test_the_policys_own_end_is_scored_and_learned_from(tmp_path):
         assert (response[-1] == eos) == bool(one.ended[i])
         row = torch.tensor([prompt.input_ids + response])
         with torch.no_grad():
-            score = score_tokens(run.roles.reward.model, row, torch.ones_like(row, dtype=torch.bool))[0]
+            score = score_tokens(run.roles.reward.base, row, torch.ones_like(row, dtype=torch.bool))[0]
         assert_close(one.raw_score[i], score, atol=1e-5, rtol=0)

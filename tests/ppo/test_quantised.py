@@ -205,12 +205,12 @@ def test_a_quantised_reward_model_with_an_adapter_scores_as_given(tmp_path, fold
     ids = torch.tensor([[5, 6, 7, 8]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        expected = score_tokens(reward.eval(), ids, mask)
+        expected = score_tokens(reward.eval().get_base_model(), ids, mask)
     given = {"model": load_policy(folders), "reward_model": reward}
     run = trainer(tmp_path / "run", lora=True, given=given, max_steps=1)
     run.train()
-    with torch.no_grad(), run.roles.reward.active() as model:
-        assert_close(score_tokens(model, ids, mask), expected, rtol=0, atol=0)
+    with torch.no_grad(), run.roles.reward.active():
+        assert_close(score_tokens(run.roles.reward.base, ids, mask), expected, rtol=0, atol=0)
 
 
 def test_what_cannot_be_trained_or_saved_is_refused(tmp_path, folders):

@@ -93,8 +93,9 @@ def test_responses_are_the_same(monkeypatch):
     model, prompts = adapted(), [[5, 6, 7], [8], [9, 10]]
     u = uniforms(0, 0, ["a", "b", "c"], 8)
     kinds = []
-    head = model.get_base_model().lm_head
-    seen = model.register_forward_pre_hook(lambda *_: kinds.append(head.weight.dtype))
+    base = model.get_base_model()
+    head = base.lm_head
+    seen = base.register_forward_pre_hook(lambda *_: kinds.append(head.weight.dtype))
     with torch.autocast(**BF16):
         found = engine.generate(model, prompts, u, [1], 1.0)
         seen.remove()
