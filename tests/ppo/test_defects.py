@@ -95,7 +95,7 @@ def test_c8_an_error_while_generating_leaves_no_trace(tmp_path, lora):
     def fail(*_):
         raise ZeroDivisionError
 
-    handle = broken.roles.trained.policy.register_forward_hook(fail)
+    handle = broken.roles.trained.policy_base.register_forward_hook(fail)
     with pytest.raises(ZeroDivisionError):
         broken.generate(["a"])
     handle.remove()

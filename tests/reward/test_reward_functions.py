@@ -98,22 +98,13 @@ def test_a_peft_reward_model_scores_with_its_adapter_and_starts_the_critic(tmp_p
     config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
     model = get_peft_model(tiny.llama_reward(), config).eval()
     row = torch.tensor([[5, 6, 7, 2]])
+    whole = torch.ones_like(row, dtype=torch.bool)
     with torch.no_grad():
-        expected = score_tokens(model.get_base_model(), row, torch.ones_like(row, dtype=torch.bool))
+        expected = score_tokens(model.get_base_model(), row, whole)
     run = trainer(tmp_path, lora=lora, reward=model, max_steps=1)
     with torch.no_grad(), run.roles.reward.active():
-        assert_close(
-            score_tokens(run.roles.reward.base, row, torch.ones_like(row, dtype=torch.bool)),
-            expected,
-            atol=1e-5,
-            rtol=0,
-        )
-        assert_close(
-            score_tokens(run.roles.trained.critic_base.eval(), row, torch.ones_like(row, dtype=torch.bool)),
-            expected,
-            atol=1e-5,
-            rtol=0,
-        )
+        for base in (run.roles.reward.base, run.roles.trained.critic_base.eval()):
+            assert_close(score_tokens(base, row, whole), expected, atol=1e-5, rtol=0)
     run.train()
 
 
