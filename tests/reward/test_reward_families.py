@@ -118,7 +118,7 @@ def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
     config.max_position_embeddings = longest + 5  # of 6 tokens of a response
     with pytest.raises(UserError, match=rf"fit the reward reward's {longest + 5} positions, found one of {longest};"):
         trainer(tmp_path, rows=ROWS, reward=kind(config), given=given)
-    run.rewards[0].role.base.config.max_position_embeddings = longest + 1  # a text can become longer in its tokens
+    run.rewards[0].positions = longest + 1  # a text can become longer in its tokens
     with pytest.raises(UserError, match=rf"prompt and response of at most {longest + 1} tokens, found \d+; lower"):
         collect(run)
 
@@ -142,7 +142,7 @@ def test_a_model_of_the_same_family_reads_the_tokens(tmp_path):
     out = collect(run)
     rows = [torch.tensor([p.input_ids + r]) for p, r in zip(out.prompts, out.responses, strict=True)]
     with torch.no_grad():
-        model = run.roles.reward.model
+        model = run.roles.reward.base
         expected = [score_tokens(model, row, torch.ones_like(row, dtype=torch.bool))[0] for row in rows]
     assert_close(out.raw_score, torch.stack(expected), atol=1e-5, rtol=0)
 
