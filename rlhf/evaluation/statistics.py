@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, norm, permutation_test
+from scipy.stats import bootstrap, norm, permutation_test, t
 
 from rlhf.file_types import PairedGain
 
@@ -13,9 +13,11 @@ POWER = 0.8  # probability of showing a gain that is there, at a two-sided level
 
 
 def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[float, list[float]]:
-    """Mean of N values and its bootstrap percentile interval [low, high].
+    """Mean of N values and its bootstrap interval [low, high], the expanded percentile one.
 
-    The interval of one value, or of equal values, has no width. A ValueError for no values, or for one not finite.
+    Plain percentiles are too near for few values: of 10 normal ones they hold the mean in 91 % of cases and not in 95.
+    These are taken as far out as Student's t is (Hesterberg 2015, arXiv:1411.5279, section 5.3). The interval of one
+    value, or of equal values, has no width. A ValueError for no values, or for one not finite.
     """
     x = np.asarray(values, float)
     if not len(x) or not np.isfinite(x).all():
@@ -27,12 +29,17 @@ def mean_interval(values: ArrayLike, confidence: float, seed: int) -> tuple[floa
         (x,),
         np.mean,
         n_resamples=RESAMPLES,
-        confidence_level=confidence,
+        confidence_level=_expanded(confidence, len(x)),
         method="percentile",
         batch=1000,  # the default draws all resamples at once: 800 MB for 10 000 values
         rng=np.random.default_rng(seed),
     )
     return mean, [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+
+
+def _expanded(confidence: float, n: int) -> float:
+    """The share of the resamples' means between the percentiles that make an interval of this confidence."""
+    return float(1 - 2 * norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1)))
 
 
 def paired_gain(before: ArrayLike, after: ArrayLike, confidence: float, seed: int) -> PairedGain:

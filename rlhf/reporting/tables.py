@@ -312,7 +312,7 @@ def gold(run: Run) -> Table:
             "Prompts needed",
         ],
         rows,
-        note="Interval: paired percentile bootstrap over prompts. SD: the gain divided by the standard "
+        note="Interval: paired bootstrap over prompts, expanded percentiles. SD: the gain divided by the standard "
         "deviation of that reward model's "
         "scores of the base model's responses. p-value: two-sided sign-flip permutation test. Can show: the "
         "gain that this number of "

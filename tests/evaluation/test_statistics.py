@@ -32,9 +32,32 @@ def test_interval_agrees_with_a_plain_bootstrap_and_the_normal_approximation() -
 
 
 def test_interval_of_two_values_by_hand() -> None:
-    # Resamples of {0, 1}: mean 0, 0.5, 1 with 1/4, 1/2, 1/4. The middle 40 % is all 0.5, the middle 95 % is [0, 1].
-    assert mean_interval([0.0, 1.0], 0.40, seed=0) == (0.5, [0.5, 0.5])
+    # Resamples of {0, 1}: mean 0, 0.5, 1 with 1/4, 1/2, 1/4. For 20 % Student's t of one degree of freedom is 0.325,
+    # sqrt(2) of it 0.459: the middle 35 %, all 0.5. For 95 % it is 18: all of them.
+    assert mean_interval([0.0, 1.0], 0.20, seed=0) == (0.5, [0.5, 0.5])
     assert mean_interval([0.0, 1.0], 0.95, seed=0) == (0.5, [0.0, 1.0])
+
+
+def test_percentiles_of_few_values_are_further_out() -> None:
+    """Of ten: sqrt(10 / 9) x 2.2622 = 2.3845 deviations, beyond which the normal distribution has 0.855 % on a side."""
+    values = np.random.default_rng(3).exponential(size=10)
+    means = np.random.default_rng(4).choice(values, (200_000, 10)).mean(1)
+    _, interval = mean_interval(values, 0.95, seed=1)
+    assert interval == pytest.approx(np.percentile(means, [0.855, 99.145]), abs=0.02)
+
+
+def test_intervals_of_ten_values_hold_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(5)
+    found = [mean_interval(rng.normal(0.3, 1, 10), 0.95, seed)[1] for seed in range(400)]
+    assert 0.93 <= np.mean([low <= 0.3 <= high for low, high in found]) <= 0.98  # plain percentiles: 0.91
+
+
+def test_the_prompts_needed_show_the_gain_in_four_of_five_studies() -> None:
+    rng = np.random.default_rng(6)
+    [needed] = {prompts_needed([-1.0, 1.0] * 5000, 0.95, 0.4)}
+    shown = [mean_interval(rng.normal(0.4, 1, needed), 0.95, seed)[1][0] > 0 for seed in range(300)]
+    assert needed == 50
+    assert 0.74 <= np.mean(shown) <= 0.86
 
 
 def test_confidence_widens_and_seed_decides() -> None:
