@@ -9,6 +9,7 @@ from importlib import metadata
 from inspect import get_annotations
 from pathlib import Path
 
+import peft  # noqa: F401 - what is imported is not hidden from a help in this process
 import pytest
 from limits import HANG
 
