@@ -1,5 +1,6 @@
 """Warnings while a PPO run goes wrong: what is wrong, and what usually helps."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ BAND = 0.05  # nats per token, if kl_target is not set
 
 AVERAGED = 3  # steps: with few prompts a single one's KL is noisy
 
-JUMP, WITHIN = 3, 5  # a jump: a mean over so many steps is three times the lowest of the five such means before it
+# A jump: a mean over so many steps, less its standard error, is three times the lowest of the five such means before it.
+JUMP, WITHIN = 3, 5
 
 COLLAPSED = 0.1  # share of the entropy at the beginning
 
@@ -95,10 +97,12 @@ class HealthMonitor:
         values = list(self.kls)
         *before, now = [sum(values[i - AVERAGED : i]) / AVERAGED for i in range(AVERAGED, len(values) + 1)] or [0.0]
         lowest = min(before, default=now)
+        # The standard error of `now`. One high step among equal ones moves a mean by as much as its standard error.
+        noise = math.sqrt(sum((value - now) ** 2 for value in values[-AVERAGED:]) / (AVERAGED * (AVERAGED - 1)))
         limit = max(EXPLODED, 5 * target)
         if kl > limit:
             yield Symptom("kl_exploded", f"KL to the reference is {kl:.3g} nats per token, over {limit:g}", kl)
-        elif now > max(2 * target, JUMP * lowest):
+        elif now - noise > max(2 * target, JUMP * lowest):
             means = f"from {lowest:.3g} to {now:.3g} nats per token, as means over {AVERAGED} steps"
             yield Symptom("kl_jumped", f"KL to the reference rose {means}", now)
 

@@ -57,20 +57,29 @@ def test_the_limit_of_kl_is_five_times_a_larger_target():
 
 
 def test_kl_that_triples_within_five_steps():
-    """Means over three steps: 0.04, 0.05, 0.07, 0.1, 0.13."""
-    rising = kls(0.03, 0.04, 0.05, 0.06, 0.1, 0.14, 0.15)
-    assert said(rising) == [(7, "kl_jumped", 7)]  # 0.13 is over 3 x 0.04, 0.1 is not
+    """Means over three steps: 0.04, 0.05, 0.07, 0.1, 0.13, 0.15; standard errors of the last two: 0.015, 0.006."""
+    rising = kls(0.03, 0.04, 0.05, 0.06, 0.1, 0.14, 0.15, 0.16)
+    assert said(rising) == [(8, "kl_jumped", 8)]  # 0.144 is over 3 x 0.04, 0.115 is not
     assert said(rising, kl_target=0.1) == []  # not over twice the target
     assert said(kls(0.01, 0.01, 0.01, 0.09, 0.09, 0.09)) == []  # ninefold, but within the band
     assert said(kls(*[0.04] * 3, *[0.07] * 7, *[0.13] * 3)) == []  # 0.04 is more than five steps ago
 
 
 def test_a_single_step_of_high_kl_is_noise():
-    """Its mean with two of 0.04 is 0.11: not three times 0.04."""
+    """However high, below kl_exploded: its mean with two of 0.02 is 0.18, with a standard error of 0.16."""
     for place in range(8):
-        values = [0.04] * 8
-        values[place] = 0.25
+        values = [0.02] * 8
+        values[place] = 0.49
         assert said(kls(*values)) == []
+
+
+def test_a_mean_that_may_be_below_the_limit_is_no_jump():
+    """The last means are 0.101 and 0.102, of values that differ by more than that. Two steps of 0.2 after them are one."""
+    full = [0.0, 0.011, 0.027, 0.03, 0.04, 0.064, 0.088, 0.076, 0.125, 0.101]
+    lora = [0.0, 0.0, 0.024, 0.028, 0.039, 0.05, 0.042, 0.087, 0.1, 0.118]
+    assert said(kls(*full)) == said(kls(*lora)) == []
+    assert said(kls(*lora, 0.2, 0.2)) == [(12, "kl_jumped", 12)]
+    assert said(kls(0.0, 0.043, 0.076, 0.354, 0.498)) == [(5, "kl_jumped", 5)]  # five steps that went wrong
 
 
 @pytest.mark.parametrize(
