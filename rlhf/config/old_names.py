@@ -120,7 +120,7 @@ OF_OTHER_TRAINERS = {
     "token_level_kl": "nothing: KL is always per token",
     "log_completions": "num_sample_generations",
     "num_completions_to_print": "num_sample_generations",
-    "dataset_name": "the train_dataset argument of PPOTrainer, or prompt_dataset of the command",
+    "dataset_name": "prompt_dataset of the command, or the train_dataset argument of PPOTrainer",
     "reward_funcs": "the reward_model argument of PPOTrainer",
     "generation_kwargs": "temperature: samples come from the policy's full distribution",
     "top_p": "nothing: samples come from the policy's full distribution, at temperature",

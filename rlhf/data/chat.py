@@ -140,9 +140,27 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], strip: bool = True) -> str:
-    """Response ids -> text without special tokens and, unless told otherwise, outer white space."""
-    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    """Response ids -> text without control tokens and, unless told otherwise, outer white space.
+
+    Special tokens that frame no turn, such as tags that a reward looks for, are text.
+    """
+    control = _frame_ids(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+    text = str(tokenizer.decode([i for i in ids if i not in control], skip_special_tokens=False))
     return text.strip() if strip else text
+
+
+@lru_cache(maxsize=32)
+def _frame_ids(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> set[int]:
+    """The special tokens that have a role (EOS, pad, ...) or that the template writes between turns."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    turns = [{"role": role, "content": _MARK} for role in ("user", "assistant", "user")]
+    try:
+        between = render(tokenizer, turns, add_generation_prompt=True).split(_MARK)[1:]
+    except UserError:  # it refuses this conversation, or there is none
+        return special
+    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    named = {getattr(tokenizer, f"{name}_id") for name in names}
+    return special & {*named, *_written(tokenizer, "".join(between))}
 
 
 def continues(prompt: str | Messages) -> bool:

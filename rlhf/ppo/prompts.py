@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from rlhf.config import PPOConfig
 from rlhf.data.chat import Messages, Options, decode_response, encode_prompt, encode_response, prompt_text
 from rlhf.data.layouts import OPTIONS, template_options
+from rlhf.data.sources import checked_text
 from rlhf.errors import UserError
 from rlhf.models.load import stop_ids
 from rlhf.models.unwrap import unwrap_peft
@@ -108,29 +109,37 @@ def _read_row(
         except UserError as error:  # for example, a template may require alternating turns
             raise UserError(f"{where}: {error}") from error
     if "input_ids" in row:
-        ids = _checked_ids(row["input_ids"], where)
-        if row.get("attention_mask") is not None:  # padded beforehand
-            ids = [token for token, real in zip(ids, row["attention_mask"], strict=True) if real]
+        ids = _checked_ids(row["input_ids"], tokenizer, where, row.get("attention_mask"))
         return str(tokenizer.decode(ids)), ids
     raise UserError(f"{where}: expected column 'prompt', 'messages' or 'input_ids', found {sorted(row)}")
 
 
 def _checked_content(content: Any, where: str) -> str | Messages:
     if isinstance(content, str):
-        return content
+        return checked_text(content, where)
     if not isinstance(content, list) or not all(isinstance(m, Mapping) and "role" in m for m in content):
         raise UserError(f"{where}: expected text or messages with a role, found {type(content).__name__}")
     for message in content:
         if "content" not in message and "tool_calls" not in message:
             raise UserError(f"{where}: expected messages with content, found {sorted(message)}")
+        if isinstance(message.get("content"), str):
+            checked_text(message["content"], where)
     return content
 
 
-def _checked_ids(ids: Any, where: str) -> list[int]:
+def _checked_ids(ids: Any, tokenizer: PreTrainedTokenizerBase, where: str, mask: Any = None) -> list[int]:
+    """mask: False where ids were padded beforehand; None for no padding."""
     try:
-        return [int(token) for token in ids]
+        found = [int(token) for token in ids]
     except (TypeError, ValueError):
         raise UserError(f"{where}: expected token ids in input_ids, found {type(ids).__name__} {ids!r:.40}") from None
+    if mask is not None:
+        found = [token for token, real in zip(found, mask, strict=True) if real]
+    size = len(tokenizer)
+    wrong = next((token for token in found if not 0 <= token < size), None)
+    if wrong is not None:
+        raise UserError(f"{where}: expected ids of the tokenizer's {size} tokens, found {wrong}")
+    return found
 
 
 def as_row(prompt: Any, prompt_id: str) -> dict[str, Any]:
@@ -146,8 +155,9 @@ def as_row(prompt: Any, prompt_id: str) -> dict[str, Any]:
 def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: Any, index: int) -> list[int]:
     """A response (text, or token ids as a list or a tensor) as token ids; an empty one is a UserError."""
     if isinstance(response, str):
-        return encode_response(tokenizer, prompt.content, response, prompt.options)
-    ids = _checked_ids(response, f"responses row {index}")
+        text = checked_text(response, f"responses row {index}")
+        return encode_response(tokenizer, prompt.content, text, prompt.options)
+    ids = _checked_ids(response, tokenizer, f"responses row {index}")
     if not ids:
         raise UserError(f"responses row {index}: expected at least 1 token, found none")
     return ids
@@ -185,7 +195,7 @@ def stops_at_text(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBas
     return (
         stop is not None
         and stop not in stop_ids(unwrap_peft(model), tokenizer)
-        and bool(tokenizer.decode([stop], skip_special_tokens=True))
+        and bool(decode_response(tokenizer, [stop], strip=False))
     )
 
 

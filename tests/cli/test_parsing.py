@@ -67,6 +67,7 @@ def test_a_switch_is_yes_alone_and_no_with_no():
         ("torch_dtype", [PPOStageConfig, ModelConfig], "; use --dtype$"),
         ("evaluation-strategy", [RewardStageConfig], "; use --eval_strategy$"),
         ("top_p", [PPOStageConfig], "; use nothing: samples come from"),
+        ("dataset_name", [PromptConfig, PPOStageConfig], "; use --prompt_dataset of the command"),
         ("max_new_tokens", [EvaluationConfig], "; --help all lists all fields$"),
     ],
 )

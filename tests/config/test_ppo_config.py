@@ -85,7 +85,8 @@ def test_an_old_name_is_answered_by_the_new_one(name):
         "model_name_or_path",
         "attn_implementation",
         "train_sampling_strategy",
-    }  # ModelConfig's, reward's
+        "prompt_dataset",
+    }  # ModelConfig's, reward's, PromptConfig's
     assert name not in mine
     assert new in mine | elsewhere | {"the", "nothing"}, new
     with pytest.raises(UserError, match=f"^PPOConfig: .*found '{name}': use {re.escape(OLD_NAMES[name])}"):

@@ -4,12 +4,20 @@ import json
 
 import pytest
 import tiny
-from chat_families import FAMILIES, GEMMA, PHI, family, user
+from chat_families import BARE, FAMILIES, GEMMA, LLAMA_2, PHI, family, user
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from rlhf.data.chat import HH_TEMPLATE, encode_prompt, encode_response, end_id, give_distinct_pad, prepare_tokenizer
+from rlhf.data.chat import (
+    HH_TEMPLATE,
+    decode_response,
+    encode_prompt,
+    encode_response,
+    end_id,
+    give_distinct_pad,
+    prepare_tokenizer,
+)
 from rlhf.data.hh_rlhf import Pair, load_pairs
 from rlhf.data.oasst import load_prompts
 from rlhf.data.prompts import dataset_row
@@ -100,6 +108,16 @@ def test_templates_that_change_a_response_get_its_bare_text():
     changes = PHI.replace("m['content']", "m['content'].split('|')[0]")
     tokenizer = family(changes)
     assert tokenizer.decode(encode_response(tokenizer, user("a"), "b|c")) == "b|c<end>"
+
+
+@pytest.mark.parametrize("template", [GEMMA, PHI, LLAMA_2, BARE, None])
+def test_tags_that_are_special_tokens_are_text_and_what_frames_turns_is_not(template):
+    tokenizer = family(template, "<answer>", "</answer>")
+    ids = tokenizer("<s><answer>4</answer><pad></s>", add_special_tokens=False)["input_ids"]
+    frame = [3, 4] if template in (GEMMA, PHI) else []  # <turn> and <end>
+    assert decode_response(tokenizer, [*ids, *frame]) == "<answer>4</answer>"
+    refuses = family("{{ raise_exception('system first') }}", "<answer>", "</answer>")
+    assert decode_response(refuses, ids) == "4"
 
 
 def test_one_rule_for_bos_and_none_for_an_eos_that_tokenizers_append():

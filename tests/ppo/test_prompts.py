@@ -98,6 +98,10 @@ def test_a_model_spread_over_devices_is_refused(tmp_path):
         ({"messages": [{"role": "user"}]}, "expected messages with content, found .'role'."),
         ({"input_ids": "a b"}, "expected token ids in input_ids, found str 'a b'"),
         ({"input_ids": None}, "expected token ids in input_ids, found NoneType None"),
+        ({"input_ids": [5, 400]}, "expected ids of the tokenizer's 400 tokens, found 400"),
+        ({"input_ids": [-100, 5]}, "expected ids of the tokenizer's 400 tokens, found -100"),
+        ({"prompt": "a \ud83d"}, r"expected Unicode text, found the lone surrogate .ud83d"),
+        ({"prompt": [{"role": "user", "content": "\ud83d"}]}, r"expected Unicode text, found the lone surrogate"),
         ("a", "expected columns with values, found str"),
     ],
 )
