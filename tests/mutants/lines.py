@@ -90,6 +90,8 @@ LINES = [
         "loss = pairwise_margin_ranking_loss(chosen, rejected, 1.0).item()",
         "reward/test_trainer.py",
     ),
+    Mutant("data/chat.py", "and text.strip() == response.strip():", "and text:", "data/test_chat.py"),
+    Mutant("data/chat.py", "special & {*named, ", "special | {*named, ", "data/test_chat.py"),
     Mutant(
         "data/words.py",
         'rf"[{_NO_BLANKS}{_MARKS}]|',
