@@ -14,7 +14,7 @@ BAND = 0.05  # nats per token, if kl_target is not set
 
 AVERAGED = 3  # steps: with few prompts a single one's KL is noisy
 
-# A jump: a mean over so many steps, less its standard error, is three times the lowest of the five such means before it.
+# A jump: a mean over so many steps, less its standard error, is 3 times the lowest of the five such means before it.
 JUMP, WITHIN = 3, 5
 
 COLLAPSED = 0.1  # share of the entropy at the beginning

@@ -74,7 +74,7 @@ def test_a_single_step_of_high_kl_is_noise():
 
 
 def test_a_mean_that_may_be_below_the_limit_is_no_jump():
-    """The last means are 0.101 and 0.102, of values that differ by more than that. Two steps of 0.2 after them are one."""
+    """The last means are 0.101 and 0.102, of values that differ by more. Two steps of 0.2 after them are one."""
     full = [0.0, 0.011, 0.027, 0.03, 0.04, 0.064, 0.088, 0.076, 0.125, 0.101]
     lora = [0.0, 0.0, 0.024, 0.028, 0.039, 0.05, 0.042, 0.087, 0.1, 0.118]
     assert said(kls(*full)) == said(kls(*lora)) == []
