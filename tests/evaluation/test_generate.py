@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from transformers import GPT2ForSequenceClassification
 from workers import run
 
@@ -121,3 +122,19 @@ def test_a_reward_model_of_another_family_reads_the_text(tmp_path, gold):
         texts.append(encode_prompt(own, prompt) + encode_response(own, prompt, row["response"])[:-1])
     expected = score_rows(judge, texts, 1).tolist()
     assert [row["gold_score" if gold else "score"] for row in found] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 3.0])
+def test_kl_is_of_the_distributions_that_were_sampled_from(temperature):
+    tokenizer, policy, base = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama(), tiny.llama(3)
+    prompts = [TextPrompt(prompt_id="p", tree_id="t", text="word word")]
+    options = {"eval_response_length": 5, "eval_temperature": temperature, "eval_seed": 4}
+    config = EvaluationConfig(base_model="unused", **options)
+    [row] = respond("full", policy, tokenizer, tiny.llama_reward(), prompts, config, [2], base=base)
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "word word"}])
+    [said] = generate(policy, [prompt], uniforms(4, 0, ["p"], 5), [2], temperature)
+    with torch.no_grad():
+        at = slice(len(prompt) - 1, -1)
+        p, q = (torch.softmax(m(torch.tensor([prompt + said])).logits[0, at] / temperature, -1) for m in (policy, base))
+    assert row["kl"] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
+    assert row["response_length"] == len(said)

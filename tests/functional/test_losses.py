@@ -1,5 +1,7 @@
 """PPO's losses and the ranking loss against numbers worked by hand; no split changes them."""
 
+import math
+
 import pytest
 import torch
 from torch import tensor
@@ -61,3 +63,12 @@ def test_margin_ranking_loss_by_hand():
     assert_close(loss, tensor(0.25))
     loss.backward()
     assert_close(chosen.grad, tensor([0.0, -0.5]))
+
+
+def test_what_lies_beside_the_mask_gets_no_gradient():
+    """A ratio of e^200 there is inf in float32, and 0 times that is no number."""
+    logp = tensor([[0.1, 200.0]]).requires_grad_()
+    loss = policy_loss(logp, torch.zeros(1, 2), torch.ones(1, 2), tensor([[True, False]]), 0.2, 1)
+    loss.backward()
+    assert_close(loss, -tensor(0.1).exp())
+    assert_close(logp.grad, tensor([[-math.exp(0.1), 0.0]]))

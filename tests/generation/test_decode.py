@@ -102,3 +102,20 @@ def test_a_cache_that_is_too_small_grows_with_what_is_in_it():
         keys, values = layer.update(states[:, :, start:end], -states[:, :, start:end])
         assert torch.equal(keys, states[:, :, :end])
         assert torch.equal(values, -states[:, :, :end])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_logits_of_16_bits_are_sampled_from_in_32(temperature):
+    """Probabilities of 16 bits would be rounded by up to 0.4 per cent, and their sum over a vocabulary far more."""
+    logits = torch.randn(500, 2000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    u = torch.rand(500, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(inverse_cdf(logits, u, temperature), inverse_cdf(logits.float(), u, temperature))
+
+
+def test_the_last_quantile_is_of_what_the_probabilities_sum_up_to():
+    """A float32 sum that misses 1: beyond it lie tokens of probability 0."""
+    logits = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0))
+    logits[:, -96:] = -1e4
+    last = 1 - 2**-24
+    assert (logits.softmax(-1).cumsum(-1)[:, -1] < last).any()
+    assert (inverse_cdf(logits, torch.full((64,), last), 1.0) < 4000).all()

@@ -197,3 +197,10 @@ def test_the_schedule_has_the_options_it_was_given(tmp_path):
     # min + (1 - min) * (1 + cos(pi * t)) / 2 at t = 0, 1/4, 1/2, 3/4
     expected = [1.0, 0.1 + 0.9 * 0.853553, 0.1 + 0.9 * 0.5, 0.1 + 0.9 * 0.146447]
     assert [row["lr"] / 1e-3 for row in metrics(tmp_path)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_completions_do_not_depend_on_the_temperature_of_training(tmp_path):
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN[:2]})
+    cold = run.generate_completions()
+    run.args.temperature = 9.0
+    assert [row["response"] for row in run.generate_completions()] == [row["response"] for row in cold]

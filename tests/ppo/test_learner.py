@@ -5,6 +5,7 @@ import math
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
+import obvious
 import pytest
 import tiny
 import torch
@@ -227,3 +228,68 @@ def test_gradients_are_clipped_policy_and_critic_apart():
         assert before > 1e-2
         assert norm(clipped[1][0], part) == pytest.approx(1e-3, rel=1e-3)
         assert clipped[3][name].item() == pytest.approx(before, rel=1e-4)  # what is reported is unclipped
+
+
+def test_an_update_says_and_learns_what_an_independent_formula_gives():
+    """With settings that are no two alike, so that none stands in for another."""
+    rows, aims = experience()
+    settings = {"cliprange": 0.1, "cliprange_value": 0.7, "vf_coef": 0.3, "temperature": 0.8}
+    _, (gradients,), _, found = update(rows, aims, **settings)
+    policy, critic = tiny.llama(), tiny.llama_reward()
+    logps, entropies, values = [], [], []
+    for prompt, response in zip(rows.prompts, rows.responses, strict=True):
+        ids, start = torch.tensor([prompt.input_ids + response]), len(prompt.input_ids) - 1
+        said = torch.distributions.Categorical(logits=policy(ids).logits[0, start:-1] / 0.8)
+        logps.append(said.log_prob(torch.tensor(response)))
+        entropies.append(said.entropy())
+        values.append(obvious.token_values(critic, ids, torch.ones_like(ids, dtype=torch.bool))[0, start:-1])
+    logp, entropy, value = map(torch.cat, (logps, entropies, values))
+    old_logp, old_value = rows.logp[rows.mask], rows.values[rows.mask]
+    gain, target = aims.advantages[rows.mask], aims.returns[rows.mask]
+    ratio, n = (logp - old_logp).exp(), len(logp)
+    policy_loss = -torch.minimum(ratio * gain, ratio.clamp(0.9, 1.1) * gain).sum() / n
+    near = old_value + (value - old_value).clamp(-0.7, 0.7)
+    value_loss = torch.maximum((value - target) ** 2, (near - target) ** 2).sum() / 2 / n
+    (policy_loss + 0.3 * value_loss).backward()
+    for name, part in (("policy", policy), ("critic", critic)):
+        for key, parameter in part.named_parameters():
+            if parameter.grad is not None:
+                assert_close(gradients[f"{name}.{key}"], parameter.grad, atol=1e-5, rtol=1e-4, msg=key)
+    expected = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "approxkl": ((logp - old_logp) ** 2).sum() / 2,
+        "clipfrac": ((ratio - 1).abs() > 0.1).sum(),
+        "value_clipfrac": ((value - old_value).abs() > 0.7).sum(),
+        "entropy": entropy.sum(),
+        "ratio": ratio.sum(),
+        "ratio_squared": (ratio**2).sum(),
+        "ratio_max": ratio.max(),
+        "tokens": n,
+        "minibatches": 1,
+        "updates": 1,
+        "skipped": 0,
+    }
+    for name, number in expected.items():
+        assert float(found[name]) == pytest.approx(float(torch.as_tensor(number).detach()), rel=1e-4, abs=1e-5), name
+
+
+def test_what_is_said_of_tokens_is_that_of_all_minibatches():
+    """At learning rate 0 it does not matter in how many of them, and in how many passes, the rows come."""
+    names = ("approxkl", "clipfrac", "value_clipfrac", "entropy", "ratio", "ratio_squared")
+    rows, aims = experience(4)
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    one, many = (update(rows, aims, num_mini_batches=n, num_ppo_epochs=2, **sizes)[3] for n in (1, 4))
+    for name in (*names, "tokens", "ratio_max"):
+        assert float(many[name]) == pytest.approx(float(one[name]), rel=1e-5), name
+
+
+@pytest.mark.parametrize(("target_kl", "minibatches"), [(0.5, 2), (0.35, 1)])
+def test_whether_an_update_stops_depends_on_the_tokens_of_all_ranks(monkeypatch, target_kl, minibatches):
+    """Of two ranks with as many tokens: 1.2 over this rank's is 0.6 over both; the limit is 1.5 times target_kl."""
+    rows, aims = experience(4)
+    monkeypatch.setattr(module, "sum_and_max", lambda _, c, rounds: ([c[i - i % 2] for i in range(8)], rounds))
+    monkeypatch.setattr(module, "all_sum", lambda _, kl: torch.full_like(kl, 1.2 * sum(LENGTHS[:4])))
+    where = {"places": range(0, 8, 2), "n_global": 8, "rank": Rank(0, 2)}
+    sizes = {"per_device_train_batch_size": 4, "num_ppo_epochs": 2}
+    assert update(rows, aims, target_kl=target_kl, **where, **sizes)[3]["minibatches"] == minibatches

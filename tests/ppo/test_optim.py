@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
 from torch import nn
 
-from rlhf.ppo.optim import optimizer_groups
+from rlhf.ppo.optim import count_steps, optimizer_groups
 
 
 def test_matrices_alone_are_decayed_and_each_role_has_its_rate():
@@ -22,3 +23,26 @@ def test_matrices_alone_are_decayed_and_each_role_has_its_rate():
             ("critic", critic_rate or 1e-3, 0.1, [2]),
             ("critic", critic_rate or 1e-3, 0.0, [1]),
         ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "size", "epochs", "steps"),
+    [
+        (10, 4, 1, 3),  # 4, 4 and 2
+        (10, 4, 2.0, 6),
+        (10, 4, 0.5, 2),  # 5 prompts
+        (10, 4, 0.8, 2),
+        (10, 4, 1.1, 4),  # one more prompt is one more step
+        (3, 8, 0.1, 1),
+    ],
+)
+def test_every_prompt_that_epochs_ask_for_is_in_a_step(prompts, size, epochs, steps):
+    args = SimpleNamespace(max_steps=-1, total_episodes=None, num_train_epochs=epochs)
+    assert count_steps(args, prompts, size) == steps
+
+
+def test_max_steps_counts_before_episodes_and_these_before_epochs():
+    args = SimpleNamespace(max_steps=-1, total_episodes=9, num_train_epochs=1)
+    assert count_steps(args, 100, 4) == 3
+    args.max_steps = 7
+    assert count_steps(args, 100, 4) == 7

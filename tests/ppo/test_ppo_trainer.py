@@ -1,5 +1,6 @@
 """The trainer as a whole: what must hold at learning rate 0, what may change, what must not."""
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -9,6 +10,7 @@ from tiny_ppo import FAMILIES, metrics, timeless, trainer
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.storage.checkpoint import checkpoints
 
@@ -129,3 +131,15 @@ def test_it_learns_what_the_reward_likes(tmp_path, seed):
 def test_wrong_rows_are_named(tmp_path, rows, words):
     with pytest.raises(UserError, match=words):
         trainer(tmp_path, rows=rows, max_prompt_tokens=20)
+
+
+def test_a_step_of_two_ranks_counts_the_responses_of_both(tmp_path):
+    run = trainer(tmp_path, num_ppo_epochs=1, max_steps=2, kl_target=0.05)
+    rollout = dataclasses.replace(run.collect(1, run.prompts[:4]), shard=Shard(8, 0, 2))
+    counted = []
+    run.kl_control.update = lambda kl, n: counted.append(n)
+    run.health.check = lambda step, row, n: counted.append(n)
+    row = run._finish_step(1, rollout)
+    assert counted == [8, 8]
+    assert (row["episode"], row["epoch"]) == (8, 8 / 7)
+    assert row["eps"] * sum(value for name, value in row.items() if name.startswith("time/")) == pytest.approx(8)

@@ -227,3 +227,16 @@ def test_numbers_that_are_not_finite_are_found_wherever_learning_reads_them():
         "score": [True, False],
         "value": [True, False],
     }
+
+
+def test_rewards_are_whitened_for_learning_and_reported_as_they_are():
+    one, options = rollout(raw_score=tensor([20.0, -10.0, 5.0])), {"lam": 1.0, "whiten_advantages": False}
+    plain, white = (
+        compute_advantages(one, 0.1, config(whiten_rewards=w, **options), lambda x: x) for w in (False, True)
+    )
+    assert_close(white.rewards, plain.rewards)
+    on = plain.rewards[MASK]
+    scaled = torch.zeros(3, 3).masked_scatter(MASK, (on - on.mean()) / on.std(correction=0) + on.mean())
+    expected = torch.where(MASK, scaled.flip(1).cumsum(1).flip(1), 0)  # what comes from there on
+    assert_close(white.returns, expected)
+    assert (white.returns - plain.returns).abs().max() > 1

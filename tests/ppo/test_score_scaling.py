@@ -1,12 +1,14 @@
 """Scores as PPO learns from them, by hand."""
 
 import pytest
+import tiny
 import torch
 from tiny_ppo import trainer
 from torch import tensor
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
+from rlhf.generation.decode import generate, uniforms
 from rlhf.ppo.advantages import ScoreScaler
 from rlhf.ppo.prompts import read_prompts
 
@@ -103,3 +105,21 @@ def test_unseen_prompts_have_mean_0_and_deviation_1_before_ppo(tmp_path):
     assert len(scores) == 4096
     assert abs(scores.mean()) < 0.05
     assert abs(scores.std() - 1) < 0.05
+
+
+def test_the_reference_answers_and_each_reward_has_its_weight(tmp_path):
+    def first(completion_ids, **_):
+        return [float(ids[0]) for ids in completion_ids]
+
+    def length(completion_ids, **_):
+        return [float(len(ids)) for ids in completion_ids]
+
+    given = {"ref_model": tiny.llama(4), "value_model": tiny.llama_reward()}
+    run = trainer(tmp_path, reward=[first, length], reward_weights=[2.0, -3.0], given=given)
+    found, is_valid = run.collector.score_reference(run.prompts)
+    u = uniforms(5, 0, [prompt.stream for prompt in run.prompts], 6)
+    ids = [prompt.input_ids for prompt in run.prompts]
+    said, other = (generate(model, ids, u, run.collector.eos_ids, 0.7) for model in (tiny.llama(4), tiny.llama()))
+    assert said != other
+    assert found.tolist() == [2.0 * row[0] - 3.0 * len(row) for row in said]
+    assert is_valid.all()

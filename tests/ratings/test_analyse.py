@@ -115,3 +115,11 @@ def test_sample_size_by_hand():
 
     pairs = {(p["of"], p["over"]): p for p in result(value)["pairs"]}
     assert pairs["full", "base"]["prompts_needed"] == 105
+
+
+def test_prompts_are_resampled_and_not_ratings():
+    """On each prompt one rater prefers full and one base: every sample of prompts says one half."""
+    pairs = {(p["of"], p["over"]): p for p in result(by_model(2, 4, 3), by_model(4, 2, 3))["pairs"]}
+    pair = pairs["full", "base"]
+    assert (pair["preference"], pair["preference_interval"]) == (0.5, [0.5, 0.5])
+    assert (pair["difference"], pair["interval"], pair["p_value"]) == (0.0, [0.0, 0.0], 1.0)

@@ -66,6 +66,8 @@ def test_bag_of_words_takes_no_side():
 def test_leaks_are_counted():
     assert leaked(TRAIN, TEST) == {"opening": 0, "chosen_response": 0}
     assert leaked(TRAIN, [pair(" Kind  reply 3", "x", opening="TRAIN 4")]) == {"opening": 1, "chosen_response": 1}
+    assert leaked(TRAIN, [pair("rude reply 3", "x")]) == {"opening": 0, "chosen_response": 1}  # it was rejected there
+    assert leaked(TRAIN, [pair("x", "kind reply 3")]) == {"opening": 0, "chosen_response": 0}
 
 
 def test_scores_without_variation_have_no_correlation():

@@ -323,6 +323,21 @@ def test_a_model_on_the_hub_or_in_one_file(tmp_path):
     assert first != basis.model_digest(str(tmp_path / "a.gguf")) is not None
 
 
+def test_other_weights_are_seen_wherever_in_a_large_file_they_are(tmp_path):
+    """64 parts of 16 KiB are read: of 3 MiB one in every 49 KiB, the first and the last byte among them."""
+    path, size, change = tmp_path / "model.safetensors", 3 << 20, 64 << 10
+    weights = b"\1" + os.urandom(size - 2) + b"\1"  # other than what is put there
+    path.write_bytes(weights)
+    before = basis.model_digest(str(tmp_path))
+    for start, count in [(0, 1), (size - 1, 1), *((start, change) for start in range(0, size, change))]:
+        path.write_bytes(weights[:start] + bytes(count) + weights[start + count :])
+        assert basis.model_digest(str(tmp_path)) != before, start
+    path.write_bytes(weights + b"x")
+    assert basis.model_digest(str(tmp_path)) != before
+    path.write_bytes(weights)
+    assert basis.model_digest(str(tmp_path)) == before
+
+
 def test_a_run_json_of_before_still_tells_models_apart(tmp_path):
     """An earlier version kept no basis."""
     facts = {"status": "done", "config": {"model_name_or_path": "base", "learning_rate": 3e-5}}
