@@ -49,10 +49,10 @@ def show_outcome(run: RunConfig) -> None:
                     words,
                 ]
             )
-        screen.note(screen.table(rows, "<>>>>>><"))
+        screen.say(screen.table(rows, "<>>>>>><", 2))
         screen.say()
         for line in (found.headline, *found.advice):
-            screen.paragraph(line)
+            screen.say(line)
         screen.say()
     where = ["--run", quoted(run.run)]
     if path_to(Path(run.runs_dir)) != RunConfig.runs_dir:

@@ -69,7 +69,7 @@ def import_ratings(run: RunConfig, config: RatingConfig) -> None:
     write_json(folder / "ratings.json", result)
     screen.say(f"complete sheets: {len(result['raters'])}, incomplete: {', '.join(result['incomplete']) or 'none'}")
     for line in result["words"]:
-        screen.paragraph(line)
+        screen.say(line)
 
 
 def main() -> None:

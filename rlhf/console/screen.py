@@ -38,25 +38,22 @@ def begin() -> None:
 
 
 def say(text: str = "", style: str = "") -> None:
-    """Print lines, on rank 0. On a terminal each is cut to its width; style: of rich, such as "bold"."""
+    """Print lines, on rank 0. On a terminal each is wrapped to its width; style: of rich, such as "bold"."""
     quiet.note(text)
     if not quiet.rank():
         _write(text, style, _out())
 
 
 def to_copy(text: str) -> None:
-    """A path or a command to copy: never cut, however narrow the terminal."""
+    """A path or a command to copy: never broken into lines, however narrow the terminal."""
     quiet.note(text)
     if not quiet.rank():
-        _write(text, "", _out(), cut=False)
+        _write(text, "", _out(), wrap=False)
 
 
 def warn(text: str) -> None:
     """A warning that a person should read, on rank 0."""
-    text = printable(text)
-    width, indent = _width(), INDENT if quiet.is_command else ""
-    lines = [text] if width is None else textwrap.wrap(text, width - len(indent) - 2, break_long_words=False)
-    say("\n".join(f"{indent}{'  ' if i else '! '}{line}" for i, line in enumerate(lines)), "yellow")
+    say(f"{INDENT if quiet.is_command else ''}! {printable(text)}", "yellow")
 
 
 def error(text: str) -> None:
@@ -84,13 +81,6 @@ def ended(text: str) -> None:
 def note(text: str) -> None:
     """A line inside a stage's block."""
     say("\n".join(INDENT + line for line in text.split("\n")))
-
-
-def paragraph(text: str) -> None:
-    """A sentence or two, wrapped on a terminal."""
-    width = _width()
-    for line in [text] if width is None else textwrap.wrap(text, width, break_long_words=False):
-        say(line)
 
 
 def place() -> str:
@@ -153,15 +143,22 @@ def _width() -> int | None:
     return min(_rich(_out()).width, _WIDEST) if _is_terminal(_out()) else None
 
 
-def _write(text: str, style: str, file: TextIO, cut: bool = True) -> None:
+def _wrapped(line: str, width: int) -> list[str]:
+    """Lines for a terminal; what goes on stands below its beginning. A long word, such as a path, is not broken."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(line, width, subsequent_indent=indent, **options) or [""]
+
+
+def _write(text: str, style: str, file: TextIO, wrap: bool = True) -> None:
     lines = [printable(line) for line in text.split("\n")]
     try:
         if _is_terminal(file):
             from rich.text import Text
 
-            options: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"} if cut else {"soft_wrap": True}
             for line in lines:
-                _rich(file).print(Text(line, style=style), **options)
+                for part in _wrapped(line, min(_rich(file).width, _WIDEST)) if wrap else [line]:
+                    _rich(file).print(Text(part, style=style), soft_wrap=True)
         else:
             _plain("\n".join(lines), file)
     except BrokenPipeError:  # a reader that has gone away must not end a training run

@@ -95,6 +95,17 @@ def test_a_terminal_has_colours_a_bar_and_lines_of_its_width():
     assert not any("━" in line for line in lines[-3:])  # the bar has gone
 
 
+def test_nothing_is_cut_off_on_a_narrow_terminal():
+    """Whole words go on in the next line; only a path to copy is left for the terminal to break."""
+    row = "      full    3.09   4.47  +1.38  [+0.85, +1.90]     0.096  1:14  gain, confirmed"
+    code = f"from rlhf.console import screen\nscreen.say({row!r})\nscreen.error('error: stage: ' + {'a b c ' * 9!r})"
+    lines = shown(in_terminal(code, 40))
+    assert lines[0] == "      full    3.09   4.47  +1.38"
+    assert lines[1:3] == ["        [+0.85, +1.90]     0.096  1:14", "        gain, confirmed"]
+    assert " ".join(" ".join(lines[3:]).split()) == "error: stage: " + " ".join(["a b c"] * 9)
+    assert all(len(line) <= 40 for line in lines)
+
+
 def test_no_color_is_honoured():
     said = in_terminal(STAGE, 60, NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|9[0-7])[;m]", said)
