@@ -66,6 +66,7 @@ COMMANDS = {
         "type a prompt, read the answers of a run's models side by side",
         ("RunConfig", "CompareConfig"),
     ),
+    "export": Command("export", "save a PPO checkpoint as a model", ("RunConfig", "ExportConfig")),
     "prepare": Command("prepare", "download what a recipe needs, for machines without network", ("PrepareConfig",)),
     "benchmark": Command(
         "benchmark", "time this trainer against TRL 1.12's, or predict a step's time", ("BenchmarkConfig",)

@@ -48,7 +48,7 @@ from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward.named import named_rewards
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
-from rlhf.storage.checkpoint import PPO, checkpoint_step, numbered
+from rlhf.storage.checkpoint import PPO, numbered
 from rlhf.storage.run_folder import Stage
 from rlhf.storage.stages import TITLES, is_done, require_stage, stage_ids
 from rlhf.tracking.progress import PPORows
@@ -126,24 +126,6 @@ def build(
     )
 
 
-def asked_checkpoint(folder: Path, step: int | None) -> Path | None:
-    """The checkpoint whose model is asked for, if one is; a UserError if the stage does not have it."""
-    found = numbered(folder / "checkpoints", PPO)
-    wanted = None if step is None else folder / "checkpoints" / f"{PPO}{step}"
-    if wanted is None or wanted in found:
-        return wanted
-    there = ", ".join(str(checkpoint_step(one)) for one in found) or "none"
-    raise UserError(f"export_step: expected a step with a checkpoint in {folder}/checkpoints, {there}, found {step}")
-
-
-def export(trainer: PPOTrainer, checkpoint: Path, folder: Path) -> None:
-    """Write the policy of a checkpoint as a model, beside the stage's folder."""
-    target = folder.with_name(f"{folder.name}-{checkpoint.name}")
-    trainer.checkpoints.load_weights(checkpoint)
-    trainer.save_model(target)
-    screen.say(f"{checkpoint}: its model is in {target}")
-
-
 KINDS = [StageRunConfig, PromptConfig, ModelConfig, PPOStageConfig]
 
 
@@ -182,8 +164,7 @@ def main() -> None:
     check_ppo_model_config(model_args)
     name = stage_name(model_args)
     folder, asked = run.folder() / name, read_asked(KINDS)
-    exported = from_main(lambda: asked_checkpoint(folder, args.export_step))
-    if exported is None and not args.dry_run and from_main(lambda: verdict(folder, asked) == "done"):
+    if not args.dry_run and from_main(lambda: verdict(folder, asked) == "done"):
         screen.say(f"{name}: already done in {folder}")
         return
     base = required("model_name_or_path", model_args.model_name_or_path)
@@ -219,9 +200,6 @@ def main() -> None:
     args.disable_tqdm = True  # the console has a bar of its own
     with screen.busy(f"{TITLES[name]}: loading models"):
         trainer = build(args, model_args, (base, reward_path), functions, tokenizer, train, unseen)
-    if exported is not None:
-        export(trainer, exported, folder)
-        return
     trainer.add_callback(PPORows())
     config: Settings = run.place() | asdict(data) | asdict(model_args) | args.to_dict()
     config["reward_model_path"] = reward_path

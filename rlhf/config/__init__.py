@@ -4,7 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf.config.commands import BenchmarkConfig, CompareConfig, GpuCheckConfig, PipelineConfig, PrepareConfig
+    from rlhf.config.commands import (
+        BenchmarkConfig,
+        CompareConfig,
+        ExportConfig,
+        GpuCheckConfig,
+        PipelineConfig,
+        PrepareConfig,
+    )
     from rlhf.config.model import ModelConfig
     from rlhf.config.ppo import PPOConfig, PPOStageConfig
     from rlhf.config.precision import bf16_is_fast
@@ -23,6 +30,7 @@ __all__ = [
     "BenchmarkConfig",
     "CompareConfig",
     "EvaluationConfig",
+    "ExportConfig",
     "GpuCheckConfig",
     "ModelConfig",
     "PPOConfig",
@@ -42,6 +50,7 @@ __all__ = [
 _ELSEWHERE = {
     "BenchmarkConfig": "commands",
     "CompareConfig": "commands",
+    "ExportConfig": "commands",
     "GpuCheckConfig": "commands",
     "PipelineConfig": "commands",
     "PrepareConfig": "commands",

@@ -1,4 +1,4 @@
-"""The settings of commands that are no stage: pipeline, prepare, compare, benchmark and gpu-check.
+"""The settings of commands that are no stage: pipeline, prepare, compare, export, benchmark and gpu-check.
 
 It imports neither torch nor transformers, so that the help of a command is quick.
 """
@@ -76,6 +76,18 @@ class CompareConfig:
     """What to answer."""
 
     prompt: str | None = help_text("answer this prompt and end; default: read prompts from the terminal")
+
+
+@dataclass
+class ExportConfig:
+    """Which checkpoint, and where its model goes."""
+
+    stage: Literal["ppo_full", "ppo_lora"] = help_text("stage that wrote the checkpoint", "ppo_full")
+    checkpoint: str | None = help_text(
+        "its name in the stage's checkpoints, such as step-20, or its path; default: the newest"
+    )
+    output: str | None = help_text("new folder for the model; must be given")
+    trust_remote_code: bool = help_text("run code that comes with the base model", False)
 
 
 @dataclass

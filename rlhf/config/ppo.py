@@ -283,9 +283,6 @@ class PPOStageConfig(PPOConfig):
 
     output_dir: str | None = help_text("always the default: RUNS_DIR/RUN/ppo_full or ppo_lora")
     dry_run: bool = help_text("check data, models and folder, print steps and memory, then exit", False)
-    export_step: int | None = help_text(
-        "write the model of this step's checkpoint to RUNS_DIR/RUN/STAGE-step-N, then exit; default: train"
-    )
     reward_model_path: str | None = help_text(
         "trained reward model; default: RUNS_DIR/RUN/reward, or none if there are rewards"
     )

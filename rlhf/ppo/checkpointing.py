@@ -83,7 +83,7 @@ class Checkpoints:
         if not checkpoint:
             return 0, 0
         found = self._find(checkpoint)
-        facts = self.load_weights(found)
+        facts = self._load(found)
         # An adaptive coefficient goes on where it was, unless another one to start from is asked for.
         if self.args.kl_target is None or facts.get("kl_coef", self.args.kl_coef) != self.args.kl_coef:
             self.kl_control.kl_coef = self.args.kl_coef
@@ -92,8 +92,7 @@ class Checkpoints:
         self.recorder.load(found)
         return facts["step"], int(facts["episode"])
 
-    def load_weights(self, checkpoint: Path) -> StepFile:
-        """Weights, optimizer and schedule of a checkpoint; the run's files stay as they are. Returns its step.json."""
+    def _load(self, checkpoint: Path) -> StepFile:
         with options_as_set(self.optimizer, self.scheduler, self.optim):
             return load_checkpoint(self.accelerator, checkpoint, self.facts)
 
@@ -104,7 +103,7 @@ class Checkpoints:
             return "load_best_model_at_end: no checkpoint was evaluated, the last weights stay"
         if problem := from_main(lambda: problem_of(best)):
             raise UserError(f"{best}: broken, found {problem}; run again to keep the last weights instead")
-        self.load_weights(best)
+        self._load(best)
         return f"best checkpoint: {best.name}, {self.args.metric_for_best_model} {self.callbacks.state.best_metric:.4g}"
 
     def _best(self) -> Path | None:

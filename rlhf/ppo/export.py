@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def save_policy(
     policy: Model,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    accelerator: Accelerator,
+    accelerator: Accelerator | PartialState,
     facts: RunFile,
     with_adapter: bool = True,
 ) -> None:

@@ -19,7 +19,7 @@ from rlhf.storage.stages import ANSWERED, REPORT, STAGES, basis, changed_stages,
 
 # Fields that change no result, by what they are for.
 HARMLESS = {
-    "place": "run runs_dir verbose output_dir redo dry_run export_step config",
+    "place": "run runs_dir verbose output_dir redo dry_run config",
     "logs": "logging_strategy logging_first_step log_level log_level_replica log_on_each_node disable_tqdm report_to "
     "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id num_sample_generations title author",
     "hub": "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import tiny
 from safetensors.torch import load_file
 from tiny_ppo import timeless
 from torch.testing import assert_close
 from workers import launch, rows
+
+from rlhf.distributed.saved_weights import load_part, saved_weights
 
 # Whatever the next step depends on has a state: AdamW, the schedule, the KL coefficient, the scores' moments.
 RESUMABLE = {
@@ -42,9 +45,13 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, engine):
     tolerance = 1e-6 if engine == "zero3" else 0
     for one, other in zip(expected, found, strict=True):
         assert timeless(other) == pytest.approx(timeless(one), abs=tolerance, rel=0), one["step"]
-    policy = load_file(cut / "model.safetensors")
+    policy, exported = load_file(cut / "model.safetensors"), tiny.llama()
+    load_part(
+        exported, saved_weights(whole / "checkpoints" / "step-4"), "policy."
+    )  # by one process, without the engine
     for name, tensor in load_file(whole / "model.safetensors").items():
         assert_close(policy[name], tensor, atol=tolerance, rtol=0, msg=name)
+        assert_close(exported.state_dict()[name], tensor, atol=0, rtol=0, msg=name)
 
 
 DROPOUT = """
