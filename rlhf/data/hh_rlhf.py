@@ -1,17 +1,19 @@
 """Preference pairs, of Anthropic's HH-RLHF (Bai et al. 2022, arXiv:2204.05862) and in other layouts.
 
-A row holds two dialogues, `chosen` and `rejected`, in one of the layouts of layouts.py; the last assistant turn is
+A row holds two dialogues, `chosen` and `rejected`, in one of the layouts of layouts.py, or two responses and which of
+them is better, see preferences.py; the last assistant turn is
 the response, everything before it the prompt. Some published rows break that form. Each row is counted once: as kept,
 or under the first rule below that drops it, so that rows = kept + the drops. It is also counted as `layout_NAME`.
 
-1. no_final_assistant: a side has no turn, or does not end in an assistant turn;
-2. text_before_first_turn: a side has text before its first turn;
-3. starts_with_assistant: a side opens with an assistant turn, or has no user's turn;
-4. empty_response: a side's response is empty after stripping;
-5. prompts_differ: the turns before the response are not the same on both sides;
-6. prompt_ends_with_assistant: the response follows another assistant turn, not a user's;
-7. empty_turn: a turn of the prompt is empty after stripping;
-8. identical_responses: both responses are equal.
+1. no_preference: of two responses neither is said to be better;
+2. no_final_assistant: a side has no turn, or does not end in an assistant turn;
+3. text_before_first_turn: a side has text before its first turn;
+4. starts_with_assistant: a side opens with an assistant turn, or has no user's turn;
+5. empty_response: a side's response is empty after stripping;
+6. prompts_differ: the turns before the response are not the same on both sides;
+7. prompt_ends_with_assistant: the response follows another assistant turn, not a user's;
+8. empty_turn: a turn of the prompt is empty after stripping;
+9. identical_responses: both responses are equal.
 
 `merged_turns` counts, among the kept, prompts in which two turns in a row by one speaker were joined by a
 newline.
@@ -58,6 +60,7 @@ def _either(test: Callable[[Side], bool]) -> Callable[[Side, Side], bool]:
 
 # In this order: a rule may rely on those before it; the later ones need a prompt that both sides share.
 DROPS: dict[str, Callable[[Side, Side], bool]] = {
+    "no_preference": lambda chosen, rejected: chosen is rejected,
     "no_final_assistant": _either(lambda side: not side.turns or side.turns[-1]["role"] != "assistant"),
     "text_before_first_turn": _either(lambda side: bool(side.before)),
     "starts_with_assistant": _either(lambda side: opens(side.turns) != "user"),

@@ -10,16 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rlhf.data import preferences
 from rlhf.data.sources import checked_text, kind, one_line, text_field
 from rlhf.errors import UserError, did_you_mean
 
 Turn = dict[str, str]  # role ("system", "user" or "assistant") and content, stripped
 
-FIELDS = ("prompt", "chosen", "rejected", "messages", "conversations", "system", "instruction", "input", "history")
+_OF_A_ROW = ("prompt", "chosen", "rejected", "messages", "conversations", "system", "instruction", "input", "history")
+FIELDS = (*_OF_A_ROW, *preferences.FIELDS)
 _QUESTIONS = ("question", "query")  # other names of a prompt's text
 _CONVERSATIONS = ("messages", "conversations")
 OPTIONS = ("chat_template_kwargs", "tools")  # for the chat template
-_USED = {*FIELDS, *_QUESTIONS, *OPTIONS}
+_USED = {*_OF_A_ROW, *_QUESTIONS, *OPTIONS}
 
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):|\A\s*(System):")
 _ASKED = re.compile(r"\r?\n\r?\nAssistant:\s*\Z")
@@ -30,7 +32,7 @@ _ROLES = {
 }
 _PAIRS = (
     "text with Human: and Assistant: turns, messages, or a response beside 'prompt', 'question', 'query', "
-    "'instruction' or 'conversations'"
+    "'instruction' or 'conversations'; or give two, as 'response_0', 'response_1' and 'better_response_id'"
 )
 
 
@@ -80,7 +82,13 @@ def renamed(row: Any, columns: Mapping[str, str], where: str) -> Any:
 
 
 def pair_sides(row: Any, where: str) -> tuple[str, Side, Side]:
-    """The name of a pair's layout, and its sides; a UserError, with the layouts, for a row that is no pair."""
+    """The name of a pair's layout, and its sides; a UserError, with the layouts, for a row that is no pair.
+
+    Where neither response is better, one side is both.
+    """
+    both = preferences.compared(row, where) if isinstance(row, dict) else None
+    if both:
+        row = row | {"chosen": both.better, "rejected": both.worse}
     if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
         raise UserError(
             f"{where}: expected an object with fields 'chosen' and 'rejected', found {_shown(row)}; each is {_PAIRS}; "
@@ -90,6 +98,8 @@ def pair_sides(row: Any, where: str) -> tuple[str, Side, Side]:
     sides = [_side(row, name, prompt, where) for name in ("chosen", "rejected")]
     if not layout or _is_dialogue(row["chosen"]):
         layout = "hh_text" if isinstance(row["chosen"], str) else _name(row["chosen"], "implicit_prompt")
+    if both:
+        return "two_responses", sides[0], sides[0] if both.is_tie else sides[1]
     return layout, sides[0], sides[1]
 
 
@@ -101,9 +111,7 @@ def prompt_turns(row: Any, where: str) -> tuple[str, list[Turn]] | None:
     if not isinstance(row, dict):
         return None
     if {"chosen", "rejected"} <= row.keys():
-        layout, chosen, _ = pair_sides(row, where)
-        whole = not chosen.before and chosen.turns and chosen.turns[-1]["role"] == "assistant"
-        return layout, chosen.prompt if whole else []
+        return _prompt_of_pair(row, where)
     layout, turns = _prompt(row, where)
     if layout:
         return layout, turns
@@ -112,7 +120,13 @@ def prompt_turns(row: Any, where: str) -> tuple[str, list[Turn]] | None:
             turns = _system(row, where) + _messages(row[name], f"{where}: field '{name}'")
             answered = bool(turns) and turns[-1]["role"] == "assistant"
             return _name(row[name], "messages"), turns[:-1] if answered else turns
-    return None
+    return _prompt_of_pair(row, where) if preferences.compared(row, where) else None
+
+
+def _prompt_of_pair(row: Any, where: str) -> tuple[str, list[Turn]]:
+    layout, chosen, _ = pair_sides(row, where)
+    whole = not chosen.before and chosen.turns and chosen.turns[-1]["role"] == "assistant"
+    return layout, chosen.prompt if whole else []
 
 
 def template_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:

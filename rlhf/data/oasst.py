@@ -89,7 +89,7 @@ def load_prompts(
 ) -> tuple[list[TextPrompt], dict[str, int]]:
     """Return the prompts of all sources, in file order, and counts: messages, this module's rules, kept, layouts.
 
-    sources: each a hub id such as OpenAssistant/oasst1, a file (.jsonl, .json, .txt, each also .gz, .parquet or
+    sources: each a hub id such as OpenAssistant/oasst1, a file (.jsonl, .json, .txt, .csv, each also .gz, .parquet or
     .arrow) or a folder of them. lang: an ISO 639-1 code, None for all languages. revision: a branch, tag or commit of
     the hub data sets. data_dir: a folder inside the sources that are no files, or a pattern of their files. columns:
     field -> the column's name in the rows. Raises UserError for a missing source, where none has a prompt and, naming

@@ -3,6 +3,7 @@
 A mistake in a file raises a `UserError` that starts with "FILE:LINE: ".
 """
 
+import csv
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +23,7 @@ MAX_LINE = 64 << 20  # bytes; rows of real data have less than one
 MAX_RATIO, MAX_FREE = 100, 8 << 20  # text unpacks to about ten times its size; up to MAX_FREE bytes are not checked
 _BOMB = f"expected {{}} of at most {MAX_RATIO} times the file's size, found more; unpack it first"
 
-DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".parquet", ".arrow")
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".txt.gz", ".csv", ".csv.gz", ".parquet", ".arrow")
 _FORMATS = (("*.parquet", "*.arrow"), ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz"), ("*",))  # of one data set
 _NO_DATA = (  # of `datasets`, in folders that it saves
     *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "cache-*.arrow", "tmp*.arrow"),
@@ -130,11 +132,12 @@ def _download(repo_id: str, patterns: Sequence[str], revision: str | None) -> Pa
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt (also .gz), .parquet or .arrow file.
+    """Yield (line number from 1, value) for each row of a .jsonl, .json, .txt, .csv, .parquet or .arrow file.
 
-    .jsonl: one JSON value per line. .json: the same, or one array, whose elements have the number of the line on
-    which they start. .txt: each line is one str. .parquet, .arrow: dicts, numbered by row. Blank lines are skipped; a
-    UTF-8 byte order mark and CRLF line ends are dropped. Raises UserError, with file and line, for anything malformed.
+    Those of text also as .gz. .jsonl: one JSON value per line. .json: the same, or one array, whose elements have the
+    number of the line on which they start. .txt: each line is one str. .csv: dicts of texts, under the names of the
+    first line; messages are JSON. .parquet, .arrow: dicts, numbered by row. Blank lines are skipped; a UTF-8 byte
+    order mark and CRLF line ends are dropped. Raises UserError, with file and line, for anything malformed.
     """
     name = path.name.lower()
     if not name.endswith(DATA_SUFFIXES):
@@ -145,6 +148,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _table_rows(path, _arrow_batches)
     elif name.endswith((".txt", ".txt.gz")):
         yield from _lines(path)
+    elif name.endswith((".csv", ".csv.gz")):
+        yield from _csv_rows(path)
     elif name.endswith((".json", ".json.gz")):
         yield from _json_file_rows(path)
     else:
@@ -190,7 +195,12 @@ def one_line(text: str, limit: int = 40) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the non-blank lines, decoded one at a time so that an error names the line of a bad byte.
+    """Yield the non-blank lines without their ends."""
+    return ((number, line.rstrip("\r\n")) for number, line in _all_lines(path) if line.strip())
+
+
+def _all_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines, decoded one at a time so that an error names the line of a bad byte.
 
     Raises UserError, before memory or time run out, for a line of more than MAX_LINE bytes and for gzip data that
     unpack to more than MAX_FREE bytes and more than MAX_RATIO times their size.
@@ -205,13 +215,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if len(raw) > MAX_LINE:
                     found = f"of at most {MAX_LINE >> 20} MiB, found a longer one; write one row per line"
                     raise UserError(f"{path}:{number}: expected a line {found}")
-                if raw.isspace():
-                    continue
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if "\0" in line:
                     raise UserError(f"{path}:{number}: expected text, found a NUL byte: is it UTF-16, or no text file?")
-                if line.strip():
-                    yield number, line
+                yield number, line
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
         raise UserError(f"{path}:{number}: expected UTF-8 text, found byte 0x{bad:02x} at {error.start}") from None
@@ -254,6 +261,37 @@ def _json_file_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield line, value
         at = decoder.raw_decode(text, start)[1]
         line += text.count("\n", start, at)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The cells of a table whose first line names the columns, between commas, semicolons or tabs."""
+    csv.field_size_limit(MAX_LINE)
+    lines = (line for _, line in _all_lines(path))
+    first = next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
+    names: list[str] = []
+    number = 1  # of the line on which a row starts
+    try:
+        for cells in rows:
+            if names and cells:
+                if len(cells) != len(names):
+                    found = f"expected {len(names)} cells, as in the first line, found {len(cells)}"
+                    raise UserError(f"{path}:{number}: {found}")
+                where = f"{path}:{number}: column"
+                yield number, {name: _cell(cell, f"{where} '{name}'") for name, cell in zip(names, cells, strict=True)}
+            names, number = names or cells, rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{number}: expected csv, found: {error}") from None
+
+
+def _cell(text: str, where: str) -> Any:
+    """The text, or the messages that it holds."""
+    if not re.match(r"\s*\[\s*\{", text):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: expected messages as JSON, found '{one_line(text)}'") from None
 
 
 def _table_rows(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

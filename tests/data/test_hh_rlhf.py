@@ -15,6 +15,7 @@ needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"no real pairs at {RE
 
 H, A = "\n\nHuman:", "\n\nAssistant:"
 DROPS = (
+    "no_preference",
     "no_final_assistant",
     "text_before_first_turn",
     "starts_with_assistant",

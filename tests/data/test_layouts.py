@@ -90,6 +90,27 @@ PAIRS: dict[str, tuple[dict[str, Any], str, list[dict[str, str]]]] = {
         [U],
     ),
     "ShareGPT, whole sides": (sides([g("human", Q), g("gpt", GOOD)], [g("human", Q), g("gpt", BAD)]), "sharegpt", [U]),
+    "PKU-SafeRLHF": (
+        {"prompt": Q, "response_0": BAD, "response_1": GOOD, "safer_response_id": 0, "better_response_id": 1},
+        "two_responses",
+        [U],
+    ),
+    "arena": ({"conversation_a": [*LONG, A], "conversation_b": [*LONG, B], "winner": "model_a"}, "two_responses", LONG),
+    "two responses of a table": (
+        {"instruction": Q, "system": "Be brief.", "Response_1": BAD, "Response_2": GOOD, "preference": "2.0"},
+        "two_responses",
+        [S, U],
+    ),
+    "two responses and the place of the better one": (
+        {"question": Q, "completions": [GOOD, BAD], "chosen": 0},
+        "two_responses",
+        [U],
+    ),
+    "several responses and two places": (
+        {"prompt": [U], "responses": ["So.", BAD, GOOD], "chosen": 2, "rejected": 1},
+        "two_responses",
+        [U],
+    ),
     "other roles": (
         sides([m("Human", Q), m("Assistant", GOOD)], [m("Human", Q), m("Assistant", BAD)]),
         "implicit_prompt_messages",
@@ -122,6 +143,11 @@ def test_a_pair_in_each_layout(tmp_path: Path, row: dict[str, Any], layout: str,
     # A prompt data set takes the pair's prompt.
     [prompt], _ = load_prompts([written(tmp_path, row)])
     assert prompt.messages == turns
+    if layout == "two_responses":  # without a preference it is no pair
+        which = next(name for name in ("better_response_id", "winner", "preference", "chosen") if name in row)
+        for tie in (None, "", "tie (bothbad)"):
+            counts = load_pairs(written(tmp_path, row, row | {which: tie}))[1]
+            assert (counts["rows"], counts["kept"], counts["no_preference"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +250,18 @@ PAIR_LINE = (
         (sides([U, A], [U, B], prompt="Other?"), "field 'chosen': expected a response to field 'prompt', or a conv"),
         (sides(GOOD, BAD, instruction=Q, history=["x"]), "field 'history': expected a list of [question, answer]"),
         (sides(GOOD, BAD, prompt=7), "field 'prompt': expected text or messages, found int"),
+        (
+            {"prompt": Q, "response_1": GOOD, "response_2": BAD, "chosen": 0},
+            "field 'chosen': expected which response it is, 1, 2, found '0'",
+        ),
+        (
+            {"prompt": Q, "responses": [GOOD, BAD, "x"], "chosen": -1},
+            "field 'chosen': expected which response it is, 0, 1, 2, found '-1'",
+        ),
+        (
+            {"prompt": Q, "responses": [GOOD, BAD, "x"], "chosen": 1},
+            "field 'rejected': expected which response it is, 0, 1, 2, found 'None'",
+        ),
     ],
 )
 def test_what_is_in_no_layout_is_shown(tmp_path: Path, row: Any, line: str) -> None:

@@ -34,6 +34,13 @@ def error_of(path: Path) -> str:
         ("a.json", b"[]", []),
         ("a.json", b" [ 1 , 2 ] ", [(1, 1), (1, 2)]),
         ("a.json", b"", []),
+        (
+            "a.csv",
+            b'\xef\xbb\xbfa,b\r\n1,"two,\r\n\r\n""2"""\r\n\r\n,x\n',
+            [(2, {"a": "1", "b": 'two,\r\n\r\n"2"'}), (6, {"a": "", "b": "x"})],
+        ),
+        ("a.csv", b'a;b;c, d\n"[{""x"": 1}]";[x];,\n', [(2, {"a": [{"x": 1}], "b": "[x]", "c, d": ","})]),
+        ("a.csv", b"", []),
         ("a.txt", "Grüße\n \t\n  indented\r\n".encode(), [(1, "Grüße"), (3, "  indented")]),
     ],
 )
@@ -68,7 +75,10 @@ def test_parquet_rows_are_numbered(tmp_path: Path) -> None:
         ("a.jsonl", b"1" * 5_000, ":1: expected a JSON value, found one too large ("),
         ("a.txt.gz", b"plain text", ":1: expected gzip data, found a broken file (Not a gzipped file"),
         ("a.parquet", b"plain text", ":1: expected parquet, found: "),
-        ("a.csv", b"a,b", ": expected a file ending in .jsonl, "),
+        ("a.xlsx", b"a,b", ": expected a file ending in .jsonl, "),
+        ("a.csv", b'a,b\n1,"2\n"\n3\n', ":4: expected 2 cells, as in the first line, found 1"),
+        ("a.csv", b'a,b\n1,"2\n3,4\n', ":2: expected csv, found: unexpected end of data"),
+        ("a.csv", b"a\n[{'role': 'user'}]\n", ":2: column 'a': expected messages as JSON, found '[{'role': 'user'}]'"),
     ],
 )
 def test_malformed_rows_are_blamed_on_their_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -144,7 +144,7 @@ PAIRS = {
         lambda: bomb(GOOD + b"\n"),
         "expected gzip data of at most 100 times the file's size, found more; unpack it first",
     ),
-    "a table": ("p.csv", b"chosen,rejected\n", "p.csv: expected a file ending in .jsonl, "),
+    "a table of an office program": ("p.xlsx", b"PK", "p.xlsx: expected a file ending in .jsonl, "),
     "a zip file": ("p.zip", b"PK\3\4", "p.zip: expected a file ending in .jsonl, "),
 }
 PROMPTS = {
