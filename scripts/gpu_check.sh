@@ -9,7 +9,7 @@ source scripts/environment.sh
 # The last release of TRL with a PPOTrainer, beside today's. Without it there is no comparison.
 trl=.venv/trl112
 [ -d "$trl/trl/experimental/ppo" ] ||
-    python -m pip install --quiet --disable-pip-version-check --no-deps --target "$trl" 'trl==1.12.*' ||
+    ends_with_shell python -m pip install --quiet --disable-pip-version-check --no-deps --target "$trl" 'trl==1.12.*' ||
     echo "TRL 1.12 is not available: no comparison" >&2
 [ ! -d "$trl/trl/experimental/ppo" ] || set -- --trl "$trl" "$@"
 exec rlhf gpu-check "$@"

@@ -208,3 +208,57 @@ def test_the_quickstart_is_in_place_of_its_shell(tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         said = process.communicate(timeout=LIMIT)[0]
     assert said == f"{process.pid} quickstart --seed 3\n"
+
+
+# As Python and pip behave in environment.sh; the one that is named in `slow` waits, and so does its child.
+PYTHON = """#!/bin/sh
+case "$*" in *"-m venv"*) what=venv ;; *"-m pip"*) what=pip ;; *) exit 0 ;; esac
+echo $what >>calls
+if [ $what = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+if [ "$(cat slow)" = $what ]; then
+    sleep 300 &
+    echo "$$ $!" >ready.tmp
+    mv ready.tmp ready
+    wait
+fi
+[ $what = pip ] || touch .venv/bin/activate
+"""
+
+
+@pytest.mark.parametrize(
+    ("slow", "numbers"),
+    [
+        ("venv", [signal.SIGTERM]),
+        ("pip", [signal.SIGTERM]),
+        ("pip", [signal.SIGHUP]),
+        ("pip", [signal.SIGINT, signal.SIGINT]),
+    ],
+)
+def test_a_signal_ends_the_making_of_the_environment_and_the_next_call_goes_on(tmp_path, slow, numbers):
+    (tmp_path / "scripts").mkdir()
+    for name in ("quickstart.sh", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    files = {"python": PYTHON, "rlhf": "#!/bin/sh\necho begins\n", "slow": slow}
+    for name, text in files.items() | dict.fromkeys(("constraints.txt", "pyproject.toml"), "").items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    options = {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = ["bash", "scripts/quickstart.sh"]
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        appears(tmp_path / "ready")
+        for number in numbers:
+            os.kill(process.pid, number)
+        said = process.communicate(timeout=LIMIT)[0]
+    assert (process.returncode, said) == (128 + numbers[0], "setting up .venv (a few minutes, once)\n")
+    left = [int(pid) for pid in (tmp_path / "ready").read_text().split()]
+    end = time.monotonic() + LIMIT
+    while any(map(psutil.pid_exists, left)):  # until whoever has inherited them has waited for them
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (tmp_path / "slow").write_text("")
+    calls = ["venv", "venv", "pip"] if slow == "venv" else ["venv", "pip", "pip"]
+    for _ in range(2):  # the second of these calls has nothing to make
+        done = subprocess.run(command, timeout=LIMIT, check=True, **options)
+        assert done.stdout.endswith("begins\n")
+        assert (tmp_path / "calls").read_text().split() == calls
