@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from importlib import import_module
@@ -27,10 +28,12 @@ from limits import HANG
 ROOT = Path(__file__).parents[1]
 LIMIT = HANG
 # Most of what the scripts import, and slow to import. None of it reads Hugging Face's variables, or imports what does.
+# Accelerate imports DeepSpeed even where no run uses it.
 GENERAL = [
     *["rlhf", "torch", "torch._inductor.compile_fx", "torch.distributed.tensor", "torch.distributed.fsdp", "pandas"],
     *["pyarrow.parquet", "scipy.stats", "scipy.optimize", "sklearn.metrics", "matplotlib.pyplot", "bitsandbytes"],
     *["google.protobuf.json_format", "tensorboard.compat.proto.event_pb2", "safetensors.torch", "jinja2"],
+    *["deepspeed", "torch.utils.tensorboard", "sklearn.linear_model", "sklearn.feature_extraction.text", "fpdf"],
 ]
 
 
@@ -40,6 +43,7 @@ class Forge:
     def __init__(self) -> None:
         paths = [str(ROOT / folder) for folder in (".", "tests", "scripts", "tests/faults")]
         changes = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        changes |= {"DS_ACCELERATOR": "cpu"}  # DeepSpeed chooses as it is imported
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_", "TENSORBOARD_"))}
         self.server = subprocess.Popen(
             [sys.executable, __file__], env=clean | changes, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -141,10 +145,15 @@ def _second() -> tuple[TextIO, TextIO]:
     os.close(tell)
     sys.stdin.close()
     import fsdp_cpu  # noqa: F401
+    import tiny
     import tiny_ppo  # noqa: F401
+    from transformers import AutoModelForCausalLM
 
     from rlhf.cli import evaluate, report, train_ppo, train_reward  # noqa: F401  so that every command's imports are there
 
+    with tempfile.TemporaryDirectory() as folder:  # transformers makes a table of all kinds of models at the first one
+        tiny.llama().save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(folder)
     gc.collect()
     gc.freeze()
     with os.fdopen(requests) as lines, os.fdopen(answers, "w") as out:

@@ -1,5 +1,6 @@
 """Tiny models and tokenizers, built from nothing, that behave like the real ones."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,17 +50,23 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_level(special: list[str], **names: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained(tuple(special))), **names)
+
+
+@cache
+def _trained(special: tuple[str, ...]) -> str:
+    """Once a process; as text, so that what is done to one tokenizer is not done to the next."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=special,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator([(DEMO / "preferences.jsonl").read_text(encoding="utf-8")], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+    return core.to_str()
 
 
 def gpt2(seed: int = 0, vocab: int = 400) -> GPT2LMHeadModel:

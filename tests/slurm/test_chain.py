@@ -25,7 +25,20 @@ pytestmark = [
     pytest.mark.timeout(1500),
     pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}"),
 ]
-LONG = {"max_steps": 400, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2, "num_sample_generations": 0}
+STEPS = 40
+LONG = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
+LONG |= {"num_sample_generations": 0}
+# A reward that adds nothing, but time to each step while the file beside it says so: what comes from outside then finds
+# the training at it, and no core is taken from other tests.
+PACE = """
+import time
+from pathlib import Path
+
+def wait(completions, **_):
+    slow = Path(__file__).with_name("seconds-a-step")
+    time.sleep(float(slow.read_text()) if slow.exists() else 0.0)
+    return [0.0] * len(completions)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +132,7 @@ def test_the_whole_chain_over_two_nodes(top, chain):
     for stage in ("reward", "reward_gold", "evaluation"):
         assert len(rank_logs(top, "whole", stage)) == 2
     assert (top / "runs" / "whole" / "report" / "report.html").exists()
-    assert steps(top, "whole") == list(range(1, 401))
+    assert steps(top, "whole") == list(range(1, STEPS + 1))
 
 
 def test_submitting_again_leaves_out_what_is_done(cluster, top, chain):
@@ -136,6 +149,15 @@ def branch(top, run):
     """A new run with the reward model of the whole chain."""
     (top / "runs" / run).mkdir(parents=True)
     shutil.copytree(top / "runs" / "whole" / "reward", top / "runs" / run / "reward")
+
+
+def paced(top, run, seconds):
+    """A new run whose steps wait so long; returns its flags, and the file that says so until it is removed."""
+    branch(top, run)
+    folder = top / "runs" / run
+    (folder / "pace.py").write_text(PACE)
+    (folder / "seconds-a-step").write_text(str(seconds))
+    return f"--reward_model_path {folder}/reward --rewards {folder}/pace.py:wait", folder / "seconds-a-step"
 
 
 def only_ppo(cluster, top, run, *options, **changes):
@@ -155,31 +177,32 @@ def same_policy(top, run):
 
 def test_a_time_limit_costs_nothing(cluster, top, chain):
     """Slurm warns when it first checks the limit of 2 minutes; the job saves, requeues itself and resumes."""
-    branch(top, "limited")
-    # Slurm looks every 30 s: a checkpoint a step makes sure that the training is still at it then.
+    flags, slow = paced(top, "limited", 2)  # Slurm looks every 30 s, and all steps take longer
     options = ["--nodes=2", "--time=2", "--signal=B:USR1@115"]
-    job = only_ppo(cluster, top, "limited", *options, RLHF_FLAGS="--save_steps 1")
+    job = only_ppo(cluster, top, "limited", *options, RLHF_FLAGS=flags)
     cluster.wait_for(lambda: int(cluster.state(job).get("Restarts", 0)) >= 1)
+    slow.unlink()
     cluster.run("scontrol", "update", f"job={job}", "timelimit=10")
     assert cluster.finish(job) == "COMPLETED", logs(top, "limited")
-    assert steps(top, "limited") == list(range(1, 401))
+    assert steps(top, "limited") == list(range(1, STEPS + 1))
     same_policy(top, "limited")
     assert "told to stop" in logs(top, "limited")
 
 
 def test_a_node_that_goes_down_costs_the_steps_since_the_last_checkpoint(cluster, top, chain):
-    branch(top, "broken")
+    flags, slow = paced(top, "broken", 0.5)
     # One process in place of two: the batch is that of the whole chain again.
     options = ["--nodes=1", "--time=10"]
-    job = only_ppo(cluster, top, "broken", *options, RLHF_FLAGS="--gradient_accumulation_steps 4")
+    job = only_ppo(cluster, top, "broken", *options, RLHF_FLAGS=f"{flags} --gradient_accumulation_steps 4")
     cluster.wait_for(lambda: len(steps(top, "broken")) > 10)
     node = cluster.state(job)["NodeList"]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    slow.unlink()
     assert cluster.finish(job) == "COMPLETED", logs(top, "broken")
     cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
     assert int(cluster.state(job)["Restarts"]) == 1
     assert cluster.state(job)["NodeList"] != node
-    assert steps(top, "broken") == list(range(1, 401))
+    assert steps(top, "broken") == list(range(1, STEPS + 1))
     same_policy(top, "broken")
 
 
