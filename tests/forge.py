@@ -115,8 +115,10 @@ def said(log: Path) -> str:
 
 def serve() -> None:
     """The first process: runs `fresh` requests itself, and hands the others to the second one."""
+    gc.disable()  # what is imported is no garbage
     for name in GENERAL:
         import_module(name)
+    gc.enable()
     answers, mine, second = os.fdopen(os.dup(1), "w"), set(), None
     gc.collect()
     gc.freeze()  # a child that collects garbage would copy all of the memory
@@ -144,16 +146,23 @@ def _second() -> tuple[TextIO, TextIO]:
     os.close(ask)
     os.close(tell)
     sys.stdin.close()
+    gc.disable()
     import fsdp_cpu  # noqa: F401
     import tiny
     import tiny_ppo  # noqa: F401
+    import torch
     from transformers import AutoModelForCausalLM
 
     from rlhf.cli import evaluate, report, train_ppo, train_reward  # noqa: F401  so that every command's imports are there
+    from rlhf.perf import hardware
 
-    with tempfile.TemporaryDirectory() as folder:  # transformers makes a table of all kinds of models at the first one
+    # What each run would do once: transformers' table of all kinds of models, and what this machine can do.
+    with tempfile.TemporaryDirectory() as folder:
         tiny.llama().save_pretrained(folder)
         AutoModelForCausalLM.from_pretrained(folder)
+    hardware.matmul_peak(torch.device("cpu"), torch.float32)
+    hardware.memory_bandwidth(torch.device("cpu"))
+    gc.enable()
     gc.collect()
     gc.freeze()
     with os.fdopen(requests) as lines, os.fdopen(answers, "w") as out:

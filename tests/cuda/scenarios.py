@@ -50,6 +50,8 @@ PPO = {"family": "gpt2", "use_cpu": False, "bf16": True, "response_length": 12, 
 
 def prepare() -> None:
     """Once, before anything is run."""
+    import deepspeed  # noqa: F401  Accelerate would import it in each run
+
     for owner, name, label in PHASES:
         labelled(owner, name, label)
     hardware = rlhf.perf.hardware  # its figures mean nothing here, and take seconds

@@ -1,5 +1,6 @@
 """What the host waits for, and what it launches: exact counts, the same on any machine."""
 
+import functools
 import math
 
 import pytest
@@ -30,9 +31,15 @@ def kinds():
     ]
 
 
+@pytest.fixture(scope="module")
+def recipe(cuda):
+    """A run of the recipe with options of its own, made once."""
+    return functools.cache(lambda **options: cuda.run("ppo", **RECIPE | options))
+
+
 @pytest.mark.parametrize("options", kinds())
-def test_what_a_step_waits_for(cuda, options):
-    report = cuda.run("ppo", **RECIPE | options)
+def test_what_a_step_waits_for(recipe, options):
+    report = recipe(**options)
     assert report.end == "ok", report.said
     # Inside a pass, forward and backward, nothing is waited for, and nothing crosses to the host or back.
     assert report.n_calls("micro-batch") == STEPS * EPOCHS * MICRO_BATCHES
@@ -48,9 +55,9 @@ def test_what_a_step_waits_for(cuda, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": True}], ids=["full", "LoRA"])
-def test_a_decoded_token_is_one_launch(cuda, options):
+def test_a_decoded_token_is_one_launch(recipe, options):
     """By a captured graph, and the responses are those of steps that are launched kernel by kernel."""
-    graphs, plain = (cuda.run("ppo", **RECIPE | options | {"cuda_graphs": on}) for on in (None, False))
+    graphs, plain = recipe(**options), recipe(**options, cuda_graphs=False)
     for report in (graphs, plain):
         assert report.end == "ok", report.said
     assert graphs.facts["metrics"] == plain.facts["metrics"]

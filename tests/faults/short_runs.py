@@ -28,14 +28,19 @@ def prepare(folder: Path) -> Path:
     LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1)).save_pretrained(reward)
     for model in (base, reward):
         tiny.chat_tokenizer().save_pretrained(model)
+    for name in ("messages", "preferences"):  # a part of the demo's: reading all of it would take longer than training
+        rows = (tiny.DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(rows[:60]), encoding="utf-8")
     common = {"model_name_or_path": str(base), "use_cpu": True, "bf16": False, "disable_tqdm": True}
     ppo = PROMPTS | common | {"reward_model_path": str(reward), "max_steps": STEPS, "response_length": 5}
+    ppo |= {"prompt_dataset": [str(folder / "messages.jsonl")]}
     # Whatever the next step depends on has a state: AdamW, the schedule, the KL coefficient, the scores' moments.
     ppo |= {"kl_target": 0.05, "use_score_scaling": True, "num_ppo_epochs": 1, "learning_rate": 1e-3}
     ppo |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
     ppo |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "gradient_checkpointing": False}
     ppo |= {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "eval_prompts": 3}
-    reward_stage = common | {"dataset_name": "demo:preferences.jsonl", "max_examples": 16, "validation_examples": 8}
+    reward_stage = common | {"dataset_name": str(folder / "preferences.jsonl"), "max_examples": 16}
+    reward_stage |= {"validation_examples": 8}
     reward_stage |= {"test_examples": 8, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 1}
     reward_stage |= {"logging_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
     for name, fields in {"ppo_full": ppo, "ppo_lora": ppo | LORA, "reward_stage": reward_stage}.items():
