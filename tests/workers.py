@@ -130,11 +130,12 @@ def _launched(engine: str, processes: int, as_shipped: bool) -> dict[str, str]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "tell.py"
     script.write_text("import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1] + os.environ['RANK'], 'w'))")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = ["-c", "from accelerate.commands.launch import main; main()", "--config_file"]
     command.append(str(_config(folder, engine, processes, as_shipped)))
     env = _clean() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     told = folder / "rank-"
-    subprocess.run([*command, script, told], env=env, capture_output=True, check=True, timeout=LIMIT)
+    done = forge().process([*command, str(script), str(told)], env, Path.cwd(), folder / "log", LIMIT)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(Path(f"{told}0").read_text())
     # The rest of torchrun's is of its own run: ranks meet at the port that they are given.
     return {name: found[name] for name in found.keys() - os.environ.keys() if not name.startswith("TORCHELASTIC")}

@@ -5,18 +5,27 @@ from tiny_ppo import timeless
 from workers import launch, rows
 
 WORKER = """
-run = trainer(**options)
-run.train()
-run.save_model()
+del options["folder"]
+for kind in ("full", "lora"):
+    run = trainer(folder / kind, lora=kind == "lora", **options)
+    run.train()
+    run.save_model()
 """
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_two_fresh_processes_end_with_the_same_bits(tmp_path, lora):
-    found = []
-    for name in ("one", "two"):
-        launch(tmp_path / name, WORKER, {"lora": lora, "max_steps": 3, "num_mini_batches": 2}, fresh=True)
-        said = list(map(timeless, rows(tmp_path / name / "metrics.jsonl")))
-        found.append(((tmp_path / name / "model.safetensors").read_bytes(), said))
-    assert len(found[0][1]) == 3
-    assert found[0] == found[1]
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of two processes, each of which trains both kinds: starting one takes longer."""
+    made = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for folder in made:
+        launch(folder, WORKER, {"max_steps": 3, "num_mini_batches": 2}, fresh=True)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_fresh_processes_end_with_the_same_bits(folders, kind):
+    one, two = (list(map(timeless, rows(folder / kind / "metrics.jsonl"))) for folder in folders)
+    assert len(one) == 3
+    assert one == two
+    first, second = ((folder / kind / "model.safetensors").read_bytes() for folder in folders)
+    assert first == second

@@ -147,7 +147,8 @@ def test_a_function_with_too_few_numbers_is_named(tmp_path):
 
 def test_scores_of_the_reference_have_mean_0_and_deviation_1_before_ppo(tmp_path, capsys):
     rows = [{"prompt": "a b c d e"[: i % 9 + 1], "prompt_id": str(i)} for i in range(4096)]
-    run = trainer(tmp_path, rows=rows, score_norm_samples=4096, max_steps=1, disable_tqdm=False)
+    options = {"max_steps": 1, "gradient_accumulation_steps": 256, "disable_tqdm": False}  # so many rows at a time
+    run = trainer(tmp_path, rows=rows, score_norm_samples=4096, **options)
     run._begin(0)
     scores = torch.cat(
         [run.compute_advantages(run.collect(2 + i, run.prompts[i * 512 :][:512]), run.scaler).score for i in range(8)]
