@@ -78,7 +78,13 @@ class Recorder:
             options |= {tracker: {key: run_name} for tracker, key in _RUN_NAME.items()}
         for tracker, more in goes_on.items():
             options[tracker] = options.get(tracker, {}) | more
-        accelerator.init_trackers(project, config=config, init_kwargs=options)
+        accelerator.init_trackers(project, init_kwargs=options)
+        for tracker in accelerator.trackers:
+            if "run_id" not in options.get(tracker.name, {}):  # MLflow keeps the settings that a run began with
+                tracker.store_init_configuration(config)
+            if tracker.name == "mlflow" and accelerator.is_main_process:  # which made up the id
+                path = self.folder / TRACKER_RUN
+                write_bytes(path, f"{path.read_text().split()[0]} {tracker.tracker.info.run_id}".encode())
         if run_name and accelerator.is_main_process:
             for tracker in accelerator.trackers:
                 if tracker.name == "comet_ml":
@@ -146,15 +152,17 @@ class Recorder:
 def goes_on_as(folder: Path, run_name: str | None, step: int) -> dict[str, dict[str, str]]:
     """Tracker -> options with which a run that was interrupted goes on as the same one. On rank 0.
 
-    A run that starts at step 0 is a new one. W&B knows a run by its id, trackio by its name.
+    A run that starts at step 0 is a new one. W&B knows a run by its id, trackio by its name, MLflow by its own id.
     """
     path = folder / TRACKER_RUN
     if step == 0 or not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
-    run_id = path.read_text().strip()
+    run_id, *of_mlflow = path.read_text().split()
     found = {"trackio": {"name": run_name or f"{folder.name}-{run_id}", "resume": "allow" if step else "never"}}
     if "WANDB_RUN_ID" not in os.environ:  # the user's own, which W&B reads
         found["wandb"] = {"id": run_id, "resume": "allow"}
+    if of_mlflow:
+        found["mlflow"] = {"run_id": of_mlflow[0]}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,9 @@ from rlhf.tracking.skipped_updates import Skips, skip_line
 
 class Run:
     """Stands for a tracker's own run object."""
+
+    def __init__(self):
+        self.info = SimpleNamespace(run_id=uuid.uuid4().hex)
 
     def set_name(self, name):
         self.name = name
@@ -40,7 +44,7 @@ class Fake(GeneralTracker):
         pass
 
     def store_init_configuration(self, values):
-        pass
+        self.run.config = values
 
     def log(self, values, step=None, **_):
         pass
@@ -109,6 +113,11 @@ def test_a_run_that_goes_on_stays_one_run_in_the_trackers(tmp_path, monkeypatch,
     assert (first["resume"], later["resume"]) == ("never", "allow")
     assert first["name"] == later["name"]
     assert first["name"] == "first" if run_name else first["name"].startswith("a-")
+    old, new, later = (started(tmp_path / "c", monkeypatch, "mlflow", step, run_name=run_name) for step in (0, 0, 4))
+    assert "run_id" not in old[2].keys() | new[2].keys()
+    assert later[2]["run_id"] == new[3].info.run_id
+    assert new[3].config["project"] == "kindness"
+    assert not hasattr(later[3], "config")  # MLflow refuses other settings than a run began with
 
 
 def test_the_same_for_transformers_trainer(tmp_path, monkeypatch):
