@@ -132,7 +132,8 @@ class TextReward(ModelReward):
     """A sequence-classification model of another tokenizer family: it reads the text in its own tokens.
 
     A decoder reads prompt and response in its own chat template. Any other model reads them as its tokenizer joins
-    a pair (`[CLS] prompt [SEP] response [SEP]`, all of one token type), or in its chat template if it has one.
+    a pair (`[CLS] prompt [SEP] response [SEP]`, all of one token type), or in its chat template if it has one. It reads
+    what it was trained on: a turn without white space around it, but text that goes on with the prompt as it is.
     tokenizer: the reward model's; policy_tokenizer: decodes the responses; append_eos: to truncated responses, too
     (decoders only).
     """
@@ -169,10 +170,15 @@ class TextReward(ModelReward):
         return start + (response if ended or self.append_eos else response[:-1])
 
     def _encode_pair(self, prompt: str | Messages, text: str, options: Options, ended: bool) -> list[int]:
-        if self.tokenizer.chat_template and not isinstance(prompt, str):
-            ids = encode_dialogue(self.tokenizer, answered(prompt, text), options)
-        else:
-            ids = self.tokenizer(prompt_text(prompt), text, split_special_tokens=True)["input_ids"]
+        if isinstance(prompt, str):
+            return self._pair(prompt, text)
+        dialogue = answered(prompt, text)
+        if self.tokenizer.chat_template:
+            return encode_dialogue(self.tokenizer, dialogue, options)
+        return self._pair(prompt_text(dialogue[:-1]), prompt_text(dialogue[-1:]))
+
+    def _pair(self, prompt: str, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt, text.strip(), split_special_tokens=True)["input_ids"]
         return ids
 
 

@@ -19,9 +19,12 @@ from transformers import (
 )
 
 from rlhf.data.chat import decode_response, encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
+from rlhf.data.hh_rlhf import Pair
 from rlhf.errors import UserError
-from rlhf.reward.reward_functions import TokenReward
+from rlhf.models.actor_critic import FrozenRole
+from rlhf.reward.reward_functions import Completions, TextReward, TokenReward
 from rlhf.reward.scoring import score_tokens
+from rlhf.reward.trainer import encode_pair
 
 ROWS = [{"prompt": [{"role": "user", "content": "a few words " * (i + 1)}]} for i in range(4)]
 
@@ -108,6 +111,37 @@ def test_a_model_without_a_decoders_head_reads_a_pair_of_texts(tmp_path, make, g
     assert len({len(row) for row in out.responses} | {len(prompt.input_ids) for prompt in out.prompts}) > 1
     assert torch.stack(expected).std() > 1e-3
     assert_close(out.raw_score, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+Q = [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "decoder", "encoder"),
+    [
+        (Q, "  It floats.\n ", "\n\nHuman: Why?\n\nAssistant: It floats.", "[CLS]Why?[SEP]It floats.[SEP]"),
+        # What goes on with the prompt's text may begin with a blank, which counts, or with none.
+        ("Why?\nA:", " It floats.\n", "Why?\nA: It floats.\n", "[CLS]Why?\nA:[SEP]It floats.[SEP]"),
+        ("Why? It", "s ice", "Why? Its ice", "[CLS]Why? It[SEP]s ice[SEP]"),
+        (
+            [*Q, {"role": "assistant", "content": "It"}],
+            " floats.",
+            "\n\nHuman: Why?\n\nAssistant: It floats.",
+            "[CLS]Why?[SEP]It floats.[SEP]",
+        ),
+    ],
+)
+def test_a_model_of_another_family_reads_what_it_was_trained_on(prompt, said, decoder, encoder):
+    policy, reads = prepare_tokenizer(tiny.chat_tokenizer()), prepare_tokenizer(tiny.gpt2_tokenizer())
+    kind, config, pairs = bert()
+    given = [[prompt] * 2, [[]] * 2, [[*policy(said)["input_ids"], policy.eos_token_id], policy(said)["input_ids"]]]
+    completions = Completions(*given, ended=[True, False], columns=[{}] * 2)
+    own = TextReward("own", FrozenRole(tiny.gpt2_reward()), 2, reads, policy).encode(completions)
+    assert [reads.decode(ids) for ids in own] == [f"{decoder}{reads.eos_token}", decoder]
+    if not isinstance(prompt, str):
+        assert own[0] == encode_pair(reads, Pair(Q, "It floats.", "No.", "file:1"))["chosen_ids"]
+    joined = TextReward("joined", FrozenRole(kind(config)), 2, pairs, policy).encode(completions)
+    assert [pairs.decode(ids) for ids in joined] == [encoder, encoder]
 
 
 def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
