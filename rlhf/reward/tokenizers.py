@@ -22,6 +22,8 @@ def tokenizer_to_read(
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer that a reward model needs for the text; None if it reads the policy's token ids.
 
+    It needs its own for another vocabulary, and for another chat template: it reads what it was trained on.
+
     given: the one that the user passed; if None, the one saved beside the model. Without either, a model whose ids
     cannot be the policy's is a UserError that starts with `name`.
     """
@@ -32,7 +34,7 @@ def tokenizer_to_read(
             raise UserError(f"{name}: a {kind} needs its own tokenizer{_REMEDY}")
         _check_range(name, model, tokenizer)
         return tokenizer
-    if tokenizer is not None and not same_vocabulary(policy, tokenizer):
+    if tokenizer is not None and not (same_vocabulary(policy, tokenizer) and _same_template(policy, tokenizer)):
         _check_range(name, model, tokenizer)
         return prepare_tokenizer(tokenizer)
     if given is None and tokenizer is None:
@@ -97,6 +99,11 @@ def same_vocabulary(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizer
     """Whether every token of the policy has the same id in the reward model's tokenizer."""
     known = reward.get_vocab()
     return all(known.get(token) == number for token, number in _vocabulary(policy).items())
+
+
+def _same_template(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
+    """Whether a reward model was trained on conversations as the policy's template writes them, as far as it says."""
+    return not reward.chat_template or str(reward.chat_template).strip() == str(policy.chat_template).strip()
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -131,6 +131,12 @@ LINES = [
         "sum(token in known for token in ids)",
         "reward/test_reward_functions.py reward/test_reward_families.py",
     ),
+    Mutant(
+        "reward/tokenizers.py",
+        " and _same_template(policy, tokenizer))",
+        ")",
+        "reward/test_reward_families.py",
+    ),
     Mutant("reward/trainer.py", "found = problem_of(best)", "found = None", "reward/test_reward_resume.py"),
     Mutant(
         "ppo/metrics.py", 'total["kl"] / tokens', 'total["kl"] / n / args.response_length', "ppo/test_metrics_row.py"

@@ -163,9 +163,21 @@ def test_an_encoder_without_a_tokenizer_is_refused(tmp_path):
         trainer(tmp_path, reward=kind(config))
 
 
-def test_a_decoder_of_another_family_reads_its_own_template(tmp_path):
-    model, tokenizer = tiny.gpt2_reward(), prepare_tokenizer(tiny.gpt2_tokenizer())
-    give_distinct_pad(tokenizer)
+def of_another_template():
+    """The policy's vocabulary, and conversations as another model of its family writes them."""
+    tokenizer = tiny.chat_tokenizer()
+    tokenizer.chat_template = tiny.CHATML.replace("<|im_start|>", "<|im_start|>the ")
+    return tiny.llama_reward(), tokenizer
+
+
+def of_another_vocabulary():
+    return tiny.gpt2_reward(), tiny.gpt2_tokenizer()
+
+
+@pytest.mark.parametrize("make", [of_another_vocabulary, of_another_template])
+def test_a_decoder_of_another_family_reads_its_own_template(tmp_path, make):
+    model, tokenizer = make()
+    give_distinct_pad(prepare_tokenizer(tokenizer))
     run = trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": tokenizer})
     out = collect(run)
     assert_close(out.raw_score, by_hand(model, tokenizer, run, out), atol=1e-5, rtol=0)
