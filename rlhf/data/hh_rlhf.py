@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.layouts import Side, Turn, opens, pair_sides, renamed, template_options
+from rlhf.data.layouts import Side, Turn, opens, pair_sides, renamed, template_options, unknown_pair
 from rlhf.data.sources import DATA_SUFFIXES, fetch, fetch_data, is_hub_id, local_path, read_rows, reasons
 from rlhf.data.splits import require_sizes, split_by_group, text_key
 from rlhf.errors import UserError
@@ -89,6 +89,7 @@ def load_pairs(
     counts = dict.fromkeys(["rows", *DROPS, "kept", "merged_turns"], 0)
     layouts: Counter[str] = Counter()
     pairs: list[Pair] = []
+    unread: list[tuple[Any, str]] = []  # rows of which neither side has a turn, and what the first one is
     for path in fetch_pairs(source, data_dir, revision):
         # The parent folder distinguishes the subsets' train.jsonl.gz; the full path would be specific to this machine.
         shown = f"{path.absolute().parent.name}/{path.name}"
@@ -97,6 +98,8 @@ def load_pairs(
             where = f"{path}:{number}"
             row = renamed(row, columns or {}, where)
             layout, chosen, rejected = pair_sides(row, where)
+            if not chosen.turns and not rejected.turns:
+                unread.append((row if not unread else None, where))
             layouts[f"layout_{layout}"] += 1
             reason = next((name for name, holds in DROPS.items() if holds(chosen, rejected)), None)
             counts[reason or "kept"] += 1
@@ -105,6 +108,8 @@ def load_pairs(
                 counts["merged_turns"] += len(prompt) < len(chosen.prompt)
                 said = chosen.response, rejected.response
                 pairs.append(Pair(prompt, *said, f"{shown}:{number}", template_options(row, where)))
+    if unread and len(unread) == counts["rows"]:
+        raise unknown_pair(*unread[0])
     if not pairs:
         raise UserError(f"{source}: expected preference pairs, found {reasons(counts, 'row', DROPS)}")
     return pairs, counts | layouts

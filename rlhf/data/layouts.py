@@ -32,7 +32,7 @@ _ROLES = {
 }
 _PAIRS = (
     "text with Human: and Assistant: turns, messages, or a response beside 'prompt', 'question', 'query', "
-    "'instruction' or 'conversations'; or give two, as 'response_0', 'response_1' and 'better_response_id'"
+    "'instruction', 'messages' or 'conversations'; or give two, as 'response_0', 'response_1' and 'better_response_id'"
 )
 
 
@@ -90,10 +90,7 @@ def pair_sides(row: Any, where: str) -> tuple[str, Side, Side]:
     if both:
         row = row | {"chosen": both.better, "rejected": both.worse}
     if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
-        raise UserError(
-            f"{where}: expected an object with fields 'chosen' and 'rejected', found {_shown(row)}; each is {_PAIRS}; "
-            "columns of other names: dataset_columns"
-        )
+        raise unknown_pair(row, where)
     layout, prompt = _prompt(row, where)
     sides = [_side(row, name, prompt, where) for name in ("chosen", "rejected")]
     if not layout or _is_dialogue(row["chosen"]):
@@ -150,6 +147,14 @@ def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _USED and name != "prompt_id"}
 
 
+def unknown_pair(row: Any, where: str) -> UserError:
+    """The error for a row that is in no layout of a pair."""
+    return UserError(
+        f"{where}: expected an object with fields 'chosen' and 'rejected', found {_shown(row)}; each is {_PAIRS}; "
+        "columns of other names: dataset_columns"
+    )
+
+
 def unknown_prompt(row: Any, where: str) -> UserError:
     """The error for a row that is in no layout of a prompt."""
     return UserError(
@@ -184,14 +189,18 @@ def _prompt(row: dict[str, Any], where: str) -> tuple[str, list[Turn]]:
         return _name(value, "prompt"), system + _messages(value, where)
     if row.get("instruction") is not None:
         parts = [text_field(row, name, where).strip() for name in ("instruction", "input") if row.get(name) is not None]
+        if len(parts) == 1 and isinstance(row.get("context"), str):  # Dolly's name
+            parts.append(row["context"].strip())
         asked = {"role": "user", "content": "\n".join(part for part in parts if part)}
         return "instruction", [*_system(row, where), *_history(row, where), asked]
     for name in (*_QUESTIONS, "input"):
         if row.get(name) is not None:
             return "prompt_text", _system(row, where) + _text_turns(text_field(row, name, where))
-    if "chosen" in row and row.get("conversations") is not None:
-        turns = _messages(row["conversations"], f"{where}: field 'conversations'")
-        return "sharegpt", _system(row, where) + turns
+    for name in _CONVERSATIONS if "chosen" in row else ():
+        if row.get(name) is not None:
+            turns = _messages(row[name], f"{where}: field '{name}'")
+            if turns and turns[-1]["role"] != "assistant":  # else a whole conversation, as the sides are
+                return _name(row[name], "prompt"), _system(row, where) + turns
     return "", []
 
 

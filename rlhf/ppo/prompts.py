@@ -1,7 +1,7 @@
 """Rows of a prompt data set as token ids, and the order in which PPO sees them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,6 +197,17 @@ def stops_at_text(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBas
         and stop not in stop_ids(unwrap_peft(model), tokenizer)
         and bool(decode_response(tokenizer, [stop], strip=False))
     )
+
+
+def check_ids(model: Any, rows: Iterable[Sequence[int]], name: str) -> None:
+    """A UserError for a token that the model has no embedding for: a tokenizer may have been given more."""
+    size = unwrap_peft(model).config.get_text_config(decoder=True).vocab_size
+    worst = max((max(ids, default=0) for ids in rows), default=0)
+    if worst >= size:
+        raise UserError(
+            f"{name}: expected token ids below {size}, the number of the model's embeddings, found {worst}; "
+            "resize_token_embeddings(len(tokenizer)) makes room for tokens that were added"
+        )
 
 
 def check_positions(args: PPOConfig, positions: int | None, longest: int, name: str, role: str = "model") -> None:

@@ -57,6 +57,7 @@ from rlhf.ppo.prompts import (
     as_row,
     batches,
     check_evaluation,
+    check_ids,
     check_positions,
     eos_ids,
     read_prompts,
@@ -377,6 +378,7 @@ class PPOTrainer:
         read = read_prompts(rows, self.processing_class, name="prompts", options=self.args.chat_template_kwargs)
         tokens = [response_ids(self.processing_class, p, responses[i], i) for i, p in enumerate(read)]
         self._check_fit(read, [len(response) for response in tokens])
+        check_ids(self.roles.trained.policy, tokens, "responses")
         self._asked.clear()
         column = torch.tensor([[float(score)] for score in scores], device=self.accelerator.device)
         if not self.recorder.is_open:
@@ -425,6 +427,7 @@ class PPOTrainer:
 
     def _check_fit(self, prompts: Sequence[Prompt], more: Sequence[int]) -> None:
         """A UserError if a prompt and its response, of so many tokens, have more than the model has positions."""
+        check_ids(self.roles.trained.policy, [prompt.input_ids for prompt in prompts], "prompts")
         role, positions = min(self._positions().items(), key=lambda one: one[1], default=("model", math.inf))
         for i, (prompt, length) in enumerate(zip(prompts, more, strict=True)):
             if len(prompt.input_ids) + length > positions:
@@ -505,6 +508,7 @@ class PPOTrainer:
         limits = args.max_prompt_tokens, args.long_prompts
         prompts = read_prompts(rows, self.processing_class, *limits, name, args.chat_template_kwargs)
         ids = [prompt.input_ids for prompt in prompts]
+        check_ids(self.roles.trained.policy, ids, name)
         longest = max(map(len, ids))
         for role, positions in self._positions().items():
             check_positions(args, positions, longest, name, role)

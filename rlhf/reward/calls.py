@@ -59,6 +59,11 @@ def accepted(name: str, function: Callable[..., Any], given: Mapping[str, Any]) 
     except (TypeError, ValueError):  # some functions in C have none
         return dict(given)
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    unnamed = [one.name for one in parameters if one.kind is one.POSITIONAL_ONLY and one.default is one.empty]
+    if unnamed:
+        raise UserError(
+            f"reward {name}: arguments are passed by name, but the function takes {unnamed[0]!r} by position"
+        )
     missing = [one.name for one in named if one.default is one.empty and one.name not in given]
     if missing:
         raise UserError(

@@ -89,6 +89,8 @@ PAIRS: dict[str, tuple[dict[str, Any], str, list[dict[str, str]]]] = {
         "sharegpt",
         [U],
     ),
+    "texts beside a conversation": (sides(GOOD, BAD, messages=[S, U]), "prompt_messages", [S, U]),
+    "whole sides, and one of them again": (sides([U, A], [U, B], messages=[U, A]), "implicit_prompt_messages", [U]),
     "ShareGPT, whole sides": (sides([g("human", Q), g("gpt", GOOD)], [g("human", Q), g("gpt", BAD)]), "sharegpt", [U]),
     "PKU-SafeRLHF": (
         {"prompt": Q, "response_0": BAD, "response_1": GOOD, "safer_response_id": 0, "better_response_id": 1},
@@ -163,6 +165,7 @@ def test_a_pair_in_each_layout(tmp_path: Path, row: dict[str, Any], layout: str,
         ({"messages": [*LONG, A]}, "messages", LONG),
         ({"conversations": [g("human", Q), g("gpt", GOOD)], "system": "Be brief."}, "sharegpt", [S, U]),
         ({"instruction": Q, "input": "", "output": GOOD}, "instruction", [U]),
+        ({"instruction": "Why", "context": "ice.", "response": GOOD}, "instruction", [{**U, "content": "Why\nice."}]),
         ({"question": Q, "answer": GOOD}, "prompt_text", [U]),
         ({"query": Q}, "prompt_text", [U]),
     ],
@@ -171,7 +174,9 @@ def test_a_prompt_in_each_layout(tmp_path: Path, row: Any, layout: str, turns: l
     [prompt], counts = load_prompts([written(tmp_path, row)])
     assert prompt.messages == turns
     assert layouts(counts) == {f"layout_{layout}": 1}
-    assert prompt.text == (Q if turns == [U] else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns))
+    assert prompt.text == (
+        turns[0]["content"] if len(turns) == 1 else "\n\n".join(f"{t['role']}: {t['content']}" for t in turns)
+    )
 
 
 def test_layouts_mix_and_conversations_with_one_opening_stay_together(tmp_path: Path) -> None:
@@ -270,6 +275,14 @@ def test_what_is_in_no_layout_is_shown(tmp_path: Path, row: Any, line: str) -> N
     assert str(caught.value).startswith(f"{tmp_path}/rows.jsonl:2: ")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_pairs_of_which_none_is_in_a_layout_are_shown_by_the_first(tmp_path: Path) -> None:
+    alone = written(tmp_path, {"context": Q, **sides(GOOD, BAD)}, {"context": Q, **sides(BAD, GOOD)})
+    with pytest.raises(UserError, match=r"rows.jsonl:1: expected an object .* \{\"context\": .*: dataset_columns$"):
+        load_pairs(alone)
+    pairs, counts = load_pairs(alone, columns={"prompt": "context"})
+    assert (len(pairs), counts["layout_prompt_text"]) == (2, 2)
 
 
 def test_a_prompt_in_no_layout_is_shown_with_the_layouts(tmp_path: Path) -> None:

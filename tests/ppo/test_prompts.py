@@ -110,6 +110,19 @@ def test_a_row_that_is_no_prompt_is_named(row, words):
         read_prompts([row], tokenizer())
 
 
+def test_a_token_that_the_model_has_no_embedding_for_is_named(tmp_path):
+    given = {"processing_class": tokenizer()}
+    given["processing_class"].add_tokens(["<x>"])
+    words = "expected token ids below 400, the number of the model's embeddings, found 400"
+    with pytest.raises(UserError, match=f"^train_dataset: {words}"):
+        trainer(tmp_path, rows=[{"prompt": "a <x>"}], given=given)
+    run = trainer(tmp_path, given=given)
+    with pytest.raises(UserError, match=f"^prompts: {words}"):
+        run.generate(["<x>"])
+    with pytest.raises(UserError, match=f"^responses: {words}"):
+        run.step(["a"], ["<x>"], [1.0])
+
+
 def test_messages_that_are_a_text_are_one():
     (prompt,) = read_prompts([{"messages": "a b"}], tokenizer())
     assert (prompt.content, prompt.input_ids) == ("a b", tokenizer()("a b")["input_ids"])

@@ -71,6 +71,8 @@ def test_a_function_gets_the_arguments_that_it_takes():
     assert accepted("f", functools.partial(lambda scale, prompts: 0, 2.0), given) == {"prompts": 1}
     with pytest.raises(UserError, match=r"reward f: the function takes 'answer', .*no such column; there are prompts"):
         accepted("f", lambda prompts, answer, **rest: 0, given)
+    with pytest.raises(UserError, match=r"reward f: the function takes 'prompts' by position, but arguments come by"):
+        accepted("f", lambda prompts, /, **rest: 0, given)
 
 
 def test_a_missing_column_is_said_before_training(tmp_path):
