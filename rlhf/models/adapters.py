@@ -27,12 +27,14 @@ from rlhf.errors import UserError
 from rlhf.models.unwrap import Model, is_quantised
 
 BASE_UNCHANGED = (True, False, "gaussian")  # values of init_lora_weights
-# LoRA options that act outside of the layers (on the tokens, on which layers there are) or in training only.
+# LoRA options that act outside of the layers (on the tokens, on which layers there are), in training only, or on a bias
+# that layers may not have, so that they cannot be merged.
 _NOT_IN_LAYERS = (
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
+    "lora_bias",
     "megatron_config",
     "monteclora_config",
     "use_bdlora",

@@ -136,7 +136,7 @@ def _storage(tensor: torch.Tensor) -> int:
 def check_language_model(name: str, model: Model) -> None:
     """A UserError for a model that gives no logits of next tokens, or that needs an encoder's text beside its own."""
     inner = unwrap_peft(model)
-    if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
+    if inner.config.is_encoder_decoder or inner.get_output_embeddings() is None or not inner.can_generate():
         raise UserError(f"{name}: expected a causal language model, found a {type(inner).__name__}")
 
 

@@ -61,9 +61,7 @@ def accepted(name: str, function: Callable[..., Any], given: Mapping[str, Any]) 
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     unnamed = [one.name for one in parameters if one.kind is one.POSITIONAL_ONLY and one.default is one.empty]
     if unnamed:
-        raise UserError(
-            f"reward {name}: arguments are passed by name, but the function takes {unnamed[0]!r} by position"
-        )
+        raise UserError(f"reward {name}: the function takes {unnamed[0]!r} by position, but arguments come by name")
     missing = [one.name for one in named if one.default is one.empty and one.name not in given]
     if missing:
         raise UserError(

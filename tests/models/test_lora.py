@@ -272,6 +272,7 @@ def test_target_by_default_and_by_one_name() -> None:
         (tiny.gpt2, {"target_modules": ["c_attn", "q_proj"]}, "c_attn, c_fc, c_proj, lm_head, found q_proj$"),
         (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; target c_attn, or remove use_dora"),
         (tiny.llama, {"layer_replication": [(0, 2), (0, 2)]}, "a plain LoRA adapter, found one with layer_repl"),
+        (tiny.llama, {"lora_bias": True}, "a plain LoRA adapter, found one with lora_bias"),
         (tiny.llama, {"bias": "lora_only"}, "set bias to 'none'.*found 'lora_only'"),
         (tiny.llama, {"init_lora_weights": "pissa"}, "found 'none' and 'pissa'"),
     ],

@@ -6,6 +6,7 @@ import torch
 from tiny_ppo import trainer
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertLMHeadModel,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
@@ -32,6 +33,10 @@ OTHERS = {
     "encoder and decoder": (
         lambda: T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, **IDS)),
         "model: expected a causal language model, found a T5ForConditionalGeneration",
+    ),
+    "masked tokens": (
+        lambda: BertForMaskedLM(BertConfig(**WIDTHS, **IDS)),
+        "model: expected a causal .* BertForMaskedLM",
     ),
     "no head": (lambda: tiny.llama().model, "model: expected a causal language model, found a LlamaModel"),
     "state in its modules": (
