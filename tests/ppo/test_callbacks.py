@@ -204,3 +204,11 @@ def test_completions_do_not_depend_on_the_temperature_of_training(tmp_path):
     cold = run.generate_completions()
     run.args.temperature = 9.0
     assert [row["response"] for row in run.generate_completions()] == [row["response"] for row in cold]
+
+
+def test_an_evaluation_is_the_same_in_batches_of_any_size(tmp_path):
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN})
+    whole = run.evaluate()
+    for size in (1, 2):
+        run.args.per_device_eval_batch_size = size
+        assert run.evaluate() == pytest.approx(whole, abs=1e-5)

@@ -185,3 +185,23 @@ def test_what_learning_sums_up_does_not_see_padding(size):
     for one, two in zip(clean[1], other[1], strict=True):
         for name, gradient in one.items():
             torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("estimator", "kl"), [("k1", 2.0), ("k3", 2.066679)])
+def test_kl_is_of_the_estimator_that_was_asked_for(alone, estimator, kl):
+    args = config(kl_estimator=estimator)
+    row = metrics_row(rollout(), targets(), learned(), 0.1, args, Rank(), {})
+    assert row["objective/kl"] == pytest.approx(kl / 3)
+    assert row["objective/kl_per_token"] == pytest.approx(kl / 6)
+    assert row["objective/non_score_reward"] == pytest.approx(-0.1 * kl / 3)
+    assert row["objective/kl_k1_per_token"] == pytest.approx(2 / 6)
+
+
+def test_a_spread_that_is_small_beside_the_mean_is_not_lost(alone):
+    """Squares of 10,000 take 27 bits, a float32 has 24."""
+    scores = tensor([9999.0, 10001.0, 10000.0])
+    aims = dataclasses.replace(targets(), returns=torch.where(MASK, 10000 + targets().returns, 0))
+    row = row_of(rollout(raw_score=scores, scores=scores.unsqueeze(1)), aims)
+    for name in ("objective/scores_std", "rewards/judge/std"):
+        assert row[name] == pytest.approx((2 / 3) ** 0.5, abs=1e-4)
+    assert row["objective/returns_std"] == pytest.approx(1.0, abs=1e-4)  # of 1, 1, 1, 3, 3, 3 more

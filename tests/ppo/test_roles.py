@@ -315,3 +315,16 @@ def test_a_value_model_of_ones_own_leaves_the_rewards_to_the_reward_model(tmp_pa
     assert not run.roles.reward.shared
     with torch.no_grad(), run.roles.reward.active() as model:
         assert_close(model.eval()(ids, attention_mask=attention).logits, expected)
+
+
+def test_dropout_of_adapters_is_on_while_learning_and_nowhere_else(tmp_path):
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
+    options = {"learning_rate": 0.0, "num_ppo_epochs": 1, "max_steps": 2, "critic": "shared"}
+    run = trainer(tmp_path, given={"peft_config": config}, **options)
+    layer = next(m for m in run.roles.trained.modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.5)
+    on = []
+    layer.register_forward_pre_hook(lambda *_: on.append((layer.training, torch.is_grad_enabled())))
+    run.train()
+    assert {training for training, learns in on if learns} == {True}
+    assert {training for training, learns in on if not learns} == {False}
+    assert metrics(tmp_path)[1]["val/ratio_var"] > 0

@@ -17,9 +17,10 @@ from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
-from rlhf.ppo.advantages import compute_advantages
+from rlhf.ppo.advantages import compute_advantages, global_moments
+from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
-from rlhf.ppo.rollout import Rollout, RolloutCollector, compute_logprobs_and_values, find_nonfinite
+from rlhf.ppo.rollout import Rollout, RolloutCollector, compute_logprobs_and_values, find_nonfinite, row_facts
 
 MASK = tensor([[True, True, True], [True, False, False], [True, True, False]])
 
@@ -240,3 +241,31 @@ def test_rewards_are_whitened_for_learning_and_reported_as_they_are():
     expected = torch.where(MASK, scaled.flip(1).cumsum(1).flip(1), 0)  # what comes from there on
     assert_close(white.returns, expected)
     assert (white.returns - plain.returns).abs().max() > 1
+
+
+def test_moments_of_large_numbers_are_exact():
+    x, mask = tensor([[9999.0, 10001.0, 7.0]]), tensor([[True, True, False]])
+    found = global_moments(x, mask, lambda sums: sums)
+    assert (found.mean.item(), found.std.item()) == (10000.0, 1.0)
+
+
+def test_facts_of_a_row_by_hand():
+    """Two pads, one of the prompt and one of the response; what lies beside the response is not in a sum."""
+    attention = tensor([[False, True, True, True, True, False]])
+    fields = {"logp": [-1.0, -2.5, 9.0], "ref_logp": [-1.5, -2.25, 9.0], "values": [0.5, 0.25, 9.0]}
+    one = rollout(
+        attention=attention,
+        mask=tensor([[False] * 3]),  # it is the row's own number that is not finite
+        raw_score=tensor([float("-inf")]),
+        prompts=[Prompt("a", [5, 6], "x", {})],
+        **{name: tensor([row]) for name, row in fields.items()},
+    )
+    assert row_facts(one, 0) == {
+        "prompt_id": "a",
+        "prompt_tokens": 2,
+        "response_tokens": 2,
+        "score": "-inf",
+        "logp": -3.5,
+        "ref_logp": -3.75,
+        "values": 0.75,
+    }

@@ -123,3 +123,11 @@ def test_the_reference_answers_and_each_reward_has_its_weight(tmp_path):
     assert said != other
     assert found.tolist() == [2.0 * row[0] - 3.0 * len(row) for row in said]
     assert is_valid.all()
+
+
+def test_a_spread_that_is_small_beside_the_mean_is_a_scale():
+    raw = tensor([9999.0, 10001.0])
+    one, running = scaler(), scaler(use_score_scaling=True, use_score_norm=True)
+    assert one.fit(raw, ALL, alone) == pytest.approx((10000.0, 1.0), abs=1e-6)
+    assert_close(one(raw, ALL, alone), tensor([-1.0, 1.0]))
+    assert_close(running(raw, ALL, alone), tensor([-1.0, 1.0]))

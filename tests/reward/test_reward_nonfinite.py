@@ -4,10 +4,12 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from test_trainer import config
 
@@ -15,8 +17,11 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.errors import UserError
 from rlhf.models.load import new_reward_model
+from rlhf.reward import nonfinite
 from rlhf.reward import trainer as preference
+from rlhf.reward.nonfinite import MicroBatch, UpdateGuard
 from rlhf.reward.trainer import encode_pairs, train_reward_model
+from rlhf.tracking.skipped_updates import Skips
 
 
 @pytest.fixture
@@ -158,3 +163,20 @@ def test_told_to_stop_while_steps_are_left_out_it_keeps_the_checkpoint_before(tr
     folder = train.folder / "cut"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     assert "step 3: updates are being skipped; the checkpoint before them stays the newest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("lost", "taken"), [(0.0, True), (1.0, False)])
+def test_the_loss_of_an_update_is_the_mean_of_all_ranks(monkeypatch, lost, taken):
+    """0.2 and 0.4 in two micro-batches here, 0.9 on the other rank, of which a gradient may not be finite."""
+    ids, mask = torch.tensor([[5], [6]]), torch.ones(2, 1, dtype=torch.long)
+    guard = UpdateGuard(Skips(3, of="pair"), [{"chosen_ids": [5], "rejected_ids": [6]}], ["a"])
+    guard.micro_batches = [MicroBatch(ids, mask, torch.zeros(2), torch.tensor(x), {}) for x in (0.2, 0.4)]
+    model = torch.nn.Linear(1, 1)
+    model(torch.ones(1)).backward()
+    monkeypatch.setattr(nonfinite, "all_sum", lambda _, x: x + torch.tensor([0.9, lost], dtype=x.dtype))
+    ranks = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    assert guard.should_step(ranks, model, 1) == taken
+    assert guard.losses.run == pytest.approx(0.6 if taken else 0.0)
+    assert guard.losses.row() == ({"loss": pytest.approx(0.6)} if taken else {}) | {"skipped_updates": int(not taken)}
+    assert guard.losses.row() == {"skipped_updates": 0}
+    assert guard.skips.in_a_row == int(not taken)

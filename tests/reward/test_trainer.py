@@ -43,10 +43,10 @@ def config(folder, **options):
     return RewardStageConfig(**settings | options)
 
 
-@pytest.mark.parametrize("loss_type", ["margin", "bradley_terry"])
-def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type):
+@pytest.mark.parametrize(("loss_type", "centre"), [("margin", None), ("bradley_terry", None), ("bradley_terry", 0.3)])
+def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type, centre):
     model, tokenizer, rows = setup
-    args = config(tmp_path, loss_type=loss_type, margin=0.7, learning_rate=0.0)
+    args = config(tmp_path, loss_type=loss_type, margin=0.7, learning_rate=0.0, center_rewards_coefficient=centre)
     train_reward_model(model, tokenizer, rows[:8], rows[8:16], args)
     chosen = score_rows(model.eval(), [row["chosen_ids"] for row in rows[:8]], 3)
     rejected = score_rows(model, [row["rejected_ids"] for row in rows[:8]], 3)
@@ -56,7 +56,8 @@ def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type):
     }
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     loss = next(row["loss"] for row in logged if "loss" in row)
-    assert loss == pytest.approx(by_hand[loss_type], abs=1e-4)
+    pull = (centre or 0.0) * ((chosen + rejected) ** 2).mean().item()  # towards a mean of 0
+    assert loss == pytest.approx(by_hand[loss_type] + pull, abs=1e-4)
     assert evaluate_pairs(model, rows[:8], args)["loss"] == pytest.approx(by_hand[loss_type], abs=1e-5)
 
 
