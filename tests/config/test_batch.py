@@ -69,6 +69,11 @@ def test_the_share_of_a_process_follows_from_the_global_batch(processes, kind, n
             {"global_batch_size": 64, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 4},
             "^gradient_accumulation_steps: remove 4, or set 2, which follows from global_batch_size 64$",
         ),
+        (
+            2,
+            {"global_batch_size": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+            "^gradient_accumulation_steps: remove 2, or set 8, which follows from global_batch_size 64$",
+        ),
         (1, {"global_batch_size": 0}, "^global_batch_size: expected "),
     ],
 )

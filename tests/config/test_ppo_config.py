@@ -157,3 +157,13 @@ def test_sizes_follow_from_one_another():
     args = config(per_device_train_batch_size=3, gradient_accumulation_steps=8, num_mini_batches=4)
     assert (args.local_batch_size, args.batch_size, args.micro_batch_size) == (24, 24, 3)
     assert (args.local_mini_batch_size, args.mini_batch_size) == (6, 6)
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(6, True), (3, True), (4, False), (1, False)])
+def test_without_eval_steps_evaluations_come_as_often_as_rows_are_logged(steps, fits):
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "logging_steps": 3, "save_steps": steps}
+    if fits:
+        assert config(**options).metric_for_best_model == "eval_scores"
+        return
+    with pytest.raises(UserError, match="save_steps: expected a multiple of eval_steps 3 "):
+        config(**options)

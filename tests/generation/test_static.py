@@ -183,3 +183,14 @@ def test_what_cannot_be_copied_is_sampled_as_it_is():
     two.add_adapter("other", LORA)
     two.base_model.set_adapter(["default", "other"])
     assert not can_copy(two)
+
+
+def test_memory_of_other_ends_is_not_used_again():
+    """Rows leave where they end: with the ends of the batch before, they would leave too early."""
+    model, decoder = tiny.llama().eval(), StaticDecoder(capture)
+    u = uniforms(0, 1, [str(i) for i in range(5)], 40)
+    for ends in (EOS, [399]):
+        with torch.no_grad():
+            rows, _ = decoder.decode(model, PROMPTS, u, ends, 0.9, inverse_cdf)
+        expected = generate(model, PROMPTS, u, ends, 0.9)
+        assert [row[: len(other)] for row, other in zip(rows, expected, strict=True)] == expected

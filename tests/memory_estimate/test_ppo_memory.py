@@ -7,6 +7,7 @@ import tiny
 from tiny_ppo import LORA
 
 from rlhf import PPOConfig
+from rlhf.memory_estimate import ppo
 from rlhf.memory_estimate.account import Sharding
 from rlhf.memory_estimate.ppo import _for_a_gpu, _keys_and_values, _layouts
 from rlhf.models.kernels import onednn_linear
@@ -66,3 +67,16 @@ def test_the_cache_by_hand():
     args = config(per_device_train_batch_size=3, gradient_accumulation_steps=1, response_length=20)
     # 4 rows of 64 columns; 2 layers, keys and values of 32 numbers, 4 bytes.
     assert _keys_and_values(args, tiny.gpt2().config, 30) == 4 * 64 * 2 * 2 * 32 * 4
+
+
+def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch):
+    """Activations and logits of each row, the gradients of its logits, too."""
+    seen = []
+    monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.append({part.name: part for part in parts}))
+    for rows in (1, 3):
+        args = config(per_device_train_batch_size=rows, response_length=20, max_steps=1)
+        args.output_dir = str(tmp_path)
+        ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
+    one, three = (parts["activations, logits"].learning for parts in seen)
+    assert three == pytest.approx(3 * one, rel=0.02)
+    assert one > 2 * 4 * 21 * 400  # a logit and its gradient, of each of 21 positions and 400 tokens

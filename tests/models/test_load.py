@@ -5,6 +5,7 @@ import zipfile
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.data.chat import prepare_tokenizer
@@ -112,3 +113,13 @@ def test_stop_ids_are_the_tokenizers_and_the_models():
     tokenizer, model = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id, 8]
     assert stop_ids(model, tokenizer) == [tokenizer.eos_token_id, 7, 8]
+
+
+def test_a_new_head_stands_on_a_trunk_with_all_its_weights(tmp_path):
+    tiny.llama().save_pretrained(tmp_path)
+    tiny.chat_tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"for a new head, found no model\.layers\.1\.mlp\.up_proj\.weight$"):
+        new_reward_model(str(tmp_path), load_tokenizer(str(tmp_path)))

@@ -312,6 +312,78 @@ LINES = [
         '"logp": json_number(rollout.logp[i].sum()),',
         "ppo/test_rollout.py",
     ),
+    Mutant(
+        "ppo/learner.py",
+        'held = [] if learns else [group for group in self.optimizer.param_groups if group.get("role") == "policy"]',
+        "held = [] if learns else [*self.optimizer.param_groups]",
+        "ppo/test_learner.py",
+    ),
+    Mutant(
+        "ppo/metrics.py",
+        '"ended": (rollout.ended & is_valid).sum(),',
+        '"ended": rollout.ended.sum(),',
+        "ppo/test_metrics_row.py",
+    ),
+    Mutant(
+        "generation/static.py",
+        "key = id(model), rows, length, steps, tuple(eos_ids), dtype",
+        "key = id(model), rows, length, steps, dtype",
+        "generation/test_static.py",
+    ),
+    Mutant(
+        "models/load.py",
+        "if missing or not has_head:",
+        "if not has_head:",
+        "models/test_load.py",
+    ),
+    Mutant(
+        "reward/remote.py",
+        "await asyncio.sleep(min(self.wait * 2**tried, _LONGEST_WAIT))",
+        "await asyncio.sleep(min(self.wait, _LONGEST_WAIT))",
+        "reward/test_calls.py",
+    ),
+    Mutant(
+        "distributed/trained_weights.py",
+        "buffers = model.named_buffers(remove_duplicate=False)",
+        "buffers = []",
+        "distributed/test_trained_weights.py",
+    ),
+    Mutant(
+        "ratings/words.py",
+        "elif needed > n:",
+        "elif needed >= n:",
+        "ratings/test_analyse.py",
+    ),
+    Mutant(
+        "tracking/progress.py",
+        'error = row["objective/scores_std"] / math.sqrt(max(1.0, row["eps"] * seconds))',
+        'error = row["objective/scores_std"] / math.sqrt(max(1.0, row["eps"]))',
+        "tracking/test_progress.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "weights = sum(count * min(stored, size) for count, stored in self.layers)",
+        "weights = sum(count * size for count, stored in self.layers)",
+        "perf/test_flops.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "learning += 2 * rows * _logits(args, policy)",
+        "learning += 2 * _logits(args, policy)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "config/ppo.py",
+        "every = self.eval_steps or self.logging_steps",
+        "every = self.eval_steps or 1",
+        "config/test_ppo_config.py",
+    ),
+    Mutant(
+        "config/batch.py",
+        "if given not in (1, derived):",
+        "if given > derived:",
+        "config/test_batch.py",
+    ),
 ]
 
 

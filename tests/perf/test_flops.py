@@ -116,3 +116,9 @@ def test_decoded_bytes_by_hand():
     # Three tokens of the first response are fed, after a prompt of 5: they see 6, 7 and 8 tokens. The second has one.
     assert flops.decoded_bytes([5, 2], [4, 1], 4) == 3 * weights + (6 + 7 + 8) * 2 * 2 * 16 * 4
     assert flops.decoded_bytes([5, 2], [4, 1], 2) == flops.decoded_bytes([5, 2], [4, 1], 4) / 2
+
+
+def test_weights_that_are_stored_in_fewer_bytes_move_as_they_are():
+    """100 numbers of one byte and 50 of four, computed in two: 200 bytes a step, of which the longer one has three."""
+    flops = Flops(0, 0, 0, 0, head_trained=False, key_values=0, layers=((100, 1), (50, 4)))
+    assert flops.decoded_bytes([3, 9], [4, 2], 2) == 3 * (100 * 1 + 50 * 2)

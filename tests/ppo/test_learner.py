@@ -17,7 +17,7 @@ from rlhf.distributed.collectives import Shard
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
 from rlhf.ppo.advantages import Advantages
-from rlhf.ppo.learner import Learner
+from rlhf.ppo.learner import DeepSpeedBackend, Learner
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.rollout import Rollout, pad_batch
 
@@ -293,3 +293,12 @@ def test_whether_an_update_stops_depends_on_the_tokens_of_all_ranks(monkeypatch,
     where = {"places": range(0, 8, 2), "n_global": 8, "rank": Rank(0, 2)}
     sizes = {"per_device_train_batch_size": 4, "num_ppo_epochs": 2}
     assert update(rows, aims, target_kl=target_kl, **where, **sizes)[3]["minibatches"] == minibatches
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_under_deepspeed_the_policys_rates_alone_are_0_while_the_critic_warms_up(learns):
+    groups = [{"role": "policy", "lr": 1.0}, {"role": "critic", "lr": 2.0}, {"role": "policy", "lr": 3.0}, {"lr": 4.0}]
+    backend = DeepSpeedBackend(None, SimpleNamespace(param_groups=groups), Rank(), None, None)
+    with backend.policy_rate(learns):
+        assert [group["lr"] for group in groups] == ([1.0, 2.0, 3.0, 4.0] if learns else [0.0, 2.0, 0.0, 4.0])
+    assert [group["lr"] for group in groups] == [1.0, 2.0, 3.0, 4.0]

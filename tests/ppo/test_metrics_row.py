@@ -122,11 +122,12 @@ def test_what_lies_beside_a_response_is_not_seen(alone, extra):
 def test_a_filler_row_and_a_missing_opinion_are_not_seen(alone):
     real = tensor([True, True, False])
     scores = tensor([[2.0, float("nan")], [-1.0, 4.0], [50.0, 50.0]])
-    one = rollout(is_valid=real, mask=MASK & real.unsqueeze(1), scores=scores, reward_names=["judge", "rule"])
+    rows = {"is_valid": real, "mask": MASK & real.unsqueeze(1), "ended": tensor([True, False, True])}
+    one = rollout(scores=scores, reward_names=["judge", "rule"], **rows)
     sums = {name: value.item() for name, value in rollout_sums(one, "k1").items()}
     means = rollout_means(sums, ["judge", "rule"])
     assert (means["objective/scores"], means["objective/response_length"], means["objective/kl"]) == (0.5, 2.0, 0.75)
-    assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (1.0, 0.5, 4.0)
+    assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (0.5, 0.5, 4.0)
 
 
 @pytest.mark.parametrize(

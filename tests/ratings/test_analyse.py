@@ -9,6 +9,7 @@ import rating_sheets
 from rlhf.evaluation.statistics import prompts_needed
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
+from rlhf.ratings.words import in_words
 
 KEY = rating_sheets.key(prompts=6, repeats=2)
 MODELS = list(rating_sheets.MODELS)
@@ -123,3 +124,40 @@ def test_prompts_are_resampled_and_not_ratings():
     pair = pairs["full", "base"]
     assert (pair["preference"], pair["preference_interval"]) == (0.5, [0.5, 0.5])
     assert (pair["difference"], pair["interval"], pair["p_value"]) == (0.0, [0.0, 0.0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("needed", "words"),
+    [
+        (None, "One prompt is not enough"),
+        (87, "88 prompts are enough to detect a difference of 0.3 points between b and a (power 80%: 87)."),
+        (88, "88 prompts are enough"),
+        (89, "To detect a difference of 0.3 points between b and a (power 80%), 89 prompts are needed, 1 more than"),
+    ],
+)
+def test_words_on_how_many_prompts_are_needed(needed, words):
+    pair = {"of": "b", "over": "a", "difference": 0.1, "interval": [-0.1, 0.3], "p_value": 0.4}
+    pair["prompts_needed"] = needed
+    said = in_words(summary(pairs=[pair], n_prompts=88))
+    assert sum(sentence.startswith(words) for sentence in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "words"),
+    [
+        (0.8, "Raters agree well"),
+        (0.799, "Agreement allows tentative conclusions only"),
+        (0.667, "Agreement allows tentative conclusions only"),
+        (0.666, "Raters do not agree enough"),
+        (None, "All ratings are equal"),
+    ],
+)
+def test_words_on_agreement_change_at_krippendorffs_limits(alpha, words):
+    said = in_words(summary(raters=["A", "B"], agreement={"coherence": alpha}))
+    assert [sentence.startswith(words) for sentence in said] == [True]
+
+
+def summary(**facts):
+    """What `in_words` reads, of nothing."""
+    empty = {"n_prompts": 8, "raters": ["A"], "confidence": 0.95, "criteria": {"coherence": "Coherence"}}
+    return empty | {"pairs": [], "agreement": {}, "consistency": {}} | facts

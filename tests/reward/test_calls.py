@@ -205,3 +205,18 @@ def test_a_judge_that_never_answers_ends_the_run_or_gives_no_score(wait, why):
 def test_limits_are_checked(options):
     with pytest.raises(UserError, match=f"RemoteReward: {next(iter(options))}: expected"):
         RemoteReward(judge, **options)
+
+
+def test_a_remote_judge_is_given_more_time_before_each_further_try(monkeypatch):
+    waits, sleep = [], asyncio.sleep
+
+    async def soon(seconds):
+        waits.append(seconds)
+        await sleep(0)
+
+    async def grade(prompt, completion):
+        raise ConnectionError("busy")
+
+    monkeypatch.setattr("rlhf.reward.remote.asyncio.sleep", soon)
+    assert ask(RemoteReward(grade, max_retries=7, wait=0.5, required=False), 1) == [None]
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
