@@ -89,14 +89,6 @@ def test_a_signal_before_the_first_step_stops_after_it(tmp_path, phase, number):
     ]
 
 
-def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
-    run = trainer(tmp_path, max_steps=2, num_ppo_epochs=1)
-    signal_in(run, "learn", signal.SIGTERM, call=2)
-    run.train()
-    assert not run.stopped
-    assert not checkpoints(tmp_path)
-
-
 def test_a_signal_after_the_last_step_stops_nothing(tmp_path):
     run = trainer(tmp_path, max_steps=1)
     signal_in(run.recorder, "end", signal.SIGTERM)

@@ -70,7 +70,7 @@ def test_the_cache_by_hand():
 
 
 def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch):
-    """Activations and logits of each row, the gradients of its logits, too."""
+    """Each row has the probabilities of 20 tokens and the gradients of twice 21 logits, over a vocabulary of 400."""
     seen = []
     monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.append({part.name: part for part in parts}))
     for rows in (1, 3):
@@ -78,5 +78,4 @@ def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch
         args.output_dir = str(tmp_path)
         ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
     one, three = (parts["activations, logits"].learning for parts in seen)
-    assert three == pytest.approx(3 * one, rel=0.02)
-    assert one > 2 * 4 * 21 * 400  # a logit and its gradient, of each of 21 positions and 400 tokens
+    assert (three - one) / 2 == pytest.approx(4 * 400 * (20 + 2 * 21), rel=0.1)

@@ -217,12 +217,6 @@ LINES = [
         "ppo/test_ppo_trainer.py",
     ),
     Mutant(
-        "ppo/trainer.py",
-        "self.stopped = step < self.num_total_batches",
-        "self.stopped = step <= self.num_total_batches",
-        "distributed/test_preemption.py",
-    ),
-    Mutant(
         "ppo/optim.py",
         "int(whole) * per_epoch + math.ceil(rest * n_prompts / batch_size)",
         "int(whole) * per_epoch + int(rest * n_prompts / batch_size)",

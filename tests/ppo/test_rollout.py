@@ -257,7 +257,7 @@ def test_facts_of_a_row_by_hand():
         attention=attention,
         mask=tensor([[False] * 3]),  # it is the row's own number that is not finite
         raw_score=tensor([float("-inf")]),
-        prompts=[Prompt("a", [5, 6], "x", {})],
+        prompts=[Prompt("a", [5, 6], "x", {}, "a")],
         **{name: tensor([row]) for name, row in fields.items()},
     )
     assert row_facts(one, 0) == {
