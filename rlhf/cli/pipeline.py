@@ -11,20 +11,23 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from rlhf.cli.children import Start, answer, forget_script_folder, forked, heard, launched, prepare
+from rlhf.cli.children import Start, answer, end_with_parent, forget_script_folder, forked, heard, launched, prepare
 from rlhf.cli.engines import engine_file
 from rlhf.cli.outcome import show_header, show_outcome
-from rlhf.cli.parsing import parse
+from rlhf.cli.parsing import parse, read_recipe
 from rlhf.cli.plan import planned, refuse_differing
 from rlhf.cli.script import run_script
 from rlhf.config import PipelineConfig, RunConfig
+from rlhf.config.caches import cache_folder
 from rlhf.console import quiet, screen
 from rlhf.errors import UserError
+from rlhf.models.gguf import WHEEL_MODELS, is_converted
 from rlhf.storage.basis import report_holds
 from rlhf.storage.stages import REPORT, StageSpec, changed_stages, is_done, read_run, recipe_folder, stages_of
 
@@ -118,13 +121,32 @@ def _starter(run: RunConfig, config: PipelineConfig, stages: Sequence[StageSpec]
             {"PYTHONSAFEPATH": "1", "RLHF_LAUNCHER": "pipeline"} | os.environ | environment,
         )
     quiet.log_to(folder / "logs", "pipeline")
-    with screen.busy("starting"):
+    recipe = recipe_folder(config.recipe)
+    with screen.busy("starting"), _model_meanwhile(recipe / f"{stages[0].name}.yaml"):
         forget_script_folder()
         prepare(dict.fromkeys(["foresight", *(stage.command for stage in stages), REPORT.command]))
-    recipe = recipe_folder(config.recipe)
     on, time = answer(lambda: import_module("rlhf.cli.foresight").foresee(recipe, stages, _where(run)))
     show_header(what, on, folder, time)
     return forked
+
+
+@contextmanager
+def _model_meanwhile(recipe: Path) -> Iterator[None]:
+    """Download and convert the base model of this recipe in another process, if it comes in a wheel and is not here.
+
+    What goes wrong there is said by the stage, which tries again.
+    """
+    fields = read_recipe(recipe)
+    name = str(fields.get("model_name_or_path") or fields.get("base_model"))
+    if name not in WHEEL_MODELS or is_converted(cache_folder() / WHEEL_MODELS[name].name):
+        yield
+        return
+    code = f"from rlhf.models import gguf; gguf.wheel_model({name!r})"
+    child = subprocess.Popen([sys.executable, "-P", "-c", code], preexec_fn=end_with_parent)
+    try:
+        yield
+    finally:
+        child.wait()
 
 
 def _submit(run: RunConfig, config: PipelineConfig) -> None:

