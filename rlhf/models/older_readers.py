@@ -16,7 +16,12 @@ def write_older_names(folder: Path) -> None:
 
 
 def _older_config(config: dict[str, Any]) -> None:
-    """rope_theta and rope_scaling: without them transformers 4 takes 10,000 and none, and says nothing."""
+    """rope_theta and rope_scaling: without them transformers 4 takes 10,000 and none, and says nothing.
+
+    n_ctx: llama.cpp's converter needs it of a GPT-2.
+    """
+    if config.get("model_type") == "gpt2":
+        config.setdefault("n_ctx", config["n_positions"])
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         rope = part.get("rope_parameters")
         if not isinstance(rope, dict):

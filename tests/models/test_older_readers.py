@@ -59,6 +59,13 @@ def test_the_names_of_transformers_4_are_there_and_5_reads_the_same(folder: Path
     assert again.convert_tokens_to_ids("<tool>") in again.all_special_ids
 
 
+def test_a_gpt2_has_the_length_that_llama_cpps_converter_reads(tmp_path: Path) -> None:
+    model = tiny.gpt2()
+    model.save_pretrained(tmp_path)
+    write_older_names(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["n_ctx"] == model.config.n_positions == 256
+
+
 def test_a_set_of_rotary_embeddings_for_each_type_of_layer(tmp_path: Path) -> None:
     rope = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
