@@ -1,14 +1,11 @@
 """The GPU check continues after a failure, ends in time, leaves nothing behind and reports what it found."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from limits import HANG
 
@@ -161,15 +158,13 @@ def test_a_page_shows_texts_as_they_are():
 
 
 @pytest.mark.slow
-def test_from_end_to_end_on_a_cpu(tmp_path):
-    """The profile of one tiny step; .ci/run has all items."""
-    command = [sys.executable, "-m", "rlhf.cli.gpu_check", "--device", "cpu", "--quick", "--only", "profile"]
-    env = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")],
-        cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=HANG, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_from_end_to_end_on_a_cpu(tmp_path, monkeypatch):
+    """The profile of one tiny step; .ci/run has all items, and the command."""
+    argv = ["gpu_check", "--device", "cpu", "--quick", "--only", "profile", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    for name, value in (("CUDA_VISIBLE_DEVICES", ""), ("OMP_NUM_THREADS", "1")):
+        monkeypatch.setenv(name, value)
+    gpu_check.main()
     (item,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["items"]
     assert item["verdict"] == "ok"
     assert {"generate", "score", "learn", "rest"} == set(item["found"]["calls"])
