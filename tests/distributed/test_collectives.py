@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlhf.cli import evaluate
-from rlhf.distributed.collectives import Shard, all_sum, join_processes
+from rlhf.distributed.collectives import Shard, all_sum, join_processes, sum_and_max
 from rlhf.functional.gae import wide, widest
 
 
@@ -118,3 +118,19 @@ def test_a_shard_takes_what_it_was_made_for():
         shard.gather([1, 2, 3])
     assert Shard.of_rank(3, PartialState()).of("abc") == ["a", "b", "c"]
     assert Shard.of_rank(3, PartialState()).gather([1, 2, 3]) == [1, 2, 3]
+
+
+def test_sums_and_maxima_over_ranks_by_one_reduction():
+    counts, rounds = [[1, 0, 0], [0, 2, 0], [0, 0, 3]], [[5, 1], [2, 7], [4, 4]]
+
+    def rank_of(index, total=None):
+        sent = []
+        ranks = SimpleNamespace(process_index=index, num_processes=3, device="cpu")
+        ranks.reduce = lambda x, reduction: (sent.append(x), x if total is None else total)[1]
+        return sum_and_max(ranks, counts[index], rounds[index]), sent
+
+    total = sum(rank_of(index)[1][0] for index in range(3))
+    for index in range(3):
+        found, sent = rank_of(index, total)
+        assert found == ([1, 2, 3], [5, 7])
+        assert len(sent) == 1

@@ -138,3 +138,13 @@ def test_kl_is_of_the_distributions_that_were_sampled_from(temperature):
         p, q = (torch.softmax(m(torch.tensor([prompt + said])).logits[0, at] / temperature, -1) for m in (policy, base))
     assert row["kl"] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
     assert row["response_length"] == len(said)
+
+
+def test_a_response_that_any_of_several_ends_has_ended():
+    """Here every token ends it, the first sampled one, too: nothing was said."""
+    tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
+    prompts = [TextPrompt(prompt_id=f"p{i}", tree_id="t", text="word") for i in range(3)]
+    config = EvaluationConfig(base_model="unused", eval_response_length=5)
+    ends = [399, *range(399)]
+    rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, ends)
+    assert [(row["eos"], row["response_length"], row["response"]) for row in rows] == [(True, 1, "")] * 3

@@ -378,6 +378,24 @@ LINES = [
         "if given > derived:",
         "config/test_batch.py",
     ),
+    Mutant(
+        "reward/tokenizers.py",
+        "if shared < 0.9 * len(ids):",
+        "if shared < 0.5 * len(ids):",
+        "reward/test_reward_functions.py",
+    ),
+    Mutant(
+        "evaluation/generate.py",
+        '"eos": response[-1] in stop,',
+        '"eos": response[-1] == eos_ids[0],',
+        "evaluation/test_generate.py",
+    ),
+    Mutant(
+        "distributed/collectives.py",
+        "[max(everyone[i : i + world]) for i in range(0, len(everyone), world)]",
+        "[everyone[i] for i in range(0, len(everyone), world)]",
+        "distributed/test_collectives.py",
+    ),
 ]
 
 

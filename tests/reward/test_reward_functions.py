@@ -13,6 +13,7 @@ from transformers import LlamaForSequenceClassification
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
+from rlhf.reward import tokenizers
 from rlhf.reward.reward_functions import Completions, TokenReward
 from rlhf.reward.scoring import score_rows, score_tokens
 from rlhf.reward.tokenizers import same_vocabulary
@@ -223,3 +224,18 @@ def test_a_vocabulary_is_the_same_only_with_the_same_numbers():
     assert not same_vocabulary(policy, known(a=0, e=2))
     assert same_vocabulary(known("p", a=0, p=9), known(a=0))  # a pad token of its own is hidden by masks
     assert not same_vocabulary(known("e", a=0, e=2), known(a=0))  # one that is the EOS is not
+
+
+@pytest.mark.parametrize(("shared", "fits"), [(10, True), (9, True), (8, False)])
+def test_a_critic_has_nine_of_ten_tokens_in_common_with_the_policy(monkeypatch, shared, fits):
+    numbers = {str(i): i for i in range(10)}
+    policy = SimpleNamespace(get_vocab=lambda: numbers)
+    other = {token: i if i < shared else i + 50 for token, i in numbers.items()}
+    own = SimpleNamespace(get_vocab=lambda: other, name_or_path="judge")
+    monkeypatch.setattr(tokenizers, "own_tokenizer", lambda _: own)
+    monkeypatch.setattr(tokenizers, "_check_range", lambda *_: None)
+    if fits:
+        tokenizers.check_value_model(tiny.llama_reward(), policy, None)
+        return
+    with pytest.raises(UserError, match=r"^value_model: .* found judge with 8 of 10 tokens in common$"):
+        tokenizers.check_value_model(tiny.llama_reward(), policy, None)
