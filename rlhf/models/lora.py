@@ -106,12 +106,16 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 
 def _check_apart(model: PreTrainedModel, config: LoraConfig) -> None:
-    """A UserError for adapters on what a model uses in several places: merged or measured, they would count twice."""
-    places = [(id(part), name) for name, part in model.named_modules(remove_duplicate=False)]
-    used = Counter(part for part, name in places if isinstance(model.get_submodule(name), nn.Linear))
+    """A UserError for adapters on what a model uses in several places: merged or measured, they would count twice.
+
+    A layer that is there twice, or two layers of one weight, as Zamba's.
+    """
+    named = model.named_modules(remove_duplicate=False)
+    places = [(id(part.weight), name) for name, part in named if isinstance(part, nn.Linear)]
+    used = Counter(weight for weight, _ in places)
     targets = config.target_modules
-    for part, name in places:
-        if used[part] > 1 and (isinstance(targets, str) or any(_ends_with(name, x) for x in targets or ())):
+    for weight, name in places:
+        if used[weight] > 1 and (isinstance(targets, str) or any(_ends_with(name, x) for x in targets or ())):
             raise UserError(f"lora_target_modules: leave {name.rpartition('.')[2]} out: several layers share it")
 
 

@@ -420,9 +420,9 @@ def main():
             given.results.write_text(json.dumps(found, indent=1))
     if given.write:
         before, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-        count = (
-            f"{len(found)} of {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} kinds, transformers {transformers.__version__}."
-        )
+        left = [f"`{kind}`" for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in found]
+        count = f"{len(found)} of {len(found) + len(left)} kinds, transformers {transformers.__version__}."
+        count += f" Not run yet: {', '.join(left)}." if left else ""
         PAGE.write_text(before + mark + "\n".join(["", "", count, "", *table(found), ""]), encoding="utf-8")
     bad = [kind for kind, parts in found.items() if any(text.startswith(("WRONG", "TRACE")) for text in parts.values())]
     sys.exit(f"wrong: {', '.join(bad)}" if bad else 0)

@@ -262,9 +262,25 @@ def test_target_by_default_and_by_one_name() -> None:
         assert config.target_modules == targets  # the caller's config stays
 
 
+def one_layer_twice() -> PreTrainedModel:
+    model = tiny.llama()
+    first, second = (layer.self_attn for layer in model.model.layers)
+    second.q_proj = first.q_proj
+    return model
+
+
+def one_weight_twice() -> PreTrainedModel:
+    model = tiny.llama()
+    first, second = (layer.self_attn for layer in model.model.layers)
+    second.q_proj.weight = first.q_proj.weight
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
+        (one_layer_twice, {}, "leave q_proj out: several layers share it"),
+        (one_weight_twice, {"target_modules": "all-linear"}, "leave q_proj out: several layers share it"),
         (tiny.gpt2, {"target_modules": ["q_proj", "query"]}, "c_fc, c_proj, k_proj, lm_head, q_proj.*found query$"),
         (tiny.llama, {"target_modules": ["c_attn"]}, "down_proj, gate_proj, k_proj.*found c_attn$"),
         (tiny.llama, {"target_modules": "q_prj"}, "found q_prj$"),
