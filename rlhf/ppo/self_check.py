@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rlhf.errors import UserError
@@ -47,12 +48,49 @@ def check_models(trained: ActorCritic, reference: FrozenRole) -> None:
 
 
 def _check_policy(name: str, trained: ActorCritic) -> None:
-    alone = _check_reader(name, trained.policy)
+    with _uncalled(trained.policy) as silent:
+        alone = _check_reader(name, trained.policy)
     with _tried(name, trained.policy) as same:
+        for layer in silent:
+            _check_silent(trained, layer)
         with _learning(trained):
             same("log-probs change in training mode", alone, _read(trained.policy_base))
         decoded = _decoded(trained.policy_base, *_texts(trained.policy_base))
         same("a token has another log-prob while sampling than in the whole text", alone, decoded)
+
+
+@contextmanager
+def _uncalled(policy: Any) -> Iterator[list[str]]:
+    """Yields the names of adapted linear layers that nothing has called inside, once it is over."""
+    adapted = {part: name for name, part in policy.named_modules() if isinstance(part, BaseTunerLayer)}
+    left = {part: name for part, name in adapted.items() if isinstance(part.get_base_layer(), nn.Linear)}
+    hooks = [part.register_forward_hook(lambda part, *_: left.pop(part, None) and None) for part in left]
+    silent: list[str] = []
+    try:
+        yield silent
+    finally:
+        for hook in hooks:
+            hook.remove()
+        silent += left.values()
+
+
+def _check_silent(trained: ActorCritic, layer: str) -> None:
+    """A UserError if the weight of a layer that is not called is read: its adapter would count only once it is merged.
+
+    Experts that no token went to are not read.
+    """
+    weight = trained.policy.get_submodule(layer).get_base_layer().weight
+    if not weight.is_floating_point():
+        return
+    before = _read(trained.policy_base)
+    weight.neg_()
+    after = _read(trained.policy_base)
+    weight.neg_()
+    if (after - before).abs().mean().item() > _CPU:
+        kind = type(trained.policy_base).__name__
+        raise UserError(
+            f"lora_target_modules: leave {layer.rpartition('.')[2]} out: a {kind} reads its weight without calling it"
+        )
 
 
 def _check_reader(name: str, model: Any) -> Tensor:

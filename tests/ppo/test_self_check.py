@@ -1,8 +1,11 @@
 """A model is refused at start where one way of computing gives other numbers than another."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
+from peft import LoraConfig
 from tiny_ppo import trainer
 from transformers import (
     BertConfig,
@@ -13,7 +16,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
@@ -53,6 +56,26 @@ def test_a_kind_of_model_that_cannot_be_trained_right_is_one_line_at_start(tmp_p
     with pytest.raises(UserError, match=words) as caught:
         start(tmp_path, make().eval())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_an_adapter_on_a_layer_whose_weight_is_read_without_a_call_is_refused(tmp_path, monkeypatch, is_read):
+    """It would count only once merged. Where nothing reads the weight, as of an expert without a token, it may."""
+
+    def forward(self, x):
+        gate = torch.nn.functional.linear(x, self.gate_proj.weight) if is_read else x.new_ones(())
+        return self.down_proj(self.act_fn(gate) * self.up_proj(x))
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    model, config = tiny.llama(), LoraConfig(r=2, target_modules=["gate_proj", "up_proj"])
+    before = model.model.layers[0].mlp.gate_proj.weight.clone()
+    with (
+        pytest.raises(UserError, match="leave gate_proj out: a LlamaForCausalLM reads its weight without calling it")
+        if is_read
+        else nullcontext()
+    ):
+        trainer(tmp_path, given={"model": model, "peft_config": config}, critic="shared")
+    assert torch.equal(model.model.layers[0].mlp.gate_proj.weight, before)
 
 
 def broken(monkeypatch, when, change):
