@@ -62,7 +62,7 @@ def _check_policy(name: str, trained: ActorCritic) -> None:
 @contextmanager
 def _uncalled(policy: Any) -> Iterator[list[str]]:
     """Yields the names of adapted linear layers that nothing has called inside, once it is over."""
-    adapted = {part: name for name, part in policy.named_modules() if isinstance(part, BaseTunerLayer)}
+    adapted: dict[Any, str] = {part: name for name, part in policy.named_modules() if isinstance(part, BaseTunerLayer)}
     left = {part: name for part, name in adapted.items() if isinstance(part.get_base_layer(), nn.Linear)}
     hooks = [part.register_forward_hook(lambda part, *_: left.pop(part, None) and None) for part in left]
     silent: list[str] = []
@@ -79,7 +79,8 @@ def _check_silent(trained: ActorCritic, layer: str) -> None:
 
     Experts that no token went to are not read.
     """
-    weight = trained.policy.get_submodule(layer).get_base_layer().weight
+    adapted: Any = trained.policy.get_submodule(layer)
+    weight = adapted.get_base_layer().weight
     if not weight.is_floating_point():
         return
     before = _read(trained.policy_base)
