@@ -396,6 +396,24 @@ LINES = [
         "[everyone[i] for i in range(0, len(everyone), world)]",
         "distributed/test_collectives.py",
     ),
+    Mutant(
+        "ppo/learner.py",
+        "                self.skips.in_a_row = 0\n",
+        "                pass\n",
+        "ppo/test_nonfinite.py",
+    ),
+    Mutant(
+        "ppo/callbacks.py",
+        "state.compute_steps(self.args, max_steps)",
+        "state.compute_steps(self.args, self.args.max_steps)",
+        "ppo/test_callbacks.py",
+    ),
+    Mutant(
+        "ppo/trainer.py",
+        "step % math.ceil(self.num_total_batches / wanted) == 0",
+        "step % wanted == 0",
+        "ppo/test_callbacks.py",
+    ),
 ]
 
 

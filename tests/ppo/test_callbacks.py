@@ -35,6 +35,7 @@ def steps(folder, name="metrics.jsonl"):
     [
         ({}, [1, 2, 3, 4]),
         ({"logging_steps": 2}, [2, 4]),
+        ({"logging_steps": 0.5}, [2, 4]),  # a share of all steps
         ({"logging_steps": 3, "logging_first_step": True}, [1, 3]),
         ({"logging_strategy": "epoch"}, [2, 4]),
         ({"logging_strategy": "no"}, []),
@@ -212,3 +213,8 @@ def test_an_evaluation_is_the_same_in_batches_of_any_size(tmp_path):
     for size in (1, 2):
         run.args.per_device_eval_batch_size = size
         assert run.evaluate() == pytest.approx(whole, abs=1e-5)
+
+
+def test_samples_are_shown_of_the_first_step_and_so_many_times(tmp_path):
+    trainer(tmp_path, max_steps=5, num_sample_generations=2, num_ppo_epochs=1).train()
+    assert sorted(set(steps(tmp_path, "samples.jsonl"))) == [1, 3]

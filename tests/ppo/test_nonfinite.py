@@ -33,6 +33,15 @@ def test_too_many_in_a_row_end_the_run():
         update(rows, targets, **options)
 
 
+def test_updates_that_are_skipped_now_and_then_end_no_run():
+    """One of three minibatches in each of three passes: three in all, and never three in a row."""
+    rows, targets = experience(3)
+    targets.advantages[1, 0] = math.inf
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "num_mini_batches": 3}
+    _, _, _, sums = update(rows, targets, num_ppo_epochs=3, max_skipped_updates=3, **options)
+    assert (sums["updates"], sums["skipped"]) == (6, 3)
+
+
 def test_the_largest_ratio_is_that_of_the_worst_token():
     rows, targets = experience()
     _, _, _, sums = update(rows, targets)
