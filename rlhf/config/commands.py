@@ -86,7 +86,7 @@ class ExportConfig:
     checkpoint: str | None = help_text(
         "its name in the stage's checkpoints, such as step-20, or its path; default: the newest"
     )
-    output: str | None = help_text("new folder for the model; must be given")
+    output: str | None = help_text("new folder for the model; default: none, it must be given")
     trust_remote_code: bool = help_text("run code that comes with the base model", False)
 
 
