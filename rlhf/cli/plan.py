@@ -56,15 +56,18 @@ class Planned:
         return " ".join(found)
 
 
-def planned(recipe: Path, folder: Path, seed: int | None = None, more: Sequence[str] = ()) -> list[Planned]:
+def planned(
+    recipe: Path, folder: Path, seed: int | None = None, more: Sequence[str] = (), only: str | None = None
+) -> list[Planned]:
     """All stages of a recipe in a run's folder, in order.
 
-    seed: the run's; None if the recipe says it. more: flags of every stage.
+    seed: the run's; None if the recipe says it. more: flags of every stage. only: the one stage that will run with
+    them: the settings of the others, which may not have such fields, are not compared.
     """
     found: dict[str, Planned] = {}
     for spec in stages_of(recipe):
         own = None if seed is None or spec.seed_offset is None else seed + spec.seed_offset
-        one = _look(spec, recipe, folder, own, more)
+        one = _look(spec, recipe, folder, own, more if only in (None, spec.name) else None)
         again = [name for name in _read(spec, folder) if name in found and found[name].state != "done"]
         found[spec.name] = replace(one, state="stale") if again and one.state == "done" else one
     return list(found.values())
@@ -74,7 +77,8 @@ def _read(spec: StageSpec, folder: Path) -> list[str]:
     return [*STAGES] if spec.name == REPORT.name else [*stages_read(read_run(folder / spec.name))]
 
 
-def _look(spec: StageSpec, recipe: Path, folder: Path, seed: int | None, more: Sequence[str]) -> Planned:
+def _look(spec: StageSpec, recipe: Path, folder: Path, seed: int | None, more: Sequence[str] | None) -> Planned:
+    """more: None if its settings are not to be compared."""
     if spec.name == REPORT.name:
         there = report_page(folder).is_file()
         return Planned(spec, "done" if report_holds(folder) else "stale" if there else "not run", [], [], None)
@@ -82,7 +86,9 @@ def _look(spec: StageSpec, recipe: Path, folder: Path, seed: int | None, more: S
     facts = read_run(folder / spec.name)
     state, rest = status(facts), basis(facts)
     comparable = not has_nothing(folder / spec.name) and (rest or facts.get("config"))
-    differs = differences(facts, _asked(spec, ["--config", str(config), *flags, *more], rest)) if comparable else []
+    differs = []
+    if comparable and more is not None:
+        differs = differences(facts, _asked(spec, ["--config", str(config), *flags, *more], rest))
     if differs:
         state = "differs"
     elif changed_stages(folder / spec.name):
@@ -126,7 +132,7 @@ def main() -> None:
             meant = did_you_mean(args.stage, names)
             raise UserError(f"stage: recipe {args.recipe} has {', '.join(names)}, found {args.stage!r}{meant}")
         more = os.environ.get("RLHF_FLAGS", "").split()  # as slurm/node.sh splits it
-        stages = planned(recipe, Path(args.runs_dir) / args.run, args.seed, more)
+        stages = planned(recipe, Path(args.runs_dir) / args.run, args.seed, more, args.stage)
         if args.check:
             refuse_differing(stages)
         lines = [one.line() for one in stages if args.stage in (None, one.spec.name)]

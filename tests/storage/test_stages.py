@@ -9,6 +9,7 @@ import pytest
 import yaml
 from limits import HANG
 
+from rlhf.cli.plan import planned
 from rlhf.errors import UserError
 from rlhf.storage.stages import POLICIES, RECIPES, REPORT, STAGES, is_done, recipe_folder, require_stage, stages_of
 
@@ -99,6 +100,17 @@ def test_the_plan_says_what_is_done_and_imports_nothing_heavy(tmp_path):
     assert [row[1] for row in rows] == ["done", *["not_run"] * 5]
     assert [row[3] for row in rows] == ["2", "1002", "2", "2", "-", "-"]
     assert rows[2][5] == str(RECIPES / "demo" / "ppo_full.yaml")
+
+
+def test_flags_of_one_stage_are_not_asked_of_the_others(tmp_path):
+    """A job of Slurm for PPO alone: RLHF_FLAGS="--reward_model_path DIR", which the reward stage does not know."""
+    flags = ["--reward_model_path", "judge"]
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "run.json").write_text('{"status": "done", "config": {"learning_rate": 1e-5}}')
+    with pytest.raises(UserError, match="reward_model_path"):
+        planned(RECIPES / "demo", tmp_path, more=flags)
+    found = {one.spec.name: one for one in planned(RECIPES / "demo", tmp_path, more=flags, only="ppo_full")}
+    assert (found["reward"].state, found["ppo_full"].state) == ("done", "not run")
 
 
 @pytest.mark.parametrize(
