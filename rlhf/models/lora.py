@@ -27,7 +27,7 @@ from rlhf.models.adapters import BASE_UNCHANGED, check_lora, copy_of_config
 PARTS = ("q_proj", "k_proj", "v_proj")
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
 # A fused adapter on GPT-2's c_attn cannot express these options, so save_adapter could not write them.
-_NOT_FUSIBLE = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform")
+_NOT_FUSIBLE = ("use_dora", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform")
 
 
 class SplitProjection(nn.Module):

@@ -40,9 +40,7 @@ def can_copy(policy: Any) -> bool:
 def _is_plain_lora(layer: Any) -> bool:
     if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or layer.merged:
         return False
-    name = layer.active_adapters[0]
-    bias = getattr(layer.lora_B[name], "bias", None) if name in layer.lora_B else None
-    return name not in layer.lora_variant and bias is None and type(layer.get_base_layer()) in (nn.Linear, Conv1D)
+    return layer.active_adapters[0] not in layer.lora_variant and type(layer.get_base_layer()) in (nn.Linear, Conv1D)
 
 
 class SamplingCopy:

@@ -190,7 +190,7 @@ def test_the_console_says_what_each_stage_did(run):
     assert [cells[1] for cells in shown] == [f"{row['objective/scores']:.2f}" for row in rows]
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert verdict(evaluation).headline in lines
-    table = [line.split() for line in lines if line.startswith(("      full  ", "      LoRA  "))]
+    table = [line.split() for line in lines if line.startswith(("      full  ", "      LoRA  ", "full  ", "LoRA  "))]
     assert len(table) == 4  # of the evaluation, and at the end
     for cells, name in zip(table[2:], ("full", "lora"), strict=True):
         gain = evaluation["gains"][name]

@@ -166,7 +166,7 @@ FLAGS = {
     "a field of TRL's trainer": ((PPO, "--sft_model_path", "x"), "sft_model_path: use model_name_or_path instead"),
     "no model": ((PPO,), "model_name_or_path: set it in the recipe or by --model_name_or_path"),
     "no base of a reward model": ((REWARD,), "model_name_or_path: set it in the recipe"),
-    "an adapter on a reward model": ((REWARD, "--use_peft", "true"), "use_peft: expected False, found True"),
+    "4 bits without adapters": ((REWARD, "--load_in_4bit", "true"), "uses it only with use_peft true"),
     "no pairs": ((REWARD, "--max_examples", "0"), "max_examples: expected at least 1, found 0"),
     "negative validation": ((REWARD, "--validation_examples", "-5"), "validation_examples: expected at least 1"),
     "no test": ((REWARD, "--test_examples", "0"), "test_examples: expected at least 1, found 0"),

@@ -205,9 +205,8 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             base: Any = layer.get_base_layer()
             name = layer.active_adapters[0]
             on = name in layer.lora_A and not (layer.disable_adapters or layer.merged or layer.training)
-            plain = on and not layer.lora_variant and getattr(layer.lora_B[name], "bias", None) is None
             linear = type(base) in (nn.Linear, Conv1D, OneDNNLinear, OneDNNConv1D)
-            if plain and linear and _fits(base.weight, torch.float32):
+            if on and not layer.lora_variant and linear and _fits(base.weight, torch.float32):
                 yield parent, attribute, layer
 
 

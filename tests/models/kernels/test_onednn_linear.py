@@ -345,11 +345,10 @@ def test_under_inference_mode():
             assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 @torch.no_grad()
-def test_adapters_that_are_more_than_a_sum_are_left_alone(options):
+def test_adapters_that_are_more_than_a_sum_are_left_alone():
     torch.manual_seed(0)
-    model = adapted(config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **options))
+    model = adapted(config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
     ids = torch.arange(3, 23).reshape(1, 20)
     expected, added = model(ids).logits, adapters(model)
     with decoding_layouts(model):
