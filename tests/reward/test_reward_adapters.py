@@ -67,7 +67,9 @@ def test_what_is_saved_scores_as_what_was_trained(family, tmp_path):
     assert (scores - before).abs().max() > 0.1
 
     save_reward_model(trainer, tmp_path / "saved", load)
-    close = {"atol": 2e-2, "rtol": 2e-2} if family in ("bfloat16", "8 bits") else {"atol": 1e-4, "rtol": 1e-4}
+    # In 8 bits activations are rounded as well, but not in the model that is saved.
+    size = {"bfloat16": 2e-2, "8 bits": 5e-2}.get(family, 1e-4)
+    close = {"atol": size, "rtol": size}
     saved = load_reward_model(str(tmp_path / "saved"))
     assert not hasattr(saved.config, "quantization_config")
     assert_close(score_rows(saved, texts, 4), scores, **close)
