@@ -1,5 +1,6 @@
 """A stage in a fork: its exit code, its environment, and every signal exactly once."""
 
+import itertools
 import json
 import os
 import shutil
@@ -210,41 +211,61 @@ def test_the_quickstart_is_in_place_of_its_shell(tmp_path):
     assert said == f"{process.pid} quickstart --seed 3\n"
 
 
-# As Python and pip behave in environment.sh; the one that is named in `slow` waits, and so does its child.
+# As Python, pip and uv behave in environment.sh; the one that is named in `slow` waits, and so does its child. Where a
+# file `no_uv` is, there is none.
 PYTHON = """#!/bin/sh
-case "$*" in *"-m venv"*) what=venv ;; *"-m pip"*) what=pip ;; *) exit 0 ;; esac
+case "$0 $*" in
+    *"-m venv"*) what=venv ;;
+    *"install"*" uv") what=get_uv ;;
+    *"-m pip"*" config list") cat config; exit 0 ;;
+    *"-m pip"*) what=pip ;;
+    */uv*) what=uv; echo "$*" >uv_arguments ;;
+    *) exit 0 ;;
+esac
 echo $what >>calls
 if [ $what = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+if [ $what = get_uv ]; then [ ! -e no_uv ] || exit 1; cp "$0" .venv/bin/uv; fi
 if [ "$(cat slow)" = $what ]; then
     sleep 300 &
     echo "$$ $!" >ready.tmp
     mv ready.tmp ready
     wait
 fi
-[ $what = pip ] || touch .venv/bin/activate
+if [ $what = uv ] && [ -e uv_fails ]; then echo "uv: no"; echo "uv: no" >&2; exit 1; fi
+[ $what != venv ] || touch .venv/bin/activate
 """
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """The command that begins the quickstart, and how to start it, in a folder with its own Python, pip and uv."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("quickstart.sh", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    files = {"python": PYTHON, "rlhf": "#!/bin/sh\necho begins\n", "slow": "", "config": ""}
+    for name, text in files.items() | dict.fromkeys(("constraints.txt", "pyproject.toml"), "").items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    options = {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return ["bash", "scripts/quickstart.sh"], options
 
 
 @pytest.mark.parametrize(
     ("slow", "numbers"),
     [
         ("venv", [signal.SIGTERM]),
-        ("pip", [signal.SIGTERM]),
+        ("get_uv", [signal.SIGTERM]),
+        ("uv", [signal.SIGTERM]),
+        ("uv", [signal.SIGINT, signal.SIGINT]),
         ("pip", [signal.SIGHUP]),
-        ("pip", [signal.SIGINT, signal.SIGINT]),
     ],
 )
-def test_a_signal_ends_the_making_of_the_environment_and_the_next_call_goes_on(tmp_path, slow, numbers):
-    (tmp_path / "scripts").mkdir()
-    for name in ("quickstart.sh", "environment.sh"):
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
-    files = {"python": PYTHON, "rlhf": "#!/bin/sh\necho begins\n", "slow": slow}
-    for name, text in files.items() | dict.fromkeys(("constraints.txt", "pyproject.toml"), "").items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    env = os.environ | {"PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    options = {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    command = ["bash", "scripts/quickstart.sh"]
+def test_a_signal_ends_the_making_of_the_environment_and_the_next_call_goes_on(tmp_path, quickstart, slow, numbers):
+    command, options = quickstart
+    (tmp_path / "slow").write_text(slow)
+    if slow == "pip":
+        (tmp_path / "no_uv").touch()
     with subprocess.Popen(command, start_new_session=True, **options) as process:
         appears(tmp_path / "ready")
         for number in numbers:
@@ -257,8 +278,40 @@ def test_a_signal_ends_the_making_of_the_environment_and_the_next_call_goes_on(t
         assert time.monotonic() < end
         time.sleep(0.05)
     (tmp_path / "slow").write_text("")
-    calls = ["venv", "venv", "pip"] if slow == "venv" else ["venv", "pip", "pip"]
+    order = ["venv", "get_uv", "pip" if slow == "pip" else "uv"]
+    calls = order[: order.index(slow) + 1] + order[slow != "venv" :]
     for _ in range(2):  # the second of these calls has nothing to make
         done = subprocess.run(command, timeout=LIMIT, check=True, **options)
         assert done.stdout.endswith("begins\n")
         assert (tmp_path / "calls").read_text().split() == calls
+
+
+@pytest.mark.parametrize("why", ["no_uv", "uv_fails"])
+def test_without_uv_packages_are_installed_by_pip(tmp_path, quickstart, why):
+    command, options = quickstart
+    (tmp_path / why).touch()
+    done = subprocess.run(command, timeout=LIMIT, check=True, **options)
+    assert done.stdout == "setting up .venv (a few minutes, once)\nbegins\n"
+    assert (tmp_path / "calls").read_text().split()[-1] == "pip"
+
+
+def test_uv_is_told_what_pip_is_set_to(tmp_path, quickstart):
+    """Environment variables first, as pip itself takes them; two values of one setting stand on two lines."""
+    command, options = quickstart
+    lines = [":env:.find-links='a b'", "global.extra-index-url='https://one/simple\\nhttps://two/simple'"]
+    lines += ["global.find-links='c'", "global.timeout='60'", "install.constraint='other.txt'"]
+    (tmp_path / "config").write_text("\n".join(lines))
+    subprocess.run(command, timeout=LIMIT, check=True, **options)
+    said = (tmp_path / "uv_arguments").read_text().split()
+    pairs = list(itertools.pairwise(said))
+    assert [pair for pair in pairs if pair[0] == "--find-links"] == [("--find-links", "a"), ("--find-links", "b")]
+    assert [value for name, value in pairs if name == "--index"] == ["https://one/simple", "https://two/simple"]
+    assert [value for name, value in pairs if name == "--constraint"] == ["other.txt", "constraints.txt"]
+    assert "--default-index" not in said
+
+
+def test_a_pip_that_may_only_take_some_packages_is_asked_itself(tmp_path, quickstart):
+    command, options = quickstart
+    (tmp_path / "config").write_text("global.no-index='true'")
+    subprocess.run(command, timeout=LIMIT, check=True, **options)
+    assert (tmp_path / "calls").read_text().split() == ["venv", "pip"]
