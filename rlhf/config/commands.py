@@ -97,7 +97,7 @@ class BenchmarkConfig:
     work: Literal["ppo_full", "ppo_lora", "reward", "evaluation"] = help_text(
         "work to time; the last two are compared with plain loops", "ppo_full"
     )
-    shape: Literal["seed", "tiny", "smollm2", "gpt2-medium"] | None = help_text(
+    shape: Literal["seed", "tiny", "smollm2", "smollm2-16", "gpt2-medium"] | None = help_text(
         "size of the work; default: seed, or gpt2-medium with predict; growth takes seed (some minutes) or tiny (fewer)"
     )
     precision: Literal["default", "fp32", "bf16"] = help_text("default: each side's own default", "fp32")

@@ -29,7 +29,7 @@ from rlhf.memory_estimate.account import (
     verdict,
 )
 from rlhf.models.actor_critic import ActorCritic, texts_of
-from rlhf.models.kernels.onednn_linear import FrozenLayouts, available, layout_bytes
+from rlhf.models.kernels.onednn_linear import available, layout_bytes
 from rlhf.models.sampling_copy import can_copy, copied_bytes
 from rlhf.models.unwrap import max_positions
 from rlhf.perf.work import key_values
@@ -79,11 +79,10 @@ def dry_run(
         screen.say(f"precision: {line}")
     parts = _models(args, full, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
-    layouts = args.use_cpu and available() and sharding.stage < 3
 
     def activations(layers: int) -> int:
         trained = roles(layers).trained
-        return by_rows(lambda n: _activations(args, trained, n, width, layouts and peft_config is not None), rows)
+        return by_rows(lambda n: _activations(args, trained, n, width), rows)
 
     learning = by_depth(activations, policy.num_hidden_layers)
     learning += 2 * rows * _logits(args, policy)  # their gradients
@@ -91,9 +90,11 @@ def dry_run(
     rollout = _rollout(args, policy, width, kept=bool(kept))
     parts.append(Part("activations, logits", learning=learning, rollout=rollout))
     if kept:
-        parts += _for_a_gpu(args, full, kept, sharding)
-    if layouts:
-        parts.append(_layouts(args, full, peft_config is not None))
+        parts += _to_sample_on_a_gpu(args, full, kept, sharding)
+    if sharding.stage < 3:
+        parts += _cast(args, full, sharding)
+    if args.use_cpu and available() and sharding.stage < 3:
+        parts.append(Part("layouts of weights", rollout=layout_bytes(full.trained.policy, 2 if args.bf16 else 4)))
     if peft_config is not None and args.use_cpu:  # on a GPU the merge happens in main memory
         merged = sum(numel(p) * p.element_size() for p in full.trained.policy.parameters())
         parts.append(Part("merged copy", saving=merged))
@@ -112,43 +113,34 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
     return parts
 
 
-def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int, layouts: bool) -> int:
-    """Bytes that autograd saves for these texts. layouts: frozen layers compute with oneDNN layouts."""
+def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int) -> int:
+    """Bytes that autograd saves for these texts."""
     prompts, responses = [[0] * width] * rows, [[0] * args.response_length] * rows
     (texts,) = texts_of(prompts, responses, [list(range(rows))], args.response_length, "cpu")
-    frozen = FrozenLayouts().active(*([trained] if layouts else []))
-    with frozen, torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
         return kept_bytes(lambda: trained.train()(texts), trained)
 
 
-def _layouts(args: PPOConfig, roles: Roles, adapters: bool) -> Part:
-    """Copies of weights in oneDNN layouts. With adapters: permanent, for both passes, and for one of models that are
-    only read; otherwise only while sampling.
-    """
-    size = 2 if args.bf16 else 4
-    if not adapters:
-        return Part("layouts of weights", rollout=layout_bytes(roles.trained.policy, size))
-    read = sum(layout_bytes(model, size) for model in _own_frozen(roles))
-    return Part("layouts of weights", weights=2 * layout_bytes(roles.trained, size, frozen=True) + read)
+def _half(args: PPOConfig, sharding: Sharding) -> torch.dtype | None:
+    """What autocast computes in; none where DeepSpeed's weights already have it."""
+    return None if sharding.half else torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
-def _own_frozen(roles: Roles) -> list[Any]:
-    """The models of frozen roles that no other role has."""
-    return [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
-
-
-def _for_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
-    """On a GPU: what decoding keeps between rollouts for its CUDA graphs, and frozen weights cast by autocast."""
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    dtype = None if sharding.half else half  # DeepSpeed's weights already have it
+def _to_sample_on_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, sharding: Sharding) -> list[Part]:
+    """What decoding keeps between rollouts for its CUDA graphs."""
     policy = roles.trained.policy
-    copied = copied_bytes(policy, dtype) if can_copy(policy) else 0
-    parts = [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
-    if dtype is not None:
-        trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
-        others = sum(2 * layout_bytes(model, 1) for model in _own_frozen(roles))
-        parts.append(Part("frozen weights, cast", rollout=trained + others, learning=trained))
-    return parts
+    copied = copied_bytes(policy, _half(args, sharding)) if can_copy(policy) else 0
+    return [Part("copy to sample from", weights=copied), Part("keys and values", weights=keys_and_values)]
+
+
+def _cast(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
+    """Frozen weights as autocast reads them, cast once per phase: of what is trained, and while scoring of others."""
+    if _half(args, sharding) is None:
+        return []
+    trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
+    frozen = [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
+    others = sum(2 * layout_bytes(model, 1) for model in frozen)
+    return [Part("frozen weights, cast", rollout=trained + others, learning=trained)]
 
 
 def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:

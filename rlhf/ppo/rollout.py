@@ -1,13 +1,12 @@
 """Collect: the policy answers prompts; then every role and every reward reads the finished texts once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
@@ -25,7 +24,6 @@ from rlhf.generation.static import StaticDecoder, cuda_graph
 from rlhf.models.actor_critic import read_texts, texts_of
 from rlhf.models.kernels.attention import packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
-from rlhf.models.kernels.onednn_linear import FrozenLayouts
 from rlhf.models.sampling_copy import SamplingCopy, can_copy
 from rlhf.models.unwrap import Model
 from rlhf.perf.work import TextPasses
@@ -116,7 +114,6 @@ class RolloutCollector:
         self._gathers = is_sharded(roles.trained) or is_fsdp(accelerator)
         self._is_gathered = False
         self._autocast_dtype = autocast_dtype(accelerator)
-        self._layouts = FrozenLayouts()
         self._decoder = StaticDecoder(cuda_graph() if use_cuda_graphs(args, self.device, self._gathers) else None)
         self._samples_from_copy = self.device.type != "cpu" and not self._gathers and can_copy(roles.trained.policy)
         self._copy: SamplingCopy | None = None
@@ -134,9 +131,7 @@ class RolloutCollector:
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.stream for prompt in prompts], args.response_length)
         copy = self._refreshed_copy() if model is None and self._samples_from_copy else None
-        # The copy was refreshed before frozen weights are cast: adapters are added to them as they are.
-        frozen = nullcontext() if copy is not None else self.fast_frozen_layers(*self.frozen)
-        with self.gathered_params(), frozen, self.accelerator.autocast():
+        with self.gathered_params(), self.accelerator.autocast():
             return decode(
                 copy or model or self.roles.trained.policy_base,
                 [prompt.input_ids for prompt in prompts],
@@ -280,23 +275,17 @@ class RolloutCollector:
             self._is_gathered = False
 
     @contextmanager
-    def fast_frozen_layers(self, *frozen: Model) -> Iterator[None]:
-        """Frozen layers as they compute fastest: on a CPU see `FrozenLayouts`; elsewhere cast once, not in each pass.
-
-        Those of the trained model, and of the frozen models given. On a CPU only with adapters: in full fine-tuning the
-        reference would round differently from a policy with the same weights.
-        """
-        models = [self.roles.trained, *frozen]
-        if self.device.type != "cpu" and not self._gathers:
-            with frozen_cast(*models, dtype=self._autocast_dtype):
-                yield
+    def cast_frozen_layers(self, *frozen: Model) -> Iterator[None]:
+        """Inside, frozen layers of what is trained, and of the models given, are cast once, not in each pass."""
+        if self._autocast_dtype is None or self._gathers:
+            yield
             return
-        with self._layouts.active(*(models if isinstance(self.roles.trained.policy, PeftModel) else [])):
+        with frozen_cast(self.roles.trained, *frozen, dtype=self._autocast_dtype):
             yield
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with self.gathered_params(), self.fast_frozen_layers(*self.frozen), self.accelerator.autocast():
+        with self.gathered_params(), self.cast_frozen_layers(*self.frozen), self.accelerator.autocast():
             yield
 
     def _refreshed_copy(self) -> Any:

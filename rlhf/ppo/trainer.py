@@ -293,7 +293,7 @@ class PPOTrainer:
         """From a rollout to the row of metrics."""
         nonfinite = nonfinite_rows(rollout, self.accelerator)
         advantages = self.compute_advantages(rollout, None if nonfinite else self.scaler)
-        with self.timer("learn"), self.collector.fast_frozen_layers():
+        with self.timer("learn"), self.collector.cast_frozen_layers():
             update = self.learner.skip(step, nonfinite) if nonfinite else self.learn(step, rollout, advantages)
         row = self.record(step, rollout, advantages, update)
         if self.args.kl_target is not None and not nonfinite:

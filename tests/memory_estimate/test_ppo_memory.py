@@ -9,7 +9,7 @@ from tiny_ppo import LORA
 from rlhf import PPOConfig
 from rlhf.memory_estimate import ppo
 from rlhf.memory_estimate.account import Sharding
-from rlhf.memory_estimate.ppo import _for_a_gpu, _keys_and_values, _layouts
+from rlhf.memory_estimate.ppo import _cast, _keys_and_values, _to_sample_on_a_gpu
 from rlhf.models.kernels import onednn_linear
 from rlhf.ppo.roles import build_roles
 
@@ -24,7 +24,8 @@ def parts_of(lora, half=False, bf16=False):
     args = config()
     args.bf16 = bf16  # a GPU has it, whatever this CPU has
     roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA) if lora else None)
-    return {part.name: part for part in _for_a_gpu(args, roles, 7.0, Sharding(2 if half else 0, 1, half=half))}
+    sharding = Sharding(2 if half else 0, 1, half=half)
+    return {part.name: part for part in _to_sample_on_a_gpu(args, roles, 7.0, sharding) + _cast(args, roles, sharding)}
 
 
 def test_the_shape_of_the_model_is_as_assumed():
@@ -54,13 +55,14 @@ def test_deepspeeds_weights_are_in_that_precision_already():
     assert "frozen weights, cast" not in found
 
 
-def test_on_a_cpu_the_reward_model_beside_adapters_has_layouts_too(monkeypatch):
+def test_frozen_weights_are_cast_by_hand(monkeypatch):
     monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
-    args = config(critic="shared")
-    roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA))
-    trained = onednn_linear.layout_bytes(roles.trained, 4, frozen=True)
-    reward = 4 * (MATRICES - 32 * 400)  # blocks; a head of one number has none
-    assert _layouts(args, roles, adapters=True).weights == 2 * trained + reward
+    blocks = MATRICES - 32 * 400  # of the reward model; a head of one number is computed in float32
+    full, lora = parts_of(False, bf16=True)["frozen weights, cast"], parts_of(True, bf16=True)["frozen weights, cast"]
+    # Without adapters a reference of its own and the reward model, while they score; the trained ones have nothing.
+    assert (full.rollout, full.learning) == (2 * (MATRICES + blocks), 0)
+    # With adapters the bases of policy and critic, which are the reference and the reward model, too.
+    assert (lora.rollout, lora.learning) == (2 * (MATRICES + blocks), 2 * (MATRICES + blocks))
 
 
 def test_the_cache_by_hand():

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.distributed.sharding import numel
@@ -40,26 +39,6 @@ def layout_bytes(model: nn.Module, size: int, frozen: bool = False) -> float:
     return float(size * sum(n for n in weights.values() if n >= _FEWEST))
 
 
-class FrozenLayouts:
-    """Layouts of weights that are never trained, made once and kept: they take their memory a second time, and a
-    third time where there are gradients to pass on."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[nn.Module, _ByLayout]] = {}  # by id of the layer, which is kept so that it has one
-
-    @contextmanager
-    def active(self, *models: nn.Module) -> Iterator[None]:
-        """Inside, the frozen linear layers of models on a CPU compute with their layouts."""
-        places = []
-        for parent, name, layer in _linear_layers(models):
-            if not any(parameter.requires_grad for parameter in layer.parameters()):
-                _, module = self._kept.setdefault(id(layer), (layer, _in_place_of(layer)))
-                module.refresh()
-                places.append((parent, name, layer, module))
-        with _replaced(places):
-            yield
-
-
 @contextmanager
 def decoding_layouts(model: nn.Module) -> Iterator[None]:
     """Inside, all linear layers of a model on a CPU compute with layouts, without gradients; they are made for the
@@ -75,21 +54,12 @@ def decoding_layouts(model: nn.Module) -> Iterator[None]:
 
 
 class _ByLayout(nn.Module):
-    """A linear layer that lays its weight out when a layout is first needed, and keeps it until `refresh`.
+    """A linear layer that lays its weight out when a layout is first needed, and keeps it.
 
     It has the parameters of the layer in whose place it stands, and its hooks. A copy of it is a copy of that layer.
     """
 
-    layouts: dict[tuple[torch.dtype, bool], Tensor]  # by precision, and whether of the transposed weight
-    version: tuple[int, int]  # of the weight that they were made of
-
-    def refresh(self) -> None:
-        """Drop layouts of a weight that has changed since, as after loading."""
-        weight: Any = self._parameters["weight"]
-        # Weights that inference_mode made count no changes, and do not change outside it.
-        version = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if version != self.version:
-            self.version, self.layouts = version, {}
+    layouts: dict[torch.dtype, Tensor]  # by precision
 
     def forward(self, input: Tensor) -> Tensor:
         """float [..., in] -> [..., out], as the layer itself."""
@@ -101,23 +71,20 @@ class _ByLayout(nn.Module):
             plain: Tensor = super().forward(input)
             return plain
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
-        if torch.is_grad_enabled() and input.requires_grad:
-            found: Tensor = _Product.apply(input, bias, self)
-            return found
-        return _product(input, self.layout(dtype), bias)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.layout(dtype), bias, "none", [], "")
+        return found
 
-    def layout(self, dtype: torch.dtype, transposed: bool = False) -> Tensor:
-        """For a product with the weight, or, for gradients, with its transpose."""
-        if (dtype, transposed) not in self.layouts:
+    def layout(self, dtype: torch.dtype) -> Tensor:
+        """For a product with the weight."""
+        if dtype not in self.layouts:
             weight: Any = self._parameters["weight"]
-            out_first = weight.detach().t() if isinstance(self, Conv1D) else weight.detach()
-            rows = (out_first.t() if transposed else out_first).to(dtype)
-            self.layouts[dtype, transposed] = torch.ops.mkldnn._reorder_linear_weight(rows)
-        return self.layouts[dtype, transposed]
+            rows = weight.detach().t() if isinstance(self, Conv1D) else weight.detach()
+            self.layouts[dtype] = torch.ops.mkldnn._reorder_linear_weight(rows.to(dtype))
+        return self.layouts[dtype]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled as the layer itself: the weight of a copy may be trained, which no layout would follow."""
-        state = {name: value for name, value in vars(self).items() if name not in ("layouts", "version")}
+        state = {name: value for name, value in vars(self).items() if name != "layouts"}
         return object.__new__, (Conv1D if isinstance(self, Conv1D) else nn.Linear,), state
 
 
@@ -129,30 +96,11 @@ class OneDNNConv1D(_ByLayout, Conv1D):
     """In place of GPT-2's kind of linear layer, whose weight is [in, out]."""
 
 
-class _Product(torch.autograd.Function):
-    """Through a frozen layer: a gradient for the input, and none for weight and bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: _ByLayout) -> Tensor:
-        ctx.layer = layer
-        return _product(x, layer.layout(x.dtype), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _product(grads[0], ctx.layer.layout(grads[0].dtype, transposed=True), None), None, None
-
-
-def _product(x: Tensor, layout: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, layout, bias, "none", [], "")
-    return found
-
-
 def _in_place_of(layer: nn.Module) -> _ByLayout:
     """A module with the same dicts of parameters and hooks, so that what is set in one is set in both."""
     kind = OneDNNConv1D if isinstance(layer, Conv1D) else OneDNNLinear
     module = kind.__new__(kind)
-    module.__dict__.update(vars(layer), layouts={}, version=(0, 0))
+    module.__dict__.update(vars(layer), layouts={})
     return module
 
 
