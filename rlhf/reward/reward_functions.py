@@ -204,7 +204,7 @@ class FunctionReward:
         A UserError if it does not return B numbers.
         """
         count = len(completions.prompts)
-        texts: list[Any] = [decode_response(self.tokenizer, ids) for ids in completions.said]
+        texts: list[Any] = [decode_response(self.tokenizer, ids, strip=False) for ids in completions.said]
         if not isinstance(completions.prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = sorted(set().union(*completions.columns))

@@ -94,10 +94,13 @@ def check_positions(config: PretrainedConfig, splits: dict[str, list[TokenPair]]
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, args: RewardStageConfig) -> Tensor:
-    """The configured loss on scores, float [B] x2 -> scalar: margin ranking or Bradley-Terry."""
+    """The configured loss on scores, float [B] x2 -> scalar: margin ranking or Bradley-Terry, and what centres them."""
     if args.loss_type == "margin":
-        return pairwise_margin_ranking_loss(chosen.float(), rejected.float(), args.margin)
-    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+        loss = pairwise_margin_ranking_loss(chosen.float(), rejected.float(), args.margin)
+    else:
+        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    centre = args.center_rewards_coefficient
+    return loss if centre is None else loss + centre * ((chosen + rejected) ** 2).mean()
 
 
 class PreferenceTrainer(RewardTrainer):
@@ -138,8 +141,6 @@ class PreferenceTrainer(RewardTrainer):
         chosen, rejected = scores.chunk(2)
         n = len(chosen) if model.training else self._n_valid(len(chosen))
         loss = preference_loss(chosen[:n], rejected[:n], self.args)
-        if self.args.loss_type == "bradley_terry" and self.args.center_rewards_coefficient is not None:
-            loss = loss + self.args.center_rewards_coefficient * ((chosen[:n] + rejected[:n]) ** 2).mean()
         metrics, tokens = self._metrics_of(outputs.logits.detach(), inputs["attention_mask"])
         if model.training:
             seen = loss.detach()

@@ -13,6 +13,7 @@ import tiny
 import torch
 import workers
 import yaml
+from datasets import Dataset
 from limits import HANG
 from tiny_recipe import recipe
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -60,6 +61,33 @@ def test_reward_says_pairs_and_steps(study, monkeypatch, capsys):
     code, said, _ = ask(train_reward.main, monkeypatch, capsys, "--config", folder / "reward.yaml", *where)
     assert code == 0, said
     assert "engine NO, 1 processes\n16 pairs, 2 steps of 8" in said
+
+
+@pytest.mark.parametrize("by_flags", [True, False], ids=["flags", "recipe"])
+def test_columns_of_other_names(study, monkeypatch, capsys, by_flags):
+    """A data set that `datasets` has saved, for pairs and for prompts."""
+    folder, where = study
+    data = str(folder / "data")
+    rows = [{"q": f"What is {i}?", "good": "A number.", "bad": "No."} for i in range(32)]
+    Dataset.from_list(rows).save_to_disk(data)
+    stages = {
+        "reward": (train_reward, "dataset_name", "dataset_columns", ["prompt=q", "chosen=good", "rejected=bad"]),
+        "ppo_full": (train_ppo, "prompt_dataset", "prompt_columns", ["prompt=q"]),
+    }
+    found = []
+    for stage, (script, source, field, columns) in stages.items():
+        given = [f"--{source}", data, f"--{field}", *columns] if by_flags else []
+        if not by_flags:
+            recipe(folder.with_name(stage), **{stage: {source: data, field: columns}})
+        file = (folder if by_flags else folder.with_name(stage)) / f"{stage}.yaml"
+        run = ["--run", {"reward": "other"}.get(stage, "tiny"), *where[2:]]
+        code, said, errors = ask(script.main, monkeypatch, capsys, "--config", file, *run, *given)
+        assert (code, errors) == (0, []), said
+        found.append(said)
+    assert "layout_prompt_text 32" in found[0]
+    assert "16 pairs, 2 steps of 8" in found[0]
+    assert "layout_prompt_text 32" in found[1]
+    assert "3 PPO steps" in found[1]
 
 
 @pytest.mark.parametrize("stage", ["ppo_full", "ppo_lora"])

@@ -290,8 +290,8 @@ LINES = [
     ),
     Mutant(
         "reward/trainer.py",
-        'if self.args.loss_type == "bradley_terry" and self.args.center_rewards_coefficient is not None:',
-        "if False:",
+        "return loss if centre is None else loss + centre * ((chosen + rejected) ** 2).mean()",
+        "return loss",
         "reward/test_trainer.py",
     ),
     Mutant(

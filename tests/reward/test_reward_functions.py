@@ -44,12 +44,14 @@ def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
     out = collect(run)
     assert seen["prompts"] == [row["prompt"] for row in TEXTS]
     assert seen["ids"] == out.responses
-    assert seen["completions"] == [
-        run.processing_class.decode(r, skip_special_tokens=True).strip() for r in out.responses
-    ]
+    assert seen["completions"] == [run.processing_class.decode(r, skip_special_tokens=True) for r in out.responses]
     assert seen["columns"] == {"topic": ["t0", "t1", "t2", "t3"], "weight": [0, 1, 2, 3]}
     assert out.reward_names == ["keep"]
     assert out.raw_score.tolist() == [1.5] * 4
+    text = "\n said \n"  # white space stays, as in TRL
+    ids = run.processing_class(text)["input_ids"]
+    run.rewards[0](Completions(["x"], [[5]], [ids], [False], [{}]))
+    assert seen["completions"] == [text]
 
 
 def test_conversations_are_answered_by_messages(tmp_path):
