@@ -118,6 +118,7 @@ def rlhf(run: work.Run, folder: str, kind: Any = None, callbacks: Sequence[Train
         # Of the last step; generation is bound by memory, too.
         "flops": {name: trainer.work[-1][name].ideal_seconds * trainer.meter.peak for name in ("score", "learn")},
         "floors": {name: one.ideal_seconds for name, one in trainer.work[-1].items()},  # seconds of the last step
+        "computed": {name: one.computed for name, one in trainer.work[-1].items()},  # token positions, with padding
         "perf": {name: x for name, x in log[-1].items() if name.startswith("perf/")},
     }
     return _result(clock, rows, counts, before)

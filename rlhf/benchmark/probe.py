@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -92,7 +92,7 @@ class _MarkedTimer(PhaseTimer):
             yield
 
 
-class _Marked(PPOTrainer):
+class MarkedTrainer(PPOTrainer):
     """A trainer with marked phases."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -100,7 +100,7 @@ class _Marked(PPOTrainer):
         self.timer = _MarkedTimer(self.accelerator.device)
 
 
-class _Profiled(TrainerCallback):
+class SecondStep(TrainerCallback):
     """Profiles the second step; the first one warms up."""
 
     def __init__(self, profiler: AbstractContextManager[Any]) -> None:
@@ -123,7 +123,7 @@ def profiled(given: dict[str, Any]) -> dict[str, Any]:
     there = torch.cuda.is_available()
     profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if there else [])])
     with tempfile.TemporaryDirectory() as folder:
-        result = ppo.rlhf(read_run(given), folder, _Marked, [_Profiled(profiler)])
+        result = ppo.rlhf(read_run(given), folder, MarkedTrainer, [SecondStep(profiler)])
     events = profiler.events() or []
     sort = "self_device_time_total" if there else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=sort, row_limit=_ROWS, max_name_column_width=70)
@@ -139,13 +139,17 @@ def calls_by_phase(events: list[tuple[str, float, float]], cuda: bool) -> dict[s
 
     On CUDA: launches, waits, and other calls by name; on a CPU: operations.
     """
-    marks = [(name.removeprefix(_MARK), start, end) for name, start, end in events if name.startswith(_MARK)]
-    found: dict[str, Counter[str]] = {name: Counter() for name in [*dict.fromkeys(m[0] for m in marks), "rest"]}
-    for name, start, _ in events:
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (name, _, _), phase in zip(events, phases(events), strict=True):
         if kind := _kind(name, cuda):
-            phase = next((mark for mark, begin, end in marks if begin <= start <= end), "rest")
             found[phase][kind] += 1
     return {phase: dict(sorted(counts.items())) for phase, counts in found.items()}
+
+
+def phases(events: list[tuple[str, float, float]]) -> list[str]:
+    """(name, start, end) of each event -> the phase of a `MarkedTrainer` that it is in; `rest` for none."""
+    marks = [(name.removeprefix(_MARK), start, end) for name, start, end in events if name.startswith(_MARK)]
+    return [next((mark for mark, begin, end in marks if begin <= start <= end), "rest") for _, start, _ in events]
 
 
 def _kind(name: str, cuda: bool) -> str | None:

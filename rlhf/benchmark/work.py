@@ -62,6 +62,7 @@ class Run:
     seed: int = 0
     precision: str = "default"  # fp32, bf16, or each side's default
     rank: int = 8  # of LoRA
+    on_cpu: bool = False  # also where there is a GPU
 
 
 def prompt_lengths(n: int, seed: int) -> list[int]:
@@ -161,7 +162,7 @@ def lora_of(names: tuple[str, ...], rank: int) -> LoraConfig:
 def precision(run: Run) -> dict[str, Any]:
     """Device and precision arguments for both sides."""
     given = {} if run.precision == "default" else {"bf16": run.precision == "bf16"}
-    return given | {"use_cpu": not torch.accelerator.is_available()}
+    return given | {"use_cpu": run.on_cpu or not torch.accelerator.is_available()}
 
 
 def settings(run: Run, folder: str) -> dict[str, Any]:

@@ -12,7 +12,11 @@ RESULT = "RESULT "
 
 
 def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
-    """side: rlhf, or trl (for evaluation: plain transformers)."""
+    """side: rlhf, trl (for evaluation: plain transformers), or counts, of what rlhf computes."""
+    if side == "counts":
+        from rlhf.benchmark import counts
+
+        return counts.counted(run, folder)
     ours = side == "rlhf"
     if run.work.startswith("ppo"):
         from rlhf.benchmark import ppo

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from rlhf.benchmark.compare import compare, table
+from rlhf.benchmark.counts import all_counts, check_growth, counts_table
 from rlhf.benchmark.growth import growth, growth_table
 from rlhf.benchmark.predict import gpu_of, predict, prediction_table
 from rlhf.benchmark.work import SHAPES
@@ -27,6 +28,14 @@ def main() -> None:
         if config.output:
             write_json(Path(config.output), prediction)
         return
+    if config.quick:
+        found = all_counts()
+        screen.to_copy(counts_table(found))
+        if config.output:
+            write_json(Path(config.output), found)
+        else:
+            check_growth(found)
+        return
     if config.growth:
         series = growth(config.shape or "seed", config.precision, screen.say)
         screen.to_copy(growth_table(series))
@@ -34,12 +43,12 @@ def main() -> None:
             write_json(Path(config.output), {"growth": series})
         return
     given = {name: getattr(config, name) for name in ("shape", "work", "precision", "steps")}
-    found = compare(given, config.pairs, Path(config.trl).resolve() if config.trl else None)
-    screen.to_copy(table(found))
+    compared = compare(given, config.pairs, Path(config.trl).resolve() if config.trl else None)
+    screen.to_copy(table(compared))
     if config.output:
-        write_json(Path(config.output), found)
+        write_json(Path(config.output), compared)
     else:
-        screen.to_copy(json.dumps(found))
+        screen.to_copy(json.dumps(compared))
 
 
 if __name__ == "__main__":

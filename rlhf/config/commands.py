@@ -104,6 +104,9 @@ class BenchmarkConfig:
     pairs: int = help_text("runs of each side, in turn", 3)
     steps: int = help_text("steps per run; the first is not counted", 2)
     trl: str | None = help_text("folder with TRL 1.12, needed for PPO; default: none")
+    quick: bool = help_text(
+        "instead: count what steps of shape tiny compute; an error if a count has grown by 5 % (half a minute)", False
+    )
     growth: bool = help_text("instead: this trainer's time and memory as the work grows", False)
     predict: str | None = help_text(
         "instead: predict a step's time on a GPU: h100, h200, a100, or a JSON file of one's figures; default: no"
@@ -128,7 +131,7 @@ class BenchmarkConfig:
         if self.pairs < 1 or self.steps < 2:
             raise UserError(f"pairs, steps: expected at least 1 and 2, found {self.pairs} and {self.steps}")
         there = self.trl and (Path(self.trl) / "trl" / "experimental" / "ppo").is_dir()
-        if self.work.startswith("ppo") and not there and not self.growth and self.predict is None:
+        if self.work.startswith("ppo") and not there and not (self.growth or self.quick) and self.predict is None:
             raise UserError(
                 "trl: expected a folder made by `pip install --no-deps --target DIR trl==1.12.0`, "
                 f"found {self.trl or 'none'}"
