@@ -134,13 +134,12 @@ def _to_sample_on_a_gpu(args: PPOConfig, roles: Roles, keys_and_values: float, s
 
 
 def _cast(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
-    """Frozen weights as autocast reads them, cast once per phase: of what is trained, and while scoring of others."""
+    """Weights as autocast reads them: all in scoring, in learning those that autograd does not save itself."""
     if _half(args, sharding) is None:
         return []
-    trained = 2 * layout_bytes(roles.trained, 1, frozen=True)
     frozen = [role.model for role in (roles.reference, roles.reward) if role is not None and not role.shared]
-    others = sum(2 * layout_bytes(model, 1) for model in frozen)
-    return [Part("frozen weights, cast", rollout=trained + others, learning=trained)]
+    scoring = sum(2 * layout_bytes(model, 1) for model in (roles.trained, *frozen))
+    return [Part("weights, cast", rollout=scoring, learning=2 * layout_bytes(roles.trained, 1, frozen=True))]
 
 
 def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:

@@ -46,23 +46,25 @@ def test_in_float32_it_holds_what_is_adapted_and_nothing_is_cast():
     assert parts_of(False)["copy to sample from"].weights == 0
     found = parts_of(True)
     assert found["copy to sample from"].weights == 4 * 2 * 3 * 32 * 32  # query, key and value, fused again
-    assert "frozen weights, cast" not in found
+    assert "weights, cast" not in found
 
 
 def test_deepspeeds_weights_are_in_that_precision_already():
     found = parts_of(False, half=True, bf16=True)
     assert found["copy to sample from"].weights == 0
-    assert "frozen weights, cast" not in found
+    assert "weights, cast" not in found
 
 
-def test_frozen_weights_are_cast_by_hand(monkeypatch):
+def test_weights_that_are_cast_by_hand(monkeypatch):
     monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
     blocks = MATRICES - 32 * 400  # of the reward model; a head of one number is computed in float32
-    full, lora = parts_of(False, bf16=True)["frozen weights, cast"], parts_of(True, bf16=True)["frozen weights, cast"]
-    # Without adapters a reference of its own and the reward model, while they score; the trained ones have nothing.
-    assert (full.rollout, full.learning) == (2 * (MATRICES + blocks), 0)
-    # With adapters the bases of policy and critic, which are the reference and the reward model, too.
-    assert (lora.rollout, lora.learning) == (2 * (MATRICES + blocks), 2 * (MATRICES + blocks))
+    full, lora = parts_of(False, bf16=True)["weights, cast"], parts_of(True, bf16=True)["weights, cast"]
+    # Without adapters policy, critic, a reference of its own and the reward model, while they score.
+    assert (full.rollout, full.learning) == (2 * 2 * (MATRICES + blocks), 0)
+    # With adapters the bases of policy and critic, which are the reference and the reward model, too. Adapters, of rank
+    # 2 on two layers of each block of both, are trained.
+    adapters = 2 * 2 * 2 * 2 * (32 + 32)
+    assert (lora.rollout, lora.learning) == (2 * (MATRICES + blocks + adapters), 2 * (MATRICES + blocks))
 
 
 def test_the_cache_by_hand():
