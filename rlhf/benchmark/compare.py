@@ -6,13 +6,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf.benchmark.work import PAIRS, SHAPES
-from rlhf.benchmark.worker import RESULT
+from rlhf.benchmark.work import ENDLESS, PAIRS, RESULT, SHAPES, WORKS
 from rlhf.errors import UserError
 from rlhf.perf.hardware import device_name, matmul_peak, memory_bandwidth
 
@@ -39,6 +39,17 @@ def run_side(side: str, given: dict[str, Any], trl: Path | None, limit: float = 
         raise UserError(f"benchmark: expected a result of {side} on {given['shape']}, found: {last}")
     found: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
     return found
+
+
+def all_counts() -> dict[str, Any]:
+    """`versions`, and `counts`: those of each work of shape tiny by name, of PPO by phase. A process for each work."""
+    counts: dict[str, Any] = {}
+    for work in WORKS:
+        # Responses of full length: how long others are depends on the last bits of a machine.
+        given = {"shape": "tiny", "work": work, "precision": "fp32", "on_cpu": True}
+        counts |= run_side("counts", given | {"change": {"mean_response": ENDLESS}}, None)
+    versions = {"torch": version("torch").split("+")[0], "transformers": version("transformers")}
+    return {"versions": versions, "counts": counts}
 
 
 def compare(given: dict[str, Any], pairs: int, trl: Path | None) -> dict[str, Any]:

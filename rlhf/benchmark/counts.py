@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from rlhf.benchmark import others, ppo
-from rlhf.benchmark.compare import run_side
 from rlhf.benchmark.probe import MarkedTrainer, SecondStep, phases
-from rlhf.benchmark.work import ENDLESS, WORKS, Run
+from rlhf.benchmark.work import Run
 from rlhf.errors import UserError
 
 STORED = Path(__file__).with_name("counts.json")
@@ -22,17 +19,6 @@ MOST_GROWTH = 0.05
 # Of a work, or a phase of one: operations of PyTorch, FLOPs of matrix products, bytes that were allocated, passes of a
 # model's trunk, and of PPO the token positions that were computed, padding included.
 Counts = dict[str, float]
-
-
-def all_counts() -> dict[str, Any]:
-    """`versions`, and `counts`: those of each work of shape tiny by name, of PPO by phase. A process for each work."""
-    counts: dict[str, Counts] = {}
-    for work in WORKS:
-        # Responses of full length: how long others are depends on the last bits of a machine.
-        given = {"shape": "tiny", "work": work, "precision": "fp32", "on_cpu": True}
-        counts |= run_side("counts", given | {"change": {"mean_response": ENDLESS}}, None)
-    versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-    return {"versions": versions, "counts": counts}
 
 
 def counted(run: Run, folder: str) -> dict[str, Counts]:

@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from rlhf import PPOTrainer
 from rlhf.benchmark import ppo
-from rlhf.benchmark.worker import RESULT, read_run
+from rlhf.benchmark.work import RESULT, read_run
 from rlhf.perf.hardware import matmul_peak, memory_bandwidth
 from rlhf.ppo.trainer import PhaseTimer
 
@@ -139,8 +139,9 @@ def calls_by_phase(events: list[tuple[str, float, float]], cuda: bool) -> dict[s
 
     On CUDA: launches, waits, and other calls by name; on a CPU: operations.
     """
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for (name, _, _), phase in zip(events, phases(events), strict=True):
+    there = phases(events)
+    found: dict[str, Counter[str]] = {phase: Counter() for phase in [*there, "rest"]}
+    for (name, _, _), phase in zip(events, there, strict=True):
         if kind := _kind(name, cuda):
             found[phase][kind] += 1
     return {phase: dict(sorted(counts.items())) for phase, counts in found.items()}

@@ -1,7 +1,7 @@
 """The timed work: models, prompts of realistic lengths, and the settings that both sides share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ SHAPES = {
 }
 ENDLESS = 10**9  # a mean_response with which every response has maximum length
 PAIRS = 8  # per optimizer step of reward training
+RESULT = "RESULT "  # what a process of its own prints before its result, as JSON
 WORKS = ("ppo_full", "ppo_lora", "reward", "evaluation")
 
 
@@ -63,6 +64,13 @@ class Run:
     precision: str = "default"  # fp32, bf16, or each side's default
     rank: int = 8  # of LoRA
     on_cpu: bool = False  # also where there is a GPU
+
+
+def read_run(given: dict[str, Any]) -> Run:
+    """A Run from its fields: the shape's name, and changed fields of the shape under `change`."""
+    rest = dict(given)
+    shape = replace(SHAPES[rest.pop("shape")], **rest.pop("change", {}))
+    return Run(shape, **rest)
 
 
 def prompt_lengths(n: int, seed: int) -> list[int]:

@@ -3,12 +3,10 @@
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from typing import Any
 
 from rlhf.benchmark import work
-
-RESULT = "RESULT "
+from rlhf.benchmark.work import RESULT, read_run
 
 
 def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
@@ -25,13 +23,6 @@ def result(side: str, run: work.Run, folder: str) -> dict[str, Any]:
     from rlhf.benchmark import others
 
     return (others.reward if run.work == "reward" else others.evaluation)(run, folder, ours)
-
-
-def read_run(given: dict[str, Any]) -> work.Run:
-    """A Run from its fields: the shape's name, and changed fields of the shape under `change`."""
-    rest = dict(given)
-    shape = replace(work.SHAPES[rest.pop("shape")], **rest.pop("change", {}))
-    return work.Run(shape, **rest)
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ DIR holds the last TRL release with a PPOTrainer: pip install --no-deps --target
 import json
 from pathlib import Path
 
-from rlhf.benchmark.compare import compare, table
-from rlhf.benchmark.counts import all_counts, check_growth, counts_table
+from rlhf.benchmark.compare import all_counts, compare, table
+from rlhf.benchmark.counts import check_growth, counts_table
 from rlhf.benchmark.growth import growth, growth_table
 from rlhf.benchmark.predict import gpu_of, predict, prediction_table
 from rlhf.benchmark.work import SHAPES

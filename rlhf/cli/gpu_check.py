@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from rlhf.benchmark.compare import PHASES, run_side, seconds
-from rlhf.benchmark.work import ENDLESS, MAX_PROMPT
-from rlhf.benchmark.worker import RESULT
+from rlhf.benchmark.work import ENDLESS, MAX_PROMPT, RESULT
 from rlhf.cli.parsing import parse
 from rlhf.cli.script import run_script
 from rlhf.config import GpuCheckConfig

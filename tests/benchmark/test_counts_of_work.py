@@ -8,8 +8,7 @@ import torch
 import transformers
 
 from rlhf.benchmark import counts
-from rlhf.benchmark.work import ENDLESS
-from rlhf.benchmark.worker import read_run
+from rlhf.benchmark.work import ENDLESS, read_run
 from rlhf.errors import UserError
 
 STORED = json.loads(counts.STORED.read_text(encoding="utf-8"))

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_ppo
 import workers
 from limits import HANG
+from recorded import different
 from tiny_recipe import recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -68,6 +72,33 @@ def test_data_counts_are_in_run_json(run):
     assert (counts["split_train"], counts["split_validation"], counts["split_test"]) == (16, 8, 8)
     prompts = json.loads((run[1] / "ppo_full" / "run.json").read_text())["data"]["prompts"]
     assert (prompts["deleted"], prompts["other_language"], prompts["duplicate"]) == (3, 5, 2)
+
+
+CHANGES = re.compile(r"/(path|\w+_runtime|\w+_per_second): ")  # from run to run
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """All that a run's files say of training and evaluation, but times and paths."""
+
+    def rows(path: Path) -> list[Any]:
+        return [tiny_ppo.timeless(json.loads(line)) for line in path.read_text().splitlines()]
+
+    found: dict[str, Any] = {f"{stage} metrics": rows(folder / stage / "metrics.jsonl") for stage in STAGES[:4]}
+    for stage in ("reward", "reward_gold", "evaluation"):
+        found[f"{stage} evaluation"] = json.loads((folder / stage / "evaluation.json").read_text())
+    for name in ("responses", "rating_responses"):
+        found[name] = rows(folder / "evaluation" / f"{name}.jsonl")
+    return found
+
+
+def test_its_numbers_are_those_recorded(run):
+    """Where they are meant to change: remove the file, run this twice, and look at what changed."""
+    recorded, found = Path(__file__).with_suffix(".json"), numbers(run[1])
+    if not recorded.exists():
+        recorded.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        pytest.fail(f"{recorded.name} is written anew")
+    wrong = different(found, json.loads(recorded.read_text(encoding="utf-8")), 1e-2)
+    assert [line for line in wrong if not CHANGES.search(line)] == []
 
 
 def test_what_was_saved_loads_with_plain_transformers(run):
