@@ -234,7 +234,8 @@ def test_what_each_stage_spreads():
 def test_the_peak_is_what_is_there_at_once():
     parts = [Part("policy", 5, 10, 5), Part("activations", rollout=3, learning=7), Part("merged", saving=6)]
     assert peak(parts, 1, keeps_freed=False) == 1 + 15 + 12
-    assert peak(parts, 1, keeps_freed=True) == 1 + 15 + 12 + 6
+    # Half of the rollout's memory is in pieces that the update cannot use.
+    assert peak(parts, 1, keeps_freed=True) == 1 + 15 + 12 + 1.5 + 6
 
 
 @pytest.mark.slow
