@@ -147,7 +147,7 @@ def test_a_pair_in_each_layout(tmp_path: Path, row: dict[str, Any], layout: str,
     assert prompt.messages == turns
     if layout == "two_responses":  # without a preference it is no pair
         which = next(name for name in ("better_response_id", "winner", "preference", "chosen") if name in row)
-        for tie in (None, "", "tie (bothbad)"):
+        for tie in (None, "", "tie (bothbad)", "Tie"):
             counts = load_pairs(written(tmp_path, row, row | {which: tie}))[1]
             assert (counts["rows"], counts["kept"], counts["no_preference"]) == (2, 1, 1)
 

@@ -84,6 +84,20 @@ def test_every_model_needs_positions_for_prompt_and_response(role):
         respond("base", policy, tokenizer, judge, prompts, config, [tokenizer.eos_token_id], gold=gold)
 
 
+def test_what_the_template_writes_counts_for_a_reward_model_too(tmp_path):
+    """200 words more, in its template alone: with 100 tokens of response they are more than its 256 positions."""
+    own = tiny.gpt2_tokenizer()
+    own.chat_template = "{{ more }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tiny.gpt2_reward().save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    judge, tokenizer = GPT2ForSequenceClassification.from_pretrained(tmp_path), prepare_tokenizer(tiny.chat_tokenizer())
+    prompts = [TextPrompt(prompt_id="p", tree_id="t", text="of")]
+    options = {"eval_response_length": 100, "chat_template_kwargs": {"more": "of " * 200}}
+    config = EvaluationConfig(base_model="unused", **options)
+    with pytest.raises(UserError, match=r"^eval_response_length: .* fit the 256 positions of the reward model"):
+        respond("base", tiny.llama(), tokenizer, judge, prompts, config, [tokenizer.eos_token_id])
+
+
 @pytest.mark.parametrize("gold", [False, True], ids=["first", "second"])
 def test_a_score_that_is_not_finite_is_named(gold):
     """At once, and not after all models have answered: no mean or interval could be had."""

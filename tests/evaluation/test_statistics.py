@@ -282,3 +282,10 @@ def test_kl_per_token_is_of_all_tokens_not_a_mean_of_means() -> None:
     ]
     full = summarise(rows, ["base", "full"], 0.95, 0)["models"]["full"]
     assert (full["kl"], full["kl_per_token"]) == (2.5, 0.5)
+
+
+def test_the_effect_of_ending_is_that_of_all_models() -> None:
+    scores = {"base": (3.0, 3.0, 1.0, 1.0), "full": (8.0, 8.0, 4.0, 4.0)}  # two ended ones, and two that were cut
+    rows = [row(str(i), m, score, eos=i < 2) for m, found in scores.items() for i, score in enumerate(found)]
+    ending = summarise(rows, ["base", "full"], 0.95, 0)["ending"]
+    assert (ending["ended"], ending["truncated"], ending["difference"]) == (4, 4, 3.0)  # of 2 and 4

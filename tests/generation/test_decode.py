@@ -50,6 +50,7 @@ def test_a_stream_depends_on_seed_step_and_prompt_only():
     assert torch.equal(uniforms(3, 7, ["c", "a"], 5), whole[[2, 0]])
     for other in (uniforms(4, 7, ["a"], 5), uniforms(3, 8, ["a"], 5), uniforms(3, 7, ["x"], 5)):
         assert not torch.equal(other[0], whole[0])
+    assert len(uniforms(3, 7, list(map(str, range(1000))), 2).unique(dim=0)) == 1000
 
 
 def test_inverse_cdf_by_hand():

@@ -183,6 +183,9 @@ def test_what_cannot_be_copied_is_sampled_as_it_is():
     two.add_adapter("other", LORA)
     two.base_model.set_adapter(["default", "other"])
     assert not can_copy(two)
+    merged = adapted(tiny.llama)
+    merged.merge_adapter()  # adding it to the weights once more would count it twice
+    assert not can_copy(merged)
 
 
 def test_memory_of_other_ends_is_not_used_again():
@@ -193,4 +196,16 @@ def test_memory_of_other_ends_is_not_used_again():
         with torch.no_grad():
             rows, _ = decoder.decode(model, PROMPTS, u, ends, 0.9, inverse_cdf)
         expected = generate(model, PROMPTS, u, ends, 0.9)
+        assert [row[: len(other)] for row, other in zip(rows, expected, strict=True)] == expected
+
+
+def test_rows_that_make_up_the_number_stay_within_the_models_positions():
+    """Three of eight rows are nobody's, and count on for 40 steps in each batch."""
+    model, decoder = tiny.gpt2().eval(), StaticDecoder(capture)
+    model.transformer.wpe = torch.nn.Embedding(64, 32)
+    u = uniforms(0, 1, [str(i) for i in range(5)], 40)
+    for _ in range(2):
+        with torch.no_grad():
+            rows, _ = decoder.decode(model, PROMPTS, u, [399], 0.9, inverse_cdf)
+        expected = generate(model, PROMPTS, u, [399], 0.9)
         assert [row[: len(other)] for row, other in zip(rows, expected, strict=True)] == expected

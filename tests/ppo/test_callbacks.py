@@ -113,12 +113,12 @@ def test_several_evaluation_sets_have_their_own_names(tmp_path):
 
 
 def test_completions_over_the_whole_set_and_over_one_batch(tmp_path):
-    run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, per_device_eval_batch_size=2)
+    run = trainer(tmp_path, given={"eval_dataset": UNSEEN}, per_device_eval_batch_size=3)
     rows = run.generate_completions()
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in UNSEEN]
     assert {"response", "score"} <= set(rows[0])
     assert [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()] == rows
-    assert run.generate_completions(sampling=True) == rows[:2]
+    assert run.generate_completions(sampling=True) == rows[:3]
 
 
 def test_without_an_evaluation_set_it_says_so(tmp_path):

@@ -11,8 +11,9 @@ from torch import tensor
 from rlhf.ppo import metrics
 from rlhf.ppo.advantages import Advantages
 from rlhf.ppo.learner import Statistics, Update
-from rlhf.ppo.metrics import metrics_row, rollout_means, rollout_sums
+from rlhf.ppo.metrics import logged_means, metrics_row, rollout_means, rollout_sums
 from rlhf.ppo.rollout import Rollout
+from rlhf.reward.calls import Logged
 
 ARGS = config(missing_eos_penalty=1.5, kl_estimator="k1")
 # KL of the tokens of test_rollout's responses: 0.5, 0, -1; 2; 0, 0.5. Together 2, and 2.066679 by k3.
@@ -206,3 +207,9 @@ def test_a_spread_that_is_small_beside_the_mean_is_not_lost(alone):
     for name in ("objective/scores_std", "rewards/judge/std"):
         assert row[name] == pytest.approx((2 / 3) ** 0.5, abs=1e-4)
     assert row["objective/returns_std"] == pytest.approx(1.0, abs=1e-4)  # of 1, 1, 1, 3, 3, 3 more
+
+
+def test_what_functions_log_is_a_mean_over_all_batches():
+    batches = [Logged({"right": [1.0, 3.0]}), Logged({"right": [8.0], "once": [5.0]}), Logged()]
+    assert logged_means(3, batches) == {"right": 4.0, "once": 5.0}
+    assert logged_means(0, []) == {}

@@ -56,6 +56,7 @@ def test_clip_comes_last():
     one = scaler(score_clip=1.5)
     one.fit(tensor([1.0, 3.0]), ALL, alone)
     assert_close(one(tensor([5.0, 1.0]), ALL, alone), tensor([1.5, -1.0]))
+    assert_close(one(tensor([-3.0, 3.0]), ALL, alone), tensor([-1.5, 1.0]))
 
 
 def test_moments_are_those_of_all_ranks():
@@ -75,8 +76,8 @@ def test_a_checkpoint_brings_it_back():
     assert_close(other(batch, ALL, alone), one(batch, ALL, alone))
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, 0.3])
-@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("value", [0.0, -1.0, 0.3, 0.1])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_equal_scores_have_no_scale(value, rows):
     """Nothing is divided by a deviation of 0, or by what rounding leaves of one, until there is a spread."""
     equal, all_rows = torch.full((rows,), value), torch.ones(rows, dtype=torch.bool)

@@ -99,3 +99,4 @@ def test_a_stop_token_that_is_text_stays_in_it(tmp_path):
     scored = run.collector.score(run.prompts[:1], [[40, 20]], torch.ones(1, dtype=torch.bool))
     assert seen == [run.processing_class.decode([40]) + dot]
     assert [text[-3:] for passes in scored.passes.values() for text in passes.texts] == [[40, 20, 2]]
+    assert run.collector.text([40, 20]) == seen[0]  # for readers, too

@@ -117,6 +117,16 @@ def test_sample_size_by_hand():
     pairs = {(p["of"], p["over"]): p for p in result(value)["pairs"]}
     assert pairs["full", "base"]["prompts_needed"] == 105
 
+    # Of two raters one gives 2 more, or as much, and one as much, or 2 less: their means on the prompts are the same.
+    def up(item, criterion):
+        return 3 + (item["model"] == "full") * (2 if item["prompt_id"] in ("p0", "p2", "p4") else 0)
+
+    def down(item, criterion):
+        return 3 - (item["model"] == "full") * (0 if item["prompt_id"] in ("p0", "p2", "p4") else 2)
+
+    pairs = {(p["of"], p["over"]): p for p in result(up, down)["pairs"]}
+    assert pairs["full", "base"]["prompts_needed"] == 105
+
 
 def test_prompts_are_resampled_and_not_ratings():
     """On each prompt one rater prefers full and one base: every sample of prompts says one half."""

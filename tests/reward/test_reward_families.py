@@ -202,6 +202,15 @@ def test_a_model_of_another_family_is_found_by_the_tokenizer_in_its_folder(tmp_p
     assert_close(out.raw_score, by_hand(model, prepare_tokenizer(tokenizer), run, out), atol=1e-5, rtol=0)
 
 
+def test_the_critic_starts_from_a_reward_model_only_if_it_reads_the_policys_tokens(tmp_path):
+    other = saved(tmp_path / "judge", tiny.gpt2_reward(), tiny.gpt2_tokenizer())
+    critic = trainer(tmp_path, "llama", reward=[other, tiny.llama_reward(8)]).roles.trained.critic
+    assert torch.equal(critic.score.weight, tiny.llama_reward(8).score.weight)
+    critic = trainer(tmp_path, "llama", reward=other).roles.trained.critic
+    assert critic.config.model_type == "llama"
+    assert not critic.score.weight.any()
+
+
 def test_a_folder_with_the_policys_tokenizer_and_a_pad_token_of_its_own_is_the_same_family(tmp_path):
     judge = tiny.chat_tokenizer()
     give_distinct_pad(judge)

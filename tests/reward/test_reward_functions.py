@@ -14,7 +14,7 @@ from transformers import LlamaForSequenceClassification
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
 from rlhf.reward import tokenizers
-from rlhf.reward.reward_functions import Completions, TokenReward
+from rlhf.reward.reward_functions import Completions, FunctionReward, TokenReward
 from rlhf.reward.scoring import score_rows, score_tokens
 from rlhf.reward.tokenizers import same_vocabulary
 
@@ -52,6 +52,19 @@ def test_a_function_sees_prompts_completions_ids_and_columns(tmp_path):
     ids = run.processing_class(text)["input_ids"]
     run.rewards[0](Completions(["x"], [[5]], [ids], [False], [{}]))
     assert seen["completions"] == [text]
+
+
+def test_a_column_that_some_rows_lack_is_none_there():
+    seen = []
+
+    def keep(prompts, topic, **_):
+        seen.extend(topic)
+        return [0.0] * len(prompts)
+
+    columns = [{}, {"topic": "b"}]
+    completions = Completions(["x", "y"], [[5], [6]], [[7], [8]], ended=[False, False], columns=columns)
+    FunctionReward("keep", keep, tiny.gpt2_tokenizer())(completions)
+    assert seen == [None, "b"]
 
 
 def test_conversations_are_answered_by_messages(tmp_path):

@@ -53,6 +53,7 @@ def test_a_run_that_saves_only_models_resumes_where_it_was_told_to_stop(train): 
     train("whole", {}, **options)
     cut, _ = train("cut", {5: stop}, **options)
     assert cut.state.global_step == 5
+    assert (train.folder / "cut" / "checkpoint-5" / "optimizer.pt").is_file()  # without, it would begin anew
     again, _ = train("cut", **options)
     assert again.state.global_step == 8
     assert timeless(train.folder / "cut" / "metrics.jsonl") == timeless(train.folder / "whole" / "metrics.jsonl")

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlhf.config import PPOConfig
 from rlhf.tracking import recorder as tracking
-from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, one_tracker_run, write_summary
+from rlhf.tracking.recorder import Recorder, keep_events, keep_rows, load_rows, one_tracker_run, write_summary
 from rlhf.tracking.skipped_updates import Skips, skip_line
 
 
@@ -198,6 +198,20 @@ def test_a_row_cut_inside_a_character_goes_and_the_others_stay_as_they_are(tmp_p
     path.write_bytes(b"\n".join([*rows, torn]))
     keep_rows(path, 2)
     assert path.read_bytes() == b"\n".join([*rows, b""])
+
+
+def test_rows_of_a_checkpoint_take_the_place_of_all_that_are_there(tmp_path):
+    """Those of another history, too: a file that the checkpoint does not have goes."""
+    folder, checkpoint = tmp_path / "run", tmp_path / "step-2"
+    for place, files in ((folder, ("metrics", "warnings")), (checkpoint, ("metrics", "samples"))):
+        place.mkdir()
+        for name in files:
+            (place / f"{name}.jsonl").write_text(f'{{"step": 1, "of": "{place.name}"}}\n')
+    load_rows(folder, checkpoint)
+    assert {path.name: json.loads(path.read_text())["of"] for path in folder.iterdir()} == {
+        "metrics.jsonl": "step-2",
+        "samples.jsonl": "step-2",
+    }
 
 
 def test_events_are_on_the_disk_before_they_take_the_place_of_the_old_ones(tmp_path, monkeypatch):
