@@ -11,8 +11,9 @@ from torch.nn.functional import linear
 from transformers import TrainingArguments
 
 from rlhf.distributed.collectives import from_main, join_processes
-from rlhf.distributed.devices import check_device_count, cpu_is_asked_for, process_count
-from rlhf.distributed.launch import launcher_precision
+from rlhf.distributed.devices import check_processes, cpu_is_asked_for, process_count
+from rlhf.distributed.launch import launcher_precision, wants_deepspeed
+from rlhf.distributed.offload import warn_of_locks
 from rlhf.errors import UserError
 from rlhf.file_types import Precision
 
@@ -81,11 +82,13 @@ def _bf16(use_cpu: bool) -> tuple[bool, str]:
 def choose_hardware(args: TrainingArguments) -> None:
     """Set use_cpu if there is no accelerator, and the precision: by settings, else by launcher, else the faster.
 
-    On a CPU rank 0 measures for all ranks. A UserError if processes would have to share a device.
+    On a CPU rank 0 measures for all ranks. A UserError if processes cannot meet, or would have to share a device.
     """
     if not torch.accelerator.is_available() or cpu_is_asked_for():
         args.use_cpu = True
-    check_device_count(args.use_cpu)
+    check_processes(args.use_cpu)
+    if wants_deepspeed():
+        warn_of_locks()
     _choose_precision(args)
     if args.activation_checkpointing is None:  # the new name of gradient_checkpointing: TRL's is the old one
         args.activation_checkpointing = args.gradient_checkpointing

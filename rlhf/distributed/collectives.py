@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from rlhf.distributed.devices import check_device_count, cpu_is_asked_for
+from rlhf.distributed.devices import check_processes, cpu_is_asked_for
 from rlhf.functional.gae import widest
 
 Answer = TypeVar("Answer")
@@ -30,7 +30,7 @@ def join_processes(timeout: int = 1800, use_cpu: bool = False, backend: str | No
     have to share a device.
     """
     cpu = use_cpu or not torch.accelerator.is_available() or cpu_is_asked_for()
-    check_device_count(cpu)
+    check_processes(cpu)
     return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), backend=backend)
 
 

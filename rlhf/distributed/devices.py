@@ -20,10 +20,18 @@ def cpu_is_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def check_device_count(use_cpu: bool) -> None:
-    """A UserError if more processes were started on this machine than it has devices."""
+def check_processes(use_cpu: bool) -> None:
+    """A UserError for several processes that do not know how to meet, or have to share this machine's devices."""
     import torch  # not above: the help of commands does without
 
+    needed = ("RANK", "MASTER_ADDR") if use_cpu else ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    unset = [name for name in needed if not os.environ.get(name)]
+    if process_count() > 1 and unset:
+        raise UserError(
+            f"processes: WORLD_SIZE is {process_count()}, but {' and '.join(unset)} not set: start the script with "
+            "accelerate launch, or set RANK to each process's number, and MASTER_ADDR and MASTER_PORT to where "
+            "process 0 listens"
+        )
     processes = local_process_count()
     if use_cpu or not torch.accelerator.is_available():
         return

@@ -1,10 +1,13 @@
 """Optimizer states in main memory (ZeRO-Offload): the optimizers that support it, and compiling them."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Adagrad, Adam, AdamW, Optimizer
 from transformers.training_args import OptimizerNames
 
+from rlhf.console import screen
 from rlhf.distributed.collectives import main_process_first, on_all
 from rlhf.errors import UserError
 
@@ -55,7 +58,20 @@ def compile_cpu_optimizer() -> None:
     Needs a C++ compiler and ninja, no nvcc. The cache is TORCH_EXTENSIONS_DIR (default ~/.cache/torch_extensions) and
     is valid only for the kind of CPU that compiled it.
     """
+    warn_of_locks()
     _raise(_try_to_compile(OptimizerNames.ADAMW_TORCH))
+
+
+def warn_of_locks() -> None:
+    """Name the builds of DeepSpeed's operators that have begun: the next one waits, also for one that was killed."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
+        screen.warn(
+            f"{lock}: {lock.parent.name} is being built for DeepSpeed; who needs it waits until this file is gone; "
+            "delete it if no build is running, since one was killed"
+        )
 
 
 def _try_to_compile(kind: OptimizerNames) -> Exception | None:

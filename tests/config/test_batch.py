@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 from rlhf.cli.parsing import read_recipe
 from rlhf.config import PPOConfig, PPOStageConfig, RewardStageConfig
 from rlhf.config.batch import batch_facts, batch_line
-from rlhf.distributed.devices import check_device_count
+from rlhf.distributed.collectives import join_processes
+from rlhf.distributed.devices import check_processes
 from rlhf.errors import UserError
 from rlhf.storage.stages import RECIPES
 
@@ -134,7 +135,23 @@ def test_two_processes_on_one_device_are_refused(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     words = "^processes: expected at most 1 on this machine, one per visible device, found 2: "
     with pytest.raises(UserError, match=words):
-        check_device_count(use_cpu=False)
-    check_device_count(use_cpu=True)
+        check_processes(use_cpu=False)
+    check_processes(use_cpu=True)
     gpus(2)
-    check_device_count(use_cpu=False)
+    check_processes(use_cpu=False)
+
+
+def test_processes_that_cannot_meet_are_refused(monkeypatch):
+    """As under a bare srun, whose wrapper sets some of the names."""
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^processes: WORLD_SIZE is 2, but RANK and MASTER_ADDR not set: start"):
+        PPOConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="but MASTER_ADDR not set"):
+        join_processes()
+    monkeypatch.setenv("MASTER_ADDR", "n1")
+    check_processes(use_cpu=True)  # Accelerate has a port for CPUs
+    with pytest.raises(UserError, match="but MASTER_PORT not set"):
+        check_processes(use_cpu=False)
