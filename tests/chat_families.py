@@ -1,6 +1,8 @@
 """Chat templates as families of models write them, on a tiny tokenizer."""
 
 import tiny
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import prepare_tokenizer
 
@@ -30,9 +32,18 @@ FAMILIES = {
 }
 
 
-def family(template, *special):
+def family(template, *special, blank_first=False):
+    """blank_first: a tokenizer of single characters that begins every text with a blank, as Llama 2's."""
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    tokenizer = tiny._byte_level(["<pad>", "<s>", "</s>", "<turn>", "<end>", *special], **names)
+    known = ["<pad>", "<s>", "</s>", "<turn>", "<end>", *special]
+    if blank_first:
+        letters = ["<unk>", "\u2581", *map(chr, range(33, 127)), "\n"]
+        core = Tokenizer(models.BPE({token: i for i, token in enumerate([*known, *letters])}, [], unk_token="<unk>"))
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **names)
+        tokenizer.add_special_tokens({"additional_special_tokens": known[3:]})
+    else:
+        tokenizer = tiny._byte_level(known, **names)
     tokenizer.chat_template = template
     return prepare_tokenizer(tokenizer)
 

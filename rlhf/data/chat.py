@@ -103,16 +103,32 @@ def encode_response(
 ) -> list[int]:
     """Token ids of a finished response: its text, as the template writes it after the prompt, then `end_id`."""
     if isinstance(prompt, str):  # rendered by whoever wrote it: it may come with its end, which is not doubled
-        before, text, after = "", response.removesuffix(_end_token(tokenizer)).removesuffix(tokenizer.eos_token), ""
+        start, before, after = prompt, "", ""
+        text = response.removesuffix(_end_token(tokenizer)).removesuffix(tokenizer.eos_token)
     else:
-        before, text, after = _frame(tokenizer, prompt, response, options)
+        start, before, text, after = _frame(tokenizer, prompt, response, options)
     # What a template writes behind the end (a newline), a policy never samples.
     behind, ends, _ = after.partition(_end_token(tokenizer))
     text += behind if ends or behind.strip() else ""
-    start = _written(tokenizer, before)
-    is_plain = start == _as_text(tokenizer, before)
-    ids = _as_text(tokenizer, before + text) if is_plain else start + _as_text(tokenizer, text)
+    control = _written(tokenizer, before)
+    is_plain = control == _as_text(tokenizer, before)
+    ids = _rest(tokenizer, start, before + text) if is_plain else control + _as_text(tokenizer, text)
     return [*ids, end_id(tokenizer)]
+
+
+def _rest(tokenizer: PreTrainedTokenizerBase, start: str, text: str) -> list[int]:
+    """Ids of a text that goes on behind start, which has its own ids, as the tokenizer reads the two together.
+
+    SentencePiece's begin every text with a blank, which a policy does not sample there.
+    """
+    alone = _as_text(tokenizer, text)
+    first = tokenizer.convert_ids_to_tokens(_as_text(tokenizer, "x"))[:1]
+    if not "".join(map(str, first)).startswith("\u2581"):
+        return alone
+    quotes = _control_tokens(tokenizer, len(tokenizer)).search(text)
+    start, encode = ("\n", _as_text) if quotes else (start, _written)
+    known, whole = encode(tokenizer, start), encode(tokenizer, start + text)
+    return whole[len(known) :] if whole[: len(known)] == known else alone
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -126,7 +142,7 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 @lru_cache(maxsize=32)
 def _end_id(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> int:
     try:
-        after = _frame(tokenizer, [{"role": "user", "content": "x"}], "x", None)[2]
+        after = _frame(tokenizer, [{"role": "user", "content": "x"}], "x", None)[-1]
     except UserError:  # it refuses this conversation, or has no template
         after = ""
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
@@ -210,15 +226,15 @@ def _opening(prompt: Messages) -> dict[str, bool]:
 
 def _frame(
     tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: str, options: Options | None
-) -> tuple[str, str, str]:
-    """What the template writes before a response, the response as it writes it, and what it writes behind."""
+) -> tuple[str, str, str, str]:
+    """The rendered prompt, what the template writes before a response, the response as it writes it, what is behind."""
     start = render(tokenizer, prompt, options, **_opening(prompt))
     around, whole = (render(tokenizer, answered(prompt, text), options) for text in (_MARK, response))
     before, _, after = around.removeprefix(start).partition(_MARK)
     text = whole[len(start) + len(before) : len(whole) - len(after)]
     if whole == start + before + text + after and text.strip() == response.strip():
-        return before, text, after
-    return "", response, ""  # a template that rewrites the history or the response (reasoning models)
+        return start, before, text, after
+    return start, "", response, ""  # a template that rewrites the history or the response (reasoning models)
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

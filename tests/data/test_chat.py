@@ -86,6 +86,19 @@ def test_a_finished_response_is_its_whole_text_and_one_token(template, prompt, r
     assert [i for i in said if i in control] == [end_id(tokenizer)] == said[-1:]
 
 
+@pytest.mark.parametrize("template", [None, GEMMA, LLAMA_2, BARE])
+@pytest.mark.parametrize("text", ["Hi there.", "Why </s>?"])
+def test_no_blank_comes_before_a_response_that_the_whole_text_has_not(template, text):
+    """SentencePiece's tokenizers begin every text with a blank: a policy samples none in the middle of one."""
+    tokenizer = family(template, blank_first=True)
+    ids, said = encode_prompt(tokenizer, user("A b")), encode_response(tokenizer, user("A b"), text)
+    turns = [*user("A b"), {"role": "assistant", "content": text}]
+    whole = tokenizer.apply_chat_template(turns, sanitize_control_tokens=True, return_dict=False)
+    assert (ids + said)[:-1] == whole[: len(ids + said) - 1]
+    plain = encode_response(tokenizer, "A b", " c")
+    assert tokenizer.convert_ids_to_tokens(plain[:-1]) == ["\u2581", "c"]
+
+
 def test_a_text_that_comes_with_its_end_has_one():
     tokenizer = family(GEMMA)
     plain = encode_response(tokenizer, "a text", " an <end> b")
