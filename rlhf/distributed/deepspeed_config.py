@@ -68,7 +68,7 @@ def _check(config: Mapping[str, Any], name: str, fits: Mapping[str, Any], block:
     if found not in ("auto", None, *fits.values()):
         argument, value = next(iter(fits.items()))
         raise UserError(
-            f"DeepSpeed's config: {block}{name} is {found}, but {argument} of the settings is {value}; "
+            f"DeepSpeed's config: {block}{name} is {found!r}, but {argument} of the settings is {value}; "
             "set it to auto, or both alike"
         )
 

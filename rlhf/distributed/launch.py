@@ -40,6 +40,19 @@ _FSDP_LIMITS: dict[str, tuple[str, Callable[[str], bool], str]] = {
     ),
 }
 
+# Blocks of DeepSpeed's config file, each before those inside it.
+_BLOCKS = (
+    "bf16",
+    "fp16",
+    "zero_optimization",
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "optimizer",
+    "optimizer.params",
+    "scheduler",
+    "scheduler.params",
+)
+
 _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +77,14 @@ def deepspeed_file() -> dict[str, Any]:
         raise UserError(f"deepspeed_config_file {name[:200]}: expected JSON, found {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"deepspeed_config_file {name}: expected settings with values, found {type(found).__name__}")
+    for block in _BLOCKS:
+        inside: Any = found
+        for part in block.split("."):
+            inside = inside.get(part) or {}
+        if not isinstance(inside, dict):
+            raise UserError(
+                f"deepspeed_config_file {name}: expected settings with values in {block}, found {inside!r:.40}"
+            )
     return found
 
 

@@ -23,7 +23,7 @@ def replaces_optimizer(plugin: Any) -> bool:
     plugin: Accelerate's DeepSpeedPlugin, or None without DeepSpeed.
     """
     config = {} if plugin is None else plugin.deepspeed_config
-    device = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
+    device = ((config.get("zero_optimization") or {}).get("offload_optimizer") or {}).get("device", "none")
     return device not in (None, "none") and bool(config.get("zero_force_ds_cpu_optimizer", True))
 
 

@@ -127,6 +127,19 @@ def test_the_launcher_is_asked_before_the_hardware(measured, launched, kind, wor
             "^DeepSpeed's config file: its precision is bf16, but .* settings is no",
         ),
         ("no", {"bf16": OFF}, {"bf16": True}, "^DeepSpeed's config file: its precision is no, but .* settings is bf16"),
+        ("no", {"fp16": "auto"}, {}, r"^deepspeed_config_file .*ds.json: expected settings .* in fp16, found 'auto'"),
+        (
+            "no",
+            {"optimizer": {"params": "auto"}},
+            {},
+            r"expected settings with values in optimizer.params, found 'auto'",
+        ),
+        (
+            "no",
+            {"zero_optimization": {"offload_optimizer": "cpu"}},
+            {},
+            r"in zero_optimization.offload_optimizer, found",
+        ),
     ],
 )
 def test_what_the_launcher_cannot_mean_is_one_line(launched, word, content, given, words):

@@ -41,7 +41,10 @@ def test_an_optimizer_that_would_become_adam_is_refused(builds, optim):
     assert builds.names == []
 
 
-@pytest.mark.parametrize("given", [None, plugin("none"), plugin(None), plugin(zero_force_ds_cpu_optimizer=False)])
+@pytest.mark.parametrize(
+    "given",
+    [None, plugin("none"), plugin(None), plugin(zero_optimization=None), plugin(zero_force_ds_cpu_optimizer=False)],
+)
 def test_without_offload_every_optimizer_is_what_it_is(builds, given):
     prepare_offload(given, "adamw_bnb_8bit")
     check_given_optimizer(given, torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1))
