@@ -125,7 +125,8 @@ def as_scores(name: str, found: Any, count: int) -> Tensor:
     A list, tuple, array or tensor [count] or [count, 1], of any type; for one response a bare number, too. A UserError
     that names the function for anything else.
     """
-    values = _values(found)
+    with _of(name):  # a generator computes here
+        values = _values(found)
     if values is None:
         what = "None; does it return?" if found is None else f"{type(found).__name__} {found!r:.60}"
         raise UserError(f"reward {name}: expected {count} numbers, one per completion, found {what}")

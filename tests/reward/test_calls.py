@@ -135,6 +135,9 @@ def test_an_error_says_which_function_it_is_of(is_async):
     with pytest.raises(ZeroDivisionError) as error:
         call("f", later if is_async else lambda: 1 / 0, {})()
     assert error.value.__notes__ == ["in reward f"]
+    with pytest.raises(ZeroDivisionError) as error:
+        as_scores("f", (1 / n for n in [0]), 1)
+    assert error.value.__notes__ == ["in reward f"]
 
 
 def test_a_column_has_a_value_per_response():

@@ -67,6 +67,24 @@ def test_a_column_that_some_rows_lack_is_none_there():
     assert seen == [None, "b"]
 
 
+def test_what_a_function_changes_is_its_own(tmp_path):
+    seen = []
+
+    def spoil(prompts, completions, tags, **_):
+        seen.append([*map(len, prompts), *map(len, tags)])
+        for prompt, completion, tag in zip(prompts, completions, tags, strict=True):
+            prompt.extend(completion)
+            prompt[0]["content"] = tag.append("x")
+        return [0.0] * len(prompts)
+
+    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "tags": []} for i in range(4)]
+    run = trainer(tmp_path, rows=rows, reward=[spoil, spoil])
+    for _ in range(2):
+        collect(run)
+    assert seen == [[1, 1, 1, 1, 0, 0, 0, 0]] * 4
+    assert [prompt.text for prompt in run.prompts] == [f"say {i}" for i in range(4)]
+
+
 def test_conversations_are_answered_by_messages(tmp_path):
     seen = []
 
