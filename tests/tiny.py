@@ -16,6 +16,8 @@ from transformers import (
     LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -110,6 +112,17 @@ def mamba() -> MambaForCausalLM:
     model = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2))
     torch.nn.init.normal_(model.backbone.embeddings.weight, std=0.1)
     return model.eval()
+
+
+def mixtral() -> MixtralForCausalLM:
+    """A mixture of experts with the settings of its training: noise on its router, and the loss that balances it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = {"vocab_size": 400, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    router = {"num_local_experts": 4, "router_jitter_noise": 0.5, "output_router_logits": True}
+    return MixtralForCausalLM(
+        MixtralConfig(num_hidden_layers=2, initializer_range=0.2, **sizes, **router, **tokens)
+    ).eval()
 
 
 def lfm2() -> Lfm2ForCausalLM:

@@ -1,5 +1,6 @@
 """Arguments of PPO, with TRL 1.12's names."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
@@ -200,6 +201,7 @@ class PPOConfig(TrainingArguments):
         check(_POSITIVE_OR_NONE, lambda x: x is None or x > 0, "a positive number or none")
         check(_NOT_NEGATIVE, lambda x: x >= 0, "0 or more")
         check(_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        check(("reward_weights",), lambda x: all(map(math.isfinite, x or [])), "finite numbers")
 
     def _choose_best(self) -> None:
         """What the best checkpoint is: transformers' defaults are for a loss."""

@@ -3,6 +3,7 @@
 It imports neither torch nor transformers, so that the help of a command is quick.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self, lambda x: 0 < x < 1, "a number between 0 and 1", "confidence")
+        check(self, lambda x: all(map(math.isfinite, x)), "finite numbers", "reward_weights")
         at_least(self, 1, "eval_batch_size", "eval_response_length", "ddp_timeout")
         check(self, lambda x: x > 0, "a positive number", "eval_temperature")
         check_seeds(self, "eval_seed")

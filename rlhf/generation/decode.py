@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
-from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
+from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static, no_routers
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
@@ -123,7 +123,7 @@ def _decode_group(
     cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
     every = 1 if device.type == "cpu" else LOOK_EVERY
     is_state = _keeps_states(model)
-    kept = {"cache_params" if is_state else "past_key_values": cache}
+    kept = {"cache_params" if is_state else "past_key_values": cache, **no_routers(model)}
     for t in range(length):
         calls.append((ids.shape[0], ids.shape[1]))
         logits = model(

@@ -117,6 +117,11 @@ class State:
             layer.keep(rows)
 
 
+def no_routers(model: Any) -> dict[str, bool]:
+    """An argument for mixtures of experts whose config asks for the loss that balances them: sampling has none."""
+    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
+
+
 def decode_step(model: Any, state: State, temperature: float, pick: Pick) -> None:
     """Feed each row's last token and sample its next one, all in place."""
     state.mask.index_fill_(3, state.column, 0.0)
@@ -127,6 +132,7 @@ def decode_step(model: Any, state: State, temperature: float, pick: Pick) -> Non
         past_key_values=state.cache,
         use_cache=True,
         logits_to_keep=1,
+        **no_routers(model),
     ).logits[:, -1]
     sample(logits, state, temperature, pick)
     state.column.add_(1)
@@ -263,6 +269,7 @@ class StaticDecoder:
             past_key_values=state.cache,
             use_cache=True,
             logits_to_keep=1,
+            **no_routers(model),
         ).logits[:, -1]
         for layer in state.layers:
             layer.is_prefill = False

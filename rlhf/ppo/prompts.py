@@ -186,7 +186,9 @@ def check_evaluation(args: PPOConfig, eval_dataset: Any) -> None:
 
 def eos_ids(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Where responses end: at stop_token_id, or at every EOS of model and tokenizer."""
-    return stop_ids(unwrap_peft(model), tokenizer) if args.stop_token_id is None else [args.stop_token_id]
+    if args.stop_token_id is None:
+        return stop_ids(unwrap_peft(model), tokenizer)
+    return _checked_ids([args.stop_token_id], tokenizer, "stop_token_id")
 
 
 def stops_at_text(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> bool:

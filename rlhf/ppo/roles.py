@@ -164,7 +164,13 @@ def _policy_and_reference(
     for name in (args.model_adapter_name, args.ref_adapter_name):
         if name is not None and name not in model.peft_config:
             raise UserError(f"model: expected an adapter {name!r}, found {', '.join(model.peft_config)}")
-    model.set_adapter(args.model_adapter_name or model.active_adapter)
+    trained = args.model_adapter_name or model.active_adapter
+    if args.ref_adapter_name == trained and ref_model is None:
+        raise UserError(
+            f"ref_adapter_name: expected another adapter than the one that is trained, found {trained!r}; leave it "
+            "out: the reference then is that adapter as it is now"
+        )
+    model.set_adapter(trained)
     if ref_model is not None:
         return model, FrozenRole(ref_model)
     return model, FrozenRole(model, shared=True, adapter=args.ref_adapter_name or keep_adapter(model))

@@ -1,5 +1,6 @@
 """Reward functions: what scores completions, and how a user's `reward_model` argument becomes a list of them."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -70,6 +71,10 @@ class ModelReward(ABC):
     def __init__(self, name: str, role: FrozenRole, batch_size: int) -> None:
         self.name, self.role, self.batch_size = name, role, batch_size
         self.positions = max_positions(role.base.config)  # tokens that the model reads at most; None without a limit
+        for name_of, part in role.base.named_modules():
+            pad = getattr(part, "padding_idx", None) if name_of.endswith("position_embeddings") else None
+            if self.positions is not None and pad is not None:
+                self.positions -= pad + 1  # RoBERTa's begin behind the one of the pad token
 
     @abstractmethod
     def encode(self, completions: Completions) -> list[list[int]]:
@@ -208,9 +213,9 @@ class FunctionReward:
         if not isinstance(completions.prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
         columns = sorted(set().union(*completions.columns))
-        given: dict[str, Any] = {name: [row.get(name) for row in completions.columns] for name in columns}
+        given: dict[str, Any] = {name: [_own(row.get(name)) for row in completions.columns] for name in columns}
         given |= {
-            "prompts": list(completions.prompts),
+            "prompts": [_own(prompt) for prompt in completions.prompts],
             "completions": texts,
             "completion_ids": [list(ids) for ids in completions.response_ids],
             "trainer_state": self.state,
@@ -223,6 +228,11 @@ class FunctionReward:
     def __call__(self, completions: Completions) -> Tensor:
         """Ask, then wait."""
         return self.ask(completions, Logged())()
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a function may change: others read it, too, and later steps."""
+    return copy.deepcopy(value) if isinstance(value, list | dict) else value
 
 
 Reward = ModelReward | FunctionReward

@@ -136,6 +136,7 @@ def test_mini_batches_divide_the_rollout_of_a_rank_as_in_trl():
         ({"target_kl": -1.0}, "target_kl: expected a positive number or none"),
         ({"lam": 1.5}, "lam: expected a number from 0 to 1"),
         ({"kl_coef": float("nan")}, "kl_coef: expected 0 or more"),
+        ({"reward_weights": [1.0, float("nan")]}, "reward_weights: expected finite numbers"),
         ({"stop_token": "eos", "stop_token_id": 0}, "stop_token_id: set it or stop_token, not both"),
         ({"save_strategy": "best"}, "save_strategy: expected no, steps or epoch"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end: .*, found no and steps"),

@@ -24,7 +24,7 @@ def slowly(model, prompt, u, eos_ids, temperature):
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.mamba, tiny.lfm2])
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama, tiny.mamba, tiny.lfm2, tiny.mixtral])
 def test_a_ragged_batch_says_what_each_row_says_alone(make):
     model = make()
     u = uniforms(0, 1, list("abcd"), 20)

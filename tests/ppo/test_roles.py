@@ -306,6 +306,11 @@ def test_an_adapter_that_is_not_there_is_named(tmp_path, name):
         trainer(tmp_path, given={"model": moved_adapter()}, **{name: "missing"})
 
 
+def test_the_adapter_that_is_trained_is_no_reference(tmp_path):
+    with pytest.raises(UserError, match=r"^ref_adapter_name: expected another adapter than the one that is trained"):
+        trainer(tmp_path, given={"model": moved_adapter()}, ref_adapter_name="default")
+
+
 def test_a_value_model_of_ones_own_leaves_the_rewards_to_the_reward_model(tmp_path):
     reward, value = tiny.llama_reward(seed=1), tiny.llama_reward(seed=2)
     ids, attention = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)

@@ -8,6 +8,7 @@ from tiny_ppo import metrics, trainer
 from transformers import AutoModelForCausalLM
 
 from rlhf.data.hh_rlhf import Pair
+from rlhf.errors import UserError
 from rlhf.reward.trainer import encode_pair
 
 ROWS = [{"prompt": f"say {i}"} for i in range(32)]
@@ -26,6 +27,12 @@ def test_the_default_stops_at_every_eos_of_model_and_tokenizer(tmp_path):
     assert run.collector.eos_ids == [run.processing_class.eos_token_id, 7, 9]
     run.save_model()
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [7, 9]
+
+
+@pytest.mark.parametrize("stop", [-1, 400])
+def test_a_stop_token_that_is_none_is_refused(tmp_path, stop):
+    with pytest.raises(UserError, match=f"^stop_token_id: expected ids of the tokenizer's 400 tokens, found {stop}"):
+        trainer(tmp_path, stop_token_id=stop)
 
 
 @pytest.mark.parametrize("stop", [0, 7])

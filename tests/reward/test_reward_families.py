@@ -12,6 +12,8 @@ from transformers import (
     BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
     XLNetConfig,
@@ -155,6 +157,18 @@ def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
     run.rewards[0].positions = longest + 1  # a text can become longer in its tokens
     with pytest.raises(UserError, match=rf"prompt and response of at most {longest + 1} tokens, found \d+; lower"):
         collect(run)
+
+
+def test_positions_that_begin_behind_the_pads_are_fewer():
+    _, config, tokenizer = bert()
+    sizes = {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes |= {"vocab_size": 400, "intermediate_size": 32, "num_labels": 1, "max_position_embeddings": 12}
+    model = RobertaForSequenceClassification(RobertaConfig(**sizes, pad_token_id=1)).eval()
+    judge = TextReward("judge", FrozenRole(model), 2, tokenizer, tiny.chat_tokenizer())
+    assert judge.positions == 10
+    score_tokens(model, torch.full((1, 10), 7), torch.ones(1, 10, dtype=torch.bool))  # so many, and no more
+    with pytest.raises((IndexError, RuntimeError), match="out of "):
+        score_tokens(model, torch.full((1, 11), 7), torch.ones(1, 11, dtype=torch.bool))
 
 
 def test_an_encoder_without_a_tokenizer_is_refused(tmp_path):
