@@ -1,7 +1,7 @@
 """Chat templates as families of models write them, on a tiny tokenizer."""
 
 import tiny
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.chat import prepare_tokenizer
@@ -40,6 +40,8 @@ def family(template, *special, blank_first=False):
         letters = ["<unk>", "\u2581", *map(chr, range(33, 127)), "\n"]
         core = Tokenizer(models.BPE({token: i for i, token in enumerate([*known, *letters])}, [], unk_token="<unk>"))
         core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        parts = [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        core.decoder = decoders.Sequence(parts)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **names)
         tokenizer.add_special_tokens({"additional_special_tokens": known[3:]})
     else:

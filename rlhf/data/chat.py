@@ -165,6 +165,11 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stri
     return text.strip() if strip else text
 
 
+def decode_rest(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """As `decode_response`, of a text that goes on: with its first blank, which SentencePiece's decoders drop."""
+    return decode_response(tokenizer, [*_as_text(tokenizer, "x"), *ids], strip=False).removeprefix("x")
+
+
 @lru_cache(maxsize=32)
 def _frame_ids(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> set[int]:
     """The special tokens that have a role (EOS, pad, ...) or that the template writes between turns."""

@@ -21,6 +21,7 @@ from rlhf.data.chat import (
     answered,
     continues,
     decode_response,
+    decode_rest,
     encode_dialogue,
     encode_prompt,
     encode_response,
@@ -162,7 +163,7 @@ class TextReward(ModelReward):
         """The decoded texts in the reward model's tokens."""
         c = completions
         texts = [
-            decode_response(self.policy_tokenizer, ids, strip=not continues(prompt))
+            (decode_rest if continues(prompt) else decode_response)(self.policy_tokenizer, ids)
             for prompt, ids in zip(c.prompts, c.said, strict=True)
         ]
         encode = self._encode_for_decoder if self.is_decoder else self._encode_pair

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from chat_families import family
 from tiny_ppo import trainer
 from tokenizers import processors
 from torch.testing import assert_close
@@ -144,6 +145,15 @@ def test_a_model_of_another_family_reads_what_it_was_trained_on(prompt, said, de
         assert own[0] == encode_pair(reads, Pair(Q, "It floats.", "No.", "file:1"))["chosen_ids"]
     joined = TextReward("joined", FrozenRole(kind(config)), 2, pairs, policy).encode(completions)
     assert [pairs.decode(ids) for ids in joined] == [encoder, encoder]
+
+
+@pytest.mark.parametrize("blank_first", [False, True], ids=["bytes", "sentencepiece"])
+def test_a_text_that_goes_on_keeps_its_first_blank(blank_first):
+    policy, reads = family(None, blank_first=blank_first), prepare_tokenizer(tiny.gpt2_tokenizer())
+    said = encode_response(policy, "The sky", " is")
+    completions = Completions(["The sky"], [[]], [said], ended=[True], columns=[{}])
+    (ids,) = TextReward("own", FrozenRole(tiny.gpt2_reward()), 2, reads, policy).encode(completions)
+    assert reads.decode(ids) == f"The sky is{reads.eos_token}"
 
 
 def test_a_pair_too_long_for_an_encoder_is_named(tmp_path):
