@@ -164,9 +164,9 @@ def by_depth(measure: Callable[[int], int], layers: int) -> float:
 def peak(parts: Sequence[Part], base: float, keeps_freed: bool) -> float:
     """Peak bytes: base, what is always there, and the largest phase.
 
-    keeps_freed: the allocator still holds the memory of the rollout or update while the policy is saved. What it holds is
-    in pieces: of the smaller of the two phases about half cannot be used by the other (measured on the demo, over ten
-    steps whose texts have other lengths each).
+    keeps_freed: the allocator still holds the memory of the rollout or update while the policy is saved. What it holds
+    is in pieces: of the smaller of the two phases about half cannot be used by the other (measured on the demo, over
+    ten steps whose texts have other lengths each).
     """
     always = sum(part.weights + part.optimizer for part in parts)
     rollout = sum(part.rollout for part in parts)
