@@ -72,6 +72,8 @@ def test_a_distinct_pad_for_reward_models():
     assert (chat.pad_token, give_distinct_pad(chat), chat.pad_token) == ("<|im_end|>", False, "<|endoftext|>")
     assert (plain.pad_token, give_distinct_pad(plain), plain.pad_token) == ("<|endoftext|>", True, "<|pad|>")
     assert len(plain) == 401
+    chat.pad_token = chat.bos_token  # which begins texts
+    assert (give_distinct_pad(chat), chat.pad_token) == (False, "<|endoftext|>")
 
 
 @pytest.mark.parametrize(("template", "prompt", "response"), FAMILIES.values(), ids=FAMILIES)

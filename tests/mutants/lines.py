@@ -522,6 +522,36 @@ LINES = [
         "",
         "reward/test_reward_resume.py",
     ),
+    Mutant(
+        "ppo/callbacks.py",
+        "max(1, round(max_steps / steps_per_epoch))",
+        "max(1, int(max_steps / steps_per_epoch))",
+        "ppo/test_callbacks.py",
+    ),
+    Mutant(
+        "reward/trainer.py",
+        "max(map(len, row.values())) > max_length",
+        "max(map(len, row.values())) >= max_length",
+        "reward/test_trainer.py",
+    ),
+    Mutant(
+        "reward/tokenizers.py",
+        "shared < 0.9 * len(ids)",
+        "shared < 0.9 * len(known)",
+        "reward/test_reward_functions.py",
+    ),
+    Mutant(
+        "data/chat.py",
+        "taken = {None, tokenizer.eos_token, tokenizer.bos_token}",
+        "taken = {None, tokenizer.eos_token}",
+        "data/test_chat.py",
+    ),
+    Mutant(
+        "reporting/conclusions.py",
+        "1 - rate >= TRUNCATED",
+        "1 - rate > TRUNCATED",
+        "reporting/test_conclusions.py",
+    ),
 ]
 
 

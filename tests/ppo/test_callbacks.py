@@ -61,6 +61,13 @@ def test_callbacks_are_told_everything_in_order(tmp_path):
     assert [n for name, n in diary.events if name == "on_step_end"] == [1, 2, 3, 4]
 
 
+def test_callbacks_see_so_many_epochs(tmp_path):
+    """Two steps each: three are one and a half, which are rounded up."""
+    run = trainer(tmp_path, max_steps=3)
+    run.callbacks.begin(0, 3, run.steps_per_epoch)
+    assert (run.state.max_steps, run.state.num_train_epochs) == (3, 2)
+
+
 def test_a_callback_may_stop_the_run(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -135,8 +135,9 @@ def test_truncation_is_named_where_the_numbers_show_it():
         "Responses that end score 4.6 higher than truncated ones of the same model (+2.000 to +7.000;"
     )
     assert "10 ended, 140 truncated), and 94% of full's are truncated: change the length limit before" in line
+    assert "50% of full's are truncated" in verdict(judged(FLAT, eos=0.5, ending=effect)).advice[0]
     for other in (
-        judged(FLAT, eos=0.6, ending=effect),  # most end
+        judged(FLAT, eos=0.51, ending=effect),  # most end
         judged(ROSE, ROSE, eos=0.06, ending=effect),  # a gain
         judged(FLAT, eos=0.06, ending=effect | {"interval": [-0.1, 9.0]}),  # noise
         judged(FLAT, eos=0.06),

@@ -264,6 +264,7 @@ def test_a_critic_has_nine_of_ten_tokens_in_common_with_the_policy(monkeypatch, 
     numbers = {str(i): i for i in range(10)}
     policy = SimpleNamespace(get_vocab=lambda: numbers)
     other = {token: i if i < shared else i + 50 for token, i in numbers.items()}
+    other |= {f"more {i}": 100 + i for i in range(10)}  # what only the critic knows does not count
     own = SimpleNamespace(get_vocab=lambda: other, name_or_path="judge")
     monkeypatch.setattr(tokenizers, "own_tokenizer", lambda _: own)
     monkeypatch.setattr(tokenizers, "_check_range", lambda *_: None)

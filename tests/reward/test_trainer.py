@@ -61,6 +61,15 @@ def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type, centre):
     assert evaluate_pairs(model, rows[:8], args)["loss"] == pytest.approx(by_hand[loss_type] + pull, abs=1e-5)
 
 
+def test_a_side_may_have_as_many_tokens_as_the_limit():
+    tokenizer, pairs = prepare_tokenizer(tiny.chat_tokenizer()), load_pairs("demo:preferences.jsonl")[0][:1]
+    longest = max(map(len, encode_pairs(tokenizer, pairs, None)[1][0].values()))
+    for limit, kept in ((longest, 1), (longest - 1, 0)):
+        counts = {"too_long": 0, "identical_tokens": 0}
+        assert len(encode_pairs(tokenizer, pairs, limit, counts=counts)[1]) == kept
+        assert counts == {"too_long": 1 - kept, "identical_tokens": 0}
+
+
 def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
     model, tokenizer, rows = setup
     # Validation pairs the wrong way round: what is learned makes them worse, so the last step is not the best one.
