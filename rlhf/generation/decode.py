@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
-from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static, no_routers
+from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
+from rlhf.models.actor_critic import no_routers
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
