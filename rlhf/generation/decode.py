@@ -16,7 +16,6 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
 from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
-from rlhf.models.actor_critic import no_routers
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
@@ -124,7 +123,9 @@ def _decode_group(
     cache, positions = room_for(model, ids.shape[1] + length), position_ids(mask)
     every = 1 if device.type == "cpu" else LOOK_EVERY
     is_state = _keeps_states(model)
-    kept = {"cache_params" if is_state else "past_key_values": cache, **no_routers(model)}
+    kept: dict[str, Any] = {"cache_params" if is_state else "past_key_values": cache}
+    if getattr(model.config, "output_router_logits", False):  # for the loss that balances experts: sampling has none
+        kept["output_router_logits"] = False
     for t in range(length):
         calls.append((ids.shape[0], ids.shape[1]))
         logits = model(

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from rlhf.functional.batching import left_pad, position_ids, to_device, to_device_together
-from rlhf.models.actor_critic import no_routers
 from rlhf.models.kernels.unmasked import is_plain
 
 LOOK_EVERY = 16  # tokens between two looks at who has ended; each makes a GPU wait for the host
@@ -116,6 +115,11 @@ class State:
             x[: len(rows)] = x.index_select(0, rows)
         for layer in self.layers:
             layer.keep(rows)
+
+
+def no_routers(model: Any) -> dict[str, bool]:
+    """An argument for mixtures of experts whose config asks for the loss that balances them: sampling has none."""
+    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
 
 
 def decode_step(model: Any, state: State, temperature: float, pick: Pick) -> None:

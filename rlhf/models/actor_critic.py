@@ -294,11 +294,6 @@ def column_values(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tens
     return base.score(trunk_states(base, ids, lengths)).squeeze(-1).float()
 
 
-def no_routers(model: Any) -> dict[str, bool]:
-    """An argument for mixtures of experts whose config asks for the loss that balances them: sampling has none."""
-    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
-
-
 def token_rows(ids: Tensor, mask: Tensor, n_response: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts padded on the left and responses on the right, int and bool [B, P+T], as token ids on the host."""
     rows = list(zip(ids.cpu(), mask.cpu(), strict=True))

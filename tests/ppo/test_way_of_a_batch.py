@@ -44,5 +44,5 @@ def test_a_batch_passes_through_few_files(tmp_path, lora):
         sys.setprofile(before)
     outside = [name for name, _ in groupby(name for name in way.files if "/kernels/" not in name)]
     assert {"/ppo/rollout.py", "/ppo/learner.py", "/generation/decode.py", "/reward/scoring.py"} <= set(way.files)
-    assert len(set(way.files)) <= 18, sorted(set(way.files))
+    assert len(set(way.files)) <= 18, "\n".join(sorted(set(way.files)))
     assert len(outside) <= 120
