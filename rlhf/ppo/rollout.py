@@ -1,7 +1,7 @@
 """Collect: the policy answers prompts; then every role and every reward reads the finished texts once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -131,7 +131,9 @@ class RolloutCollector:
         self.roles.trained.eval()
         u = uniforms(args.seed, step, [prompt.stream for prompt in prompts], args.response_length)
         copy = self._refreshed_copy() if model is None and self._samples_from_copy else None
-        with self.gathered_params(), self.accelerator.autocast():
+        # A copy has been cast, with adapters added to the weights as they are.
+        frozen = nullcontext() if copy is not None else self.cast_frozen_layers()
+        with self.gathered_params(), frozen, self.accelerator.autocast():
             return decode(
                 copy or model or self.roles.trained.policy_base,
                 [prompt.input_ids for prompt in prompts],
