@@ -17,6 +17,7 @@ from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
+from rlhf.ppo import rollout as rollout_module
 from rlhf.ppo.advantages import compute_advantages, global_moments
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.roles import Roles
@@ -269,3 +270,16 @@ def test_facts_of_a_row_by_hand():
         "ref_logp": -3.75,
         "values": 0.75,
     }
+
+
+def test_the_base_under_an_adapter_is_cast_before_decoding_and_not_at_each_token(tmp_path, monkeypatch):
+    """A GPU's decoder casts nothing itself where the policy has no copy to sample from."""
+    seen, decode = [], rollout_module.decode
+
+    def noted(model, *arguments, **options):
+        seen.append({p.dtype for name, p in model.named_parameters() if name.endswith("base_layer.weight")})
+        return decode(model, *arguments, **options)
+
+    monkeypatch.setattr(rollout_module, "decode", noted)
+    tiny_ppo.trainer(tmp_path, lora=True, bf16=True, max_steps=1).train()
+    assert seen == [{torch.bfloat16}]
