@@ -23,6 +23,9 @@ _AT_LEAST_1 = (
     "response_length",
     "local_rollout_forward_batch_size",
     "max_skipped_updates",
+    "vllm_server_port",
+    "vllm_group_port",
+    "vllm_tensor_parallel_size",
 )
 _POSITIVE = ("temperature", "cliprange", "cliprange_value", "kl_horizon")
 _POSITIVE_OR_NONE = (
@@ -34,6 +37,7 @@ _POSITIVE_OR_NONE = (
     "micro_batch_tokens",
     "save_minutes",
     "global_batch_size",
+    "vllm_max_model_length",
 )
 _NOT_NEGATIVE = (
     "learning_rate",
@@ -42,8 +46,9 @@ _NOT_NEGATIVE = (
     "num_sample_generations",
     "kl_coef",
     "vf_coef",
+    "vllm_server_timeout",
 )
-_FRACTIONS = ("gamma", "lam")
+_FRACTIONS = ("gamma", "lam", "vllm_gpu_memory_utilization")
 
 
 @dataclass
@@ -129,6 +134,22 @@ class PPOConfig(TrainingArguments):
     lam: float = help_text("lambda of the advantage estimate, per token", 0.95)
     bootstrap_truncated: bool = help_text("bootstrap truncated responses from the critic's value", False)
     cuda_graphs: bool | None = help_text("replay the decoding step as a CUDA graph; default: on CUDA")
+    use_vllm: bool = help_text("sample responses by vLLM, which needs GPUs", False)
+    vllm_mode: Literal["server", "colocate"] = help_text(
+        "server: `vllm serve` runs elsewhere; colocate: vLLM runs in the training processes, on their GPUs", "colocate"
+    )
+    vllm_server_base_url: str | None = help_text(
+        "with server: its address, http://HOST:PORT; default: of vllm_server_host and vllm_server_port"
+    )
+    vllm_server_host: str = help_text("with server: its host", "0.0.0.0")
+    vllm_server_port: int = help_text("with server: its port", 8000)
+    vllm_server_timeout: float = help_text("with server: seconds to wait for it before training", 240.0)
+    vllm_group_port: int = help_text("with server: port of this host over which weights are sent", 51216)
+    vllm_gpu_memory_utilization: float = help_text("with colocate: share of each GPU's memory for vLLM", 0.3)
+    vllm_max_model_length: int | None = help_text(
+        "with colocate: maximum tokens of prompt and response; default: the model's"
+    )
+    vllm_tensor_parallel_size: int = help_text("with colocate: GPUs that share a model; divides the processes", 1)
     critic: Literal["separate", "shared"] = help_text("a separate model, or a head on the policy's trunk", "separate")
     critic_learning_rate: float | None = help_text("the critic's peak learning rate; default: learning_rate")
     critic_warmup_steps: int = help_text("number of first PPO steps that train only the critic", 0)
@@ -179,6 +200,7 @@ class PPOConfig(TrainingArguments):
             raise UserError("save_strategy: expected no, steps or epoch, found best")
         if self.hub_strategy not in ("end", "every_save"):
             raise UserError(f"hub_strategy: expected end or every_save, found {self.hub_strategy}")
+        self._check_vllm()
         self._choose_best()
         divide_global_batch(self)
         self._check_division()
@@ -202,6 +224,15 @@ class PPOConfig(TrainingArguments):
         check(_NOT_NEGATIVE, lambda x: x >= 0, "0 or more")
         check(_FRACTIONS, lambda x: 0 <= x <= 1, "a number from 0 to 1")
         check(("reward_weights",), lambda x: all(map(math.isfinite, x or [])), "finite numbers")
+
+    def _check_vllm(self) -> None:
+        url = self.vllm_server_base_url
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise UserError(f"vllm_server_base_url: expected http://HOST:PORT, found {url!r}")
+        if self.use_vllm and not 0.01 <= self.temperature <= 2:
+            raise UserError(
+                f"temperature: expected 0.01 to 2 with use_vllm, which are vLLM's limits, found {self.temperature:g}"
+            )
 
     def _choose_best(self) -> None:
         """What the best checkpoint is: transformers' defaults are for a loss."""

@@ -21,6 +21,7 @@ from rlhf.file_types import SkippedRow
 from rlhf.functional.batching import left_pad, passes_of, right_pad, to_device, to_device_together
 from rlhf.generation.decode import Samples, decode, uniforms
 from rlhf.generation.static import StaticDecoder, cuda_graph
+from rlhf.generation.vllm import VLLMSampler
 from rlhf.models.actor_critic import read_texts, texts_of
 from rlhf.models.kernels.attention import packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
@@ -117,6 +118,12 @@ class RolloutCollector:
         self._decoder = StaticDecoder(cuda_graph() if use_cuda_graphs(args, self.device, self._gathers) else None)
         self._samples_from_copy = self.device.type != "cpu" and not self._gathers and can_copy(roles.trained.policy)
         self._copy: SamplingCopy | None = None
+        trained = roles.trained
+        self._vllm = (
+            VLLMSampler(args, trained.policy, tokenizer, eos_ids, trained.suppress_tokens, accelerator)
+            if args.use_vllm
+            else None
+        )
         with self.gathered_params(), accelerator.autocast():
             check_models(roles.trained, roles.reference)
 
@@ -125,10 +132,13 @@ class RolloutCollector:
     ) -> Samples:
         """A response to each prompt, from the policy or from model, which has no PEFT one around it.
 
-        Each prompt has its own random stream per step.
+        Each prompt has its own random stream per step, but not in vLLM, which samples from the policy if use_vllm says
+        so; then weights must not be gathered.
         """
         args = self.args
         self.roles.trained.eval()
+        if self._vllm is not None and model is None:
+            return self._vllm.sample([prompt.input_ids for prompt in prompts], temperature or args.temperature)
         u = uniforms(args.seed, step, [prompt.stream for prompt in prompts], args.response_length)
         copy = self._refreshed_copy() if model is None and self._samples_from_copy else None
         # A copy has been cast, with adapters added to the weights as they are.

@@ -283,7 +283,8 @@ class PPOTrainer:
         self.timer.seconds = {}
         shard = Shard.of_rank(len(batch), self.accelerator)
         prompts = shard.of(batch)
-        with self.collector.gathered_params():
+        # vLLM is sent one weight after another, as they are sharded.
+        with nullcontext() if self.args.use_vllm else self.collector.gathered_params():
             with self.timer("generate"):
                 samples = self.collector.sample(prompts, step)
             with self.timer("score"):
@@ -525,6 +526,8 @@ class PPOTrainer:
         trained, reference = self.roles.trained, self.roles.reference
         own = {"model": trained.policy_base, "reference": reference.base, "critic": trained.critic_base}
         limits = {role: max_positions(m.config) for role, m in own.items() if not isinstance(m, ValueHead)}
+        if self.args.use_vllm and self.args.vllm_mode == "colocate":
+            limits["vllm_max_model_length"] = self.args.vllm_max_model_length
         return {role: limit for role, limit in limits.items() if limit is not None}
 
     @property

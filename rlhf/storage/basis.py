@@ -30,7 +30,9 @@ HARMLESS = {
     "dataloader_persistent_workers dataloader_multiprocessing_context dataset_num_proc",
     "memory and speed": "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing "
     "activation_checkpointing_kwargs activation_offloading torch_empty_cache_steps cuda_graphs micro_batch_tokens "
-    "local_rollout_forward_batch_size per_device_eval_batch_size eval_batch_size eval_accumulation_steps",
+    "local_rollout_forward_batch_size per_device_eval_batch_size eval_batch_size eval_accumulation_steps "
+    "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port "
+    "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size",
     "none": "trust_remote_code debug skip_memory_metrics do_train do_eval do_predict",
 }
 _HARMLESS = {name for names in HARMLESS.values() for name in names.split()}
