@@ -226,6 +226,8 @@ class PPOConfig(TrainingArguments):
         check(("reward_weights",), lambda x: all(map(math.isfinite, x or [])), "finite numbers")
 
     def _check_vllm(self) -> None:
+        if self.vllm_mode not in ("server", "colocate"):
+            raise UserError(f"vllm_mode: expected server or colocate, found {self.vllm_mode}")
         url = self.vllm_server_base_url
         if url is not None and not url.startswith(("http://", "https://")):
             raise UserError(f"vllm_server_base_url: expected http://HOST:PORT, found {url!r}")

@@ -18,7 +18,6 @@ from torch import nn
 from torch.testing import assert_close
 from urllib3.util.retry import Retry
 
-from rlhf.config import PPOConfig
 from rlhf.errors import UserError
 from rlhf.generation import vllm
 from rlhf.models.lora import add_lora, merged_model
@@ -226,10 +225,9 @@ def test_what_the_server_is_asked(tmp_path, server, package):
 
 
 def test_ids_without_a_token_get_the_lowest_bias(tmp_path, server, package):
-    sampler = trainer(tmp_path, server).collector._vllm
-    args, policy = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False), sampler.policy
-    args.vllm_mode, args.vllm_server_base_url, args.response_length = "server", server.url, 6
-    one = vllm.VLLMSampler(args, policy, None, [EOS, 3], torch.tensor([398, 397]), sampler.accelerator)
+    run = trainer(tmp_path, server)
+    policy = run.roles.trained.policy
+    one = vllm.VLLMSampler(run.args, policy, None, [EOS, 3], torch.tensor([398, 397]), run.accelerator)
     one.sample([[5]], 1.0)
     assert server.of("/v1/completions")[0]["logit_bias"] == {"397": -100.0, "398": -100.0}
     assert server.of("/v1/completions")[0]["stop_token_ids"] == [EOS, 3]

@@ -116,7 +116,8 @@ def test_harmless_fields_are_fields():
     """Nothing is spelled wrongly, and none of the fields that make a result is among them."""
     known = {name for kinds in KINDS.values() for name in read_asked(kinds, []).defaults}
     assert basis._HARMLESS - known <= {"config", "title", "author"}
-    assert basis._HARMLESS.isdisjoint({"learning_rate", "seed", "max_steps", "response_length", "optim", "bf16"})
+    results = {"learning_rate", "seed", "max_steps", "response_length", "optim", "bf16", "use_vllm", "vllm_mode"}
+    assert basis._HARMLESS.isdisjoint(results)
 
 
 def test_no_secret_is_kept(tmp_path):
