@@ -1,7 +1,9 @@
 """What a stage's results rest on: which differences count, what is stale, and that nothing is lost by starting over."""
 
+import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,9 @@ def test_flags_differ_as_recipes_do(tmp_path):
 def test_many_differences_are_one_line(tmp_path):
     begun(tmp_path / "ppo_full", asked(tmp_path))
     recipe = RECIPE + "seed: 1\nkl_coef: 0.1\nlam: 1\ngamma: 0.9\nvf_coef: 1\nnum_ppo_epochs: 1\n"
+    four = "".join(line for line in recipe.splitlines(True) if not line.startswith(("vf", "num_ppo")))
+    with pytest.raises(UserError, match=r"lam 0\.95 → 1\.0, seed 42 → 1\): "):
+        verdict(tmp_path / "ppo_full", asked(tmp_path, four))
     words = "gamma 1.0 → 0.9, kl_coef 0.05 → 0.1, lam 0.95 → 1.0, num_ppo_epochs 4 → 1 and 2 more"
     with pytest.raises(UserError, match=rf"^ppo_full: settings differ \({words}\): "):
         verdict(tmp_path / "ppo_full", asked(tmp_path, recipe))
@@ -101,6 +106,45 @@ def test_without_a_global_batch_the_product_counts(tmp_path, monkeypatch, state,
     monkeypatch.setenv("WORLD_SIZE", str(batch // 8))
     wanted = asked(tmp_path, "per_device_train_batch_size: 2\ngradient_accumulation_steps: 4")
     assert (differences(read_run(tmp_path / "ppo_full"), wanted) == []) is same
+
+
+@pytest.mark.parametrize(
+    ("state", "rows", "parts", "now", "same"),
+    [
+        ("done", 2, 2, None, True),  # on two processes, as the run was
+        ("done", 2, 1, None, False),
+        ("done", 2, 2, 1, False),
+        ("done", 2, 2, 2, True),
+        ("stopped", 2, 1, None, True),  # one that resumes looks for itself
+        ("stopped", 2, 1, 2, False),
+        ("done", None, 1, 1, True),  # PPO's default: 8 rows
+        ("done", None, 2, 1, False),
+    ],
+)
+def test_as_many_processes_as_the_run_had_count_where_nobody_says_how_many(tmp_path, state, rows, parts, now, same):
+    begun(tmp_path / "ppo_full", asked(tmp_path, "per_device_train_batch_size: 4"), world_size=2, status=state)
+    split = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": parts}
+    wanted = asked(tmp_path, "".join(f"{name}: {value}\n" for name, value in split.items() if value))
+    found = differences(read_run(tmp_path / "ppo_full"), replace(wanted, processes=now))
+    assert (found == []) is same
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "found"),
+    [
+        ({"config": {"fp16": True}}, "bf16: true", ["precision fp16 → bf16"]),
+        ({"config": {"fp16": True}}, "fp16: true", []),
+        ({"config": {"bf16": True}}, "fp16: true", ["precision bf16 → fp16"]),
+        ({"config": {"bf16": True}}, "fp16: false", ["precision bf16 → fp32"]),
+        ({"config": {"bf16": True}, "precision": {"taken": "fp32"}}, "bf16: true", ["precision fp32 → bf16"]),
+        ({"config": {"bf16": False}, "precision": {"taken": "bf16"}}, "bf16: true", []),
+        ({"config": {"bf16": False}, "precision": {"taken": "bf16"}}, "", []),  # it keeps its own
+        ({"config": {}}, "bf16: true", []),  # nobody knows
+    ],
+)
+def test_a_precision_differs_only_where_it_is_set_and_another_was_taken(tmp_path, then, now, found):
+    begun(tmp_path / "ppo_full", asked(tmp_path), **then)
+    assert differences(read_run(tmp_path / "ppo_full"), asked(tmp_path, RECIPE + now)) == found
 
 
 def test_how_often_it_logs_counts_where_evaluations_follow_it(tmp_path):
@@ -121,8 +165,11 @@ def test_harmless_fields_are_fields():
 
 
 def test_no_secret_is_kept(tmp_path):
-    found = basis_of(asked(tmp_path, RECIPE, "--hub_token", "hf_secret"), {})
+    wanted = asked(tmp_path, RECIPE, "--hub_token", "hf_secret", "--seed", "3")
+    found = basis_of(wanted, {})
     assert "secret" not in json.dumps(found)
+    assert (found["flags"], found["given"]["global_batch_size"], found["given"]["seed"]) == ({"seed": 3}, 8, 3)
+    assert found["recipe"] == hashlib.sha256(RECIPE.encode()).hexdigest()
 
 
 def test_data_files_are_known_by_their_content(tmp_path):
@@ -141,6 +188,24 @@ def test_data_files_are_known_by_their_content(tmp_path):
         verdict(folder, asked(tmp_path, recipe, kind="reward"))
     data.unlink()
     assert verdict(folder, asked(tmp_path, recipe, kind="reward")) == "done"  # results outlive their data
+    begun(folder, asked(tmp_path, recipe, kind="reward"))
+    data.write_text("{}\n")
+    assert verdict(folder, asked(tmp_path, recipe, kind="reward")) == "done"  # what they were of, nobody knows
+
+
+def test_each_of_several_data_files_counts(tmp_path):
+    files = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for path in files:
+        path.write_text("x")
+    recipe = RECIPE + f"prompt_dataset: [{files[0]}, {files[1]}]\n"
+    begun(tmp_path / "ppo_full", asked(tmp_path, recipe))
+    for path in files:
+        path.write_text("y")
+        assert differences(read_run(tmp_path / "ppo_full"), asked(tmp_path, recipe)) == [f"{path}: other content"]
+        path.write_text("x")
+    fewer = asked(tmp_path, RECIPE + f"prompt_dataset: [{files[0]}]\n")
+    (found,) = differences(read_run(tmp_path / "ppo_full"), fewer)
+    assert found.startswith("prompt_dataset ")
 
 
 def test_a_folder_of_data_is_all_its_files(tmp_path):
@@ -165,6 +230,14 @@ def test_one_that_failed_at_once_starts_over_with_new_settings(tmp_path):
     (folder / "checkpoints" / "step-1").mkdir(parents=True)
     with pytest.raises(UserError, match="settings differ"):
         verdict(folder, other)
+
+
+def test_an_evaluation_that_failed_with_responses_goes_on(tmp_path):
+    folder = tmp_path / "evaluation"
+    begun(folder, asked(tmp_path, "eval_seed: 1", kind="evaluation"), status="failed")
+    assert verdict(folder, asked(tmp_path, "eval_seed: 1", kind="evaluation")) == "again"
+    (folder / "answered.jsonl").write_text("")
+    assert verdict(folder, asked(tmp_path, "eval_seed: 1", kind="evaluation")) == "resume"
 
 
 def test_a_run_of_an_earlier_version_is_compared_by_what_is_given(tmp_path):
@@ -270,9 +343,24 @@ def test_clearing_follows_no_link(tmp_path):
     folder = tmp_path / "stage"
     folder.mkdir()
     (folder / "link").symlink_to(outside)
+    for name in (".lock", ".lock.host.7", "run.json", "metrics.jsonl"):
+        (folder / name).write_text("")
     clear(folder)
     assert (outside / "kept").exists()
-    assert list(folder.iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".lock.host.7", "run.json"]
+
+
+def test_a_long_value_is_cut_in_the_line():
+    assert basis._short("x" * 60) == "x" * 60
+    assert basis._short("x" * 61) == "x" * 57 + "..."
+
+
+def test_a_field_that_this_version_does_not_have_is_no_difference(tmp_path):
+    facts = begun(tmp_path / "ppo_full", asked(tmp_path, RECIPE))
+    facts["basis"]["given"]["of_an_earlier_version"] = 3
+    assert differences(facts, asked(tmp_path)) == []
+    facts["basis"]["given"] = {"lam": 0.9}
+    assert differences(facts, Asked({"gamma": 0.5})) == ["gamma none → 0.5", "lam 0.9 → none"]  # no defaults are known
 
 
 def test_values_are_kept_as_json_has_them():
@@ -292,7 +380,9 @@ def test_other_files_in_a_models_folder_are_another_model(tmp_path, kind):
     base.mkdir()
     weights = os.urandom(3 << 20)
     (base / "model.safetensors").write_bytes(weights)
-    for name in ("config.json", "tokenizer.json"):
+    small = ("config.json", "generation_config.json", "tokenizer.model", "special_tokens_map.json", "vocab.txt")
+    small += ("merges.txt", "chat_template.jinja")
+    for name in small:
         (base / name).write_text("{}")
     recipe, folder = MODEL_RECIPES[kind].format(base), tmp_path / kind
     begun(folder, asked(tmp_path, recipe, kind=kind))
@@ -307,9 +397,10 @@ def test_other_files_in_a_models_folder_are_another_model(tmp_path, kind):
     (base / "model.safetensors").write_bytes(os.urandom(3 << 20))  # as large as it was
     assert found() == [f"{base}: other content"]
     (base / "model.safetensors").write_bytes(weights)
-    (base / "config.json").write_text("[]")
-    assert found() == [f"{base}: other content"]
-    (base / "config.json").write_text("{}")
+    for name in small:
+        (base / name).write_text("[]")
+        assert found() == [f"{base}: other content"], name
+        (base / name).write_text("{}")
     base.rename(tmp_path / "moved")
     assert found(MODEL_RECIPES[kind].format(tmp_path / "moved")) == []
     (name,) = [line.split(":")[0] for line in recipe.splitlines()]
