@@ -24,9 +24,7 @@ NAN = float("nan")
 
 
 def training(kind):
-    return lambda **given: kind(
-        **{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": "none"} | given
-    )
+    return lambda **given: kind(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": "none"} | given)
 
 
 def adapter(check):
@@ -130,7 +128,7 @@ def test_a_margin_counts_where_it_is_used():
 )
 def test_seeds_of_several_runs(seeds, found):
     if found is None:
-        with pytest.raises(UserError, match="^seeds: expected "):
+        with pytest.raises(UserError, match=r"^seeds: expected "):
             PipelineConfig(seeds=seeds)
     else:
         assert PipelineConfig(seeds=seeds).seed_list() == found
@@ -141,5 +139,5 @@ def test_the_longest_name_of_a_run():
     check_plain_name("run", "x" * 200)
     check_plain_name("run", "ä" * 100)  # of two bytes each
     for name in ("x" * 201, "ä" * 101, "-x"):
-        with pytest.raises(UserError, match="^run: expected a plain folder name"):
+        with pytest.raises(UserError, match=r"^run: expected a plain folder name"):
             check_plain_name("run", name)

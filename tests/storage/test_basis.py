@@ -13,9 +13,20 @@ from rlhf.config import EvaluationConfig, ModelConfig, PPOStageConfig, Preferenc
 from rlhf.config.reward import RewardStageConfig
 from rlhf.errors import UserError
 from rlhf.storage import basis
-from rlhf.storage.basis import Asked, basis_of, clear, counted, data_digest, differences, verdict
+from rlhf.storage.basis import (
+    Asked,
+    basis_of,
+    clear,
+    counted,
+    data_digest,
+    differences,
+    report_files,
+    report_holds,
+    report_page,
+    verdict,
+)
 from rlhf.storage.run_folder import Stage, StageDone
-from rlhf.storage.stages import read_run, require_stage, stale_stages
+from rlhf.storage.stages import read_run, require_stage, stage_ids, stages_read, stale_stages
 
 KINDS = {
     "reward": [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig],
@@ -254,7 +265,10 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_is_given(tmp_path):
         verdict(folder, asked(tmp_path, RECIPE.replace("3.0e-5", "9.0e-5") + "bf16: false"))
 
 
-@pytest.mark.parametrize("broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}])
+NO_DATA = {"given": {}, "flags": {}, "data": [], "stages": {}}
+
+
+@pytest.mark.parametrize("broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}, NO_DATA])
 def test_a_broken_basis_is_none(tmp_path, broken):
     facts = begun(tmp_path / "ppo_full", asked(tmp_path), basis=broken)
     assert differences(facts, asked(tmp_path)) == []
@@ -279,6 +293,33 @@ def test_what_read_a_stage_that_ran_again_is_stale_and_so_is_what_read_that(tmp_
         require_stage(tmp_path / "evaluation")
     begun(tmp_path / "ppo_full", wanted, {"reward": read_run(tmp_path / "reward")["id"]})
     assert stale_stages(tmp_path) == {"evaluation": ["reward", "ppo_full"]}
+
+
+def test_a_stage_that_ran_again_on_what_is_gone_is_named_once(tmp_path):
+    chain(tmp_path, Asked({}))
+    gone = read_run(tmp_path / "reward")["id"]
+    begun(tmp_path / "reward", Asked({}))
+    begun(tmp_path / "ppo_full", Asked({}), {"reward": gone})
+    assert stale_stages(tmp_path) == {"ppo_full": ["reward"], "evaluation": ["reward", "ppo_full"]}
+
+
+@pytest.mark.parametrize(
+    ("ids", "read"),
+    [
+        ({"full": "1", "lora": None, "base": "2"}, {"ppo_full": "1"}),  # a policy that was not evaluated, and no policy
+        ({"lora": "3"}, {"ppo_lora": "3"}),
+        (["full"], {}),
+        (None, {}),
+    ],
+)
+def test_an_evaluation_of_an_earlier_version_has_read_the_policies(ids, read):
+    assert stages_read({"status": "done", "model_ids": ids}) == read
+
+
+def test_ids_of_stages_that_have_one(tmp_path):
+    begun(tmp_path / "reward", Asked({}), id="a")
+    begun(tmp_path / "ppo_full", Asked({}), id="")
+    assert stage_ids(tmp_path, "reward", "ppo_full", "ppo_lora") == {"reward": "a"}
 
 
 def test_a_stage_whose_folder_is_gone_makes_what_read_it_stale(tmp_path):
@@ -361,6 +402,39 @@ def test_a_field_that_this_version_does_not_have_is_no_difference(tmp_path):
     assert differences(facts, asked(tmp_path)) == []
     facts["basis"]["given"] = {"lam": 0.9}
     assert differences(facts, Asked({"gamma": 0.5})) == ["gamma none → 0.5", "lam 0.9 → none"]  # no defaults are known
+
+
+def test_a_report_holds_while_its_runs_have_the_files_that_it_was_made_of(tmp_path, monkeypatch):
+    code, first, second = tmp_path / "reporting", tmp_path / "a", tmp_path / "b"
+    monkeypatch.setattr(basis, "_REPORTING", code)
+    parts = [code / "plots" / "a.py", code / "a.j2", code / "a.css", code / "a.js"]
+    parts += [first / "reward" / "run.json", second / "ppo_full" / "metrics.jsonl", second / "ratings" / "ratings.json"]
+    others = [code / "a.pyc", first / "reward" / "notes.txt", first / "x.json", second / "ratings" / "key.json"]
+    for path in parts + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    def made(*of, **facts):
+        (first / "report").mkdir(exist_ok=True)
+        facts = {"status": "done", "page": "mine.html", "files": report_files(*of)} | facts
+        (first / "report" / "run.json").write_text(json.dumps(facts))
+
+    assert report_page(first) == first / "report" / "report.html"
+    made(first, second)
+    assert not report_holds(first, [first, second])  # there is no page
+    report_page(first).write_text("")
+    assert report_page(first) == first / "report" / "mine.html"
+    assert report_holds(first, [first, second])
+    assert not report_holds(first)
+    for path in parts + others:
+        path.write_text("{ }")
+        assert report_holds(first, [first, second]) is (path in others), path
+        path.write_text("{}")
+    made(first, second, status="failed")
+    assert not report_holds(first, [first, second])
+    made(first)
+    assert report_holds(first)
+    assert not report_holds(first, [first, second])
 
 
 def test_values_are_kept_as_json_has_them():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -12,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from rlhf.errors import UserError
 from rlhf.ppo.checkpointing import digest
-from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, read_step, rotate
+from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, not_written, read_step, rotate
 from rlhf.storage.disk import MANIFEST, fault, write_manifest, written_aside
 
 FACTS = {"batch_size": 4, "engine": "NO", "processes": 1}
@@ -49,6 +50,7 @@ def test_numbers_decide_not_names_or_clocks(tmp_path):
         checkpoint(tmp_path, name, step=None if name[-1] != "x" else 0) if name != "step-x" else (
             tmp_path / name
         ).mkdir()
+    (tmp_path / "step-99").write_text("no folder")
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-10"
     assert newest_whole(tmp_path / "none", PPO) is None
 
@@ -66,7 +68,9 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"step": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"step": 1}', '{"step": 1, "batch_size": 4, "engine": "NO"}', "[" * 100_000]
+)
 def test_a_sealed_checkpoint_that_says_no_step_is_broken(tmp_path, content):
     """A manifest shows that files are unchanged, not that rlhf wrote them."""
     made = checkpoint(tmp_path, "step-1")
@@ -84,6 +88,45 @@ def test_a_manifest_that_leads_out_is_not_followed(tmp_path, name):
     (tmp_path / "else").write_text("x")
     (made / MANIFEST).write_text(json.dumps({"files": {name: {"size": 1, "sha256": "0"}}}))
     assert fault(made) == "a manifest.json that names files elsewhere"
+
+
+def test_without_a_whole_one_the_newest_is_named_and_the_others_are_counted(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, f"step-{step}", manifest=False)
+        words = {1: "last", 2: "last; 1 older checkpoints are", 3: "last; 2 older checkpoints are"}[step]
+        with pytest.raises(UserError, match=rf"step-{step}: broken checkpoint, found no manifest.json, .* {words}"):
+            newest_whole(tmp_path, PPO)
+
+
+def test_a_file_that_grew_is_told_by_its_size(tmp_path):
+    made = checkpoint(tmp_path, "step-1", manifest=False)
+    (made / "deep" / MANIFEST).write_text("{}")  # only the one on top is none of the files
+    write_manifest(made)
+    (made / "deep" / MANIFEST).write_text("{ }")
+    assert fault(made) == "deep/manifest.json of 3 bytes where 2 were written"
+
+
+def test_the_line_on_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_540_000))
+    end = "(1.5 MB are free); free some space; its files were removed, earlier checkpoints are kept:"
+    target = checkpoint(tmp_path, "step-3")
+    full = OSError(28, "No space left on device")
+    assert str(not_written(target, full)) == (
+        f"{target}: cannot write the checkpoint: No space left on device {end} there are none"
+    )
+    checkpoint(tmp_path, "step-1")
+    checkpoint(tmp_path, "checkpoint-2")
+    torn = RuntimeError("inline_container.cc:\n  file write failed")
+    assert str(not_written(target, torn)) == (
+        f"{target}: cannot write the checkpoint: inline_container.cc: file write failed {end} step-1"
+    )
+
+
+def test_what_an_interrupted_delete_left_is_no_obstacle(tmp_path):
+    checkpoint(tmp_path, "checkpoint-1")
+    checkpoint(tmp_path, ".checkpoint-1.gone", step=1)
+    rotate(checkpoint(tmp_path, "checkpoint-2"), REWARD, 1)
+    assert names(tmp_path) == ["checkpoint-2"]
 
 
 def test_what_a_manifest_names_is_printed_as_text(tmp_path, capsys):
@@ -129,7 +172,7 @@ def test_the_limit_spares_the_newest_and_the_best(tmp_path, limit, best, kept):
 @pytest.mark.parametrize(
     ("written", "found", "said"),
     [
-        ({"batch_size": 8}, {"batch_size": 4}, "written with batch_size 8, but this run has 4"),
+        ({"batch_size": 8}, {"batch_size": 4}, "written with batch_size 8, but this run has 4; see gradient_acc"),
         ({"engine": "DEEPSPEED ZeRO-2"}, {}, "written with engine DEEPSPEED ZeRO-2, but this run has NO"),
         ({}, {"engine": "DEEPSPEED ZeRO-2"}, "written with engine NO, but this run has DEEPSPEED ZeRO-2"),
         (
@@ -137,6 +180,12 @@ def test_the_limit_spares_the_newest_and_the_best(tmp_path, limit, best, kept):
             {"engine": "DEEPSPEED ZeRO-2"},
             "written with processes 4, but this run has 1",
         ),
+        ({"engine": "FSDP", "processes": 4}, {"engine": "FSDP"}, "written with processes 4, but this run has 1"),
+        *(
+            ({name: 1}, {name: 2}, f"written with {name} 1, but this run has 2; use the same to resume$")
+            for name in ("train_dataset", "seed", "data_seed", "optim", "score_norm_samples")
+        ),
+        ({"seed": 1}, {}, "written with seed 1, but this run has None; use the same to resume$"),
     ],
 )
 def test_what_a_checkpoint_cannot_go_on_with_is_named(tmp_path, written, found, said):
@@ -149,7 +198,7 @@ def test_what_a_checkpoint_cannot_go_on_with_is_named(tmp_path, written, found, 
 def test_data_parallel_goes_on_with_another_number_of_processes(tmp_path):
     usual = {"step": 3, "batch_size": 8, "engine": "MULTI_CPU", "processes": 4}
     (tmp_path / "step.json").write_text(json.dumps(usual))
-    assert read_step(tmp_path, usual | {"engine": "NO", "processes": 1}) == usual
+    assert read_step(tmp_path, usual | {"engine": "NO", "processes": 1, "seed": 3}) == usual
 
 
 def test_a_model_stands_whole_or_not_at_all(tmp_path):
@@ -169,6 +218,37 @@ def test_a_model_stands_whole_or_not_at_all(tmp_path):
         "new",
         "old",
     ]
+
+
+def test_while_files_move_there_is_no_model(tmp_path, monkeypatch):
+    heads = ("adapter_config.json", "config.json")
+    for name in (*heads, "adapter/old", ".aside/of_a_run_that_was_killed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+
+    def write(aside):
+        for name in (*heads, "adapter/new", "model.safetensors"):
+            (aside / name).parent.mkdir(exist_ok=True)
+            (aside / name).write_text("new")
+
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(b.name), replace(a, b)))
+    with written_aside(tmp_path, True) as aside:
+        write(aside)
+    assert (set(moved[:2]), set(moved[2:])) == ({"adapter", "model.safetensors"}, set(heads))
+    assert names(tmp_path) == ["adapter", *heads, "model.safetensors"]
+    assert names(tmp_path / "adapter") == ["new"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}: cannot write: No space left"),
+        written_aside(tmp_path, True) as a,
+    ):
+        write(a)
+    assert names(tmp_path) == ["adapter", "model.safetensors"]
 
 
 def test_a_broken_checkpoint_that_was_asked_for_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import Stage, append_row, command_line, write_json
+from rlhf.storage.run_folder import Stage, anywhere, append_row, command_line, write_json, write_rows
 from rlhf.storage.stages import is_done, read_run, require_stage
 from rlhf.tracking.recorder import keep_rows
 
@@ -25,7 +25,9 @@ def test_a_stage_is_running_then_done(tmp_path):
     facts = read_run(folder)
     assert (facts["status"], facts["seed"], facts["data"]) == ("done", 3, {"rows": 7})
     assert facts["versions"].keys() >= {"torch", "transformers", "trl", "peft", "accelerate"}
-    assert facts["seconds"] >= 0
+    assert 0 <= facts["seconds"] < 600
+    assert facts["started"] <= facts["ended"]
+    assert facts["peak_memory"]
     assert require_stage(folder) == folder
 
 
@@ -68,10 +70,40 @@ def test_a_stage_that_breaks_says_so(tmp_path):
         _ = 1 / 0
     assert read_run(tmp_path)["status"] == "failed"
     assert read_run(tmp_path)["error"] == "ZeroDivisionError: division by zero"
+    with pytest.raises(ValueError, match="two"), Stage(tmp_path, "reward", {}, seed=0):
+        raise ValueError("one\ntwo")
+    assert read_run(tmp_path)["error"] == "ValueError: one"
+    with pytest.raises(KeyboardInterrupt), Stage(tmp_path, "reward", {}, seed=0):
+        raise KeyboardInterrupt
+    assert read_run(tmp_path)["status"] == "stopped"
+    assert "error" not in read_run(tmp_path)
+
+
+def test_paths_in_the_run_are_relative_to_it_since_it_may_be_moved(tmp_path):
+    run = tmp_path / "run"
+    paths = {"output_dir": f"{run}/reward", "models": [f"{run}/a", "/b", 3], "beside": f"{run}2/x"}
+    with Stage(run / "reward", "reward", {**paths, "deep": paths}, seed=0) as stage:
+        stage.record(data=paths)
+    found = {"output_dir": "reward", "models": ["a", "/b", 3], "beside": f"{run}2/x"}
+    facts = read_run(run / "reward")
+    assert (facts["config"], facts["data"]) == ({**found, "deep": found}, found)
+
+
+def test_a_model_is_named_so_that_it_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.gguf").write_text("")
+    found = [anywhere(name) for name in ("folder", "a.gguf", "someone/model")]
+    assert found == [str(tmp_path / "folder"), str(tmp_path / "a.gguf"), "someone/model"]
 
 
 def test_writing_leaves_nothing_beside_the_file(tmp_path):
     write_json(tmp_path / "a" / "x.json", {"text": "ü"})
+    assert "ü" in (tmp_path / "a" / "x.json").read_text(encoding="utf-8")
+    write_rows(tmp_path / "rows.jsonl", [{"text": "ü"}, {"text": "b"}])
+    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"text": "ü"}\n{"text": "b"}\n'
+    write_json(tmp_path / "path.json", {"path": tmp_path})
+    assert json.loads((tmp_path / "path.json").read_text()) == {"path": str(tmp_path)}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
     loop: list = []
     loop.append(loop)
@@ -120,4 +152,12 @@ def test_an_end_that_cannot_be_written_hides_no_error(tmp_path):
     error = ZeroDivisionError("division by zero")
     assert stage.__exit__(type(error), error, None) is None
     assert read_run(tmp_path)["status"] == "running"
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_an_end_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
+    stage = Stage(tmp_path, "reward", {}, seed=0).__enter__()
+    stage.folder = Path("/dev/full")
+    with pytest.raises(UserError, match="cannot write"):
+        stage.__exit__(None, None, None)
     assert not (tmp_path / ".lock").exists()

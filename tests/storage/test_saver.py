@@ -234,7 +234,7 @@ def test_a_loop_of_ones_own_waits_for_each(tmp_path):
     ("options", "saved"),
     [
         ({"save_strategy": "no", "save_minutes": 5}, [2, 4]),
-        ({"save_strategy": "no", "save_minutes": 0.5}, [1, 2, 3, 4, 5]),
+        ({"save_strategy": "no", "save_minutes": 3}, [1, 2, 3, 4, 5]),
         ({"save_strategy": "steps", "save_steps": 3, "save_minutes": 5}, [2, 3, 5]),  # each begins the time anew
         ({"save_strategy": "no"}, []),
     ],
@@ -286,3 +286,26 @@ def test_a_second_save_of_a_step_takes_the_place_of_the_first(tmp_path):
     assert names(tmp_path) == ["step-3"]
     assert (one / "more").read_text() == "second"
     assert fault(one) is None
+
+
+def test_one_that_failed_leaves_nothing_and_the_next_one_is_written(tmp_path, monkeypatch):
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+
+    def torn(_):
+        raise RuntimeError("file write failed")
+
+    with pytest.raises(UserError, match="step-1: cannot write the checkpoint: file write failed "):
+        saver.write(1, None, {}, torn)
+    assert names(tmp_path) == []
+    with monkeypatch.context() as patch:
+        full_after(patch, 0)
+        with pytest.raises(UserError, match="step-1: cannot write the checkpoint: No space"):
+            saver.write(1, None, {}, lambda _: None)
+    assert names(tmp_path) == []
+    (tmp_path / "checkpoints" / ".step-7").mkdir()  # of a run that was killed
+    seen = []
+    monkeypatch.setattr(module, "wait_to_see", lambda folder, files: seen.append(files))
+    for step in (1, 2, 3):
+        saver.write(step, 1, {}, lambda folder: (folder / "more").write_text(""), best="step-1")
+    assert names(tmp_path) == ["step-1", "step-3"]
+    assert seen[0] == {path.name for path in (tmp_path / "checkpoints" / "step-3").iterdir()} - {"manifest.json"}

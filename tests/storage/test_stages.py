@@ -56,6 +56,26 @@ def test_a_recipe_without_a_stage_needs_none(tmp_path):
     assert graph == {"ppo_full": (), "evaluation": ("ppo_full",), "report": ("evaluation",)}
 
 
+def test_a_recipe_of_ours_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "reward.yaml").write_text("{}")
+    assert (recipe_folder("demo"), recipe_folder("mine")) == (RECIPES / "demo", Path("mine"))
+
+
+def test_a_run_that_is_not_there_is_told_by_the_name_of_a_similar_one(tmp_path):
+    (tmp_path / "study" / "reward").mkdir(parents=True)
+    (tmp_path / "studies").mkdir()  # of no stage
+    with pytest.raises(UserError, match=r"run that stage first; did you mean 'study'\?$"):
+        require_stage(tmp_path / "studi" / "reward")
+    (tmp_path / "studi").mkdir()
+    with pytest.raises(UserError, match=r"run that stage first$"):
+        require_stage(tmp_path / "studi" / "reward")
+    with pytest.raises(UserError, match=r"run that stage first$"):
+        require_stage(tmp_path / "none" / "studi" / "reward")
+
+
 def test_a_folder_without_a_stage_is_no_recipe(tmp_path):
     (tmp_path / "notes.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"^recipe: expected one of demo, gpt2-medium, smollm2, or a folder with "):
