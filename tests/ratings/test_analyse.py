@@ -1,14 +1,17 @@
 """What ratings say: means and comparisons worked by hand, and words that say no more than the numbers."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 import rating_sheets
 
-from rlhf.evaluation.statistics import prompts_needed
+from rlhf.evaluation.statistics import mean_interval, paired_p_value, prompts_needed
+from rlhf.ratings.agreement import krippendorff_alpha
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
+from rlhf.ratings.scale import CRITERIA
 from rlhf.ratings.words import in_words
 
 KEY = rating_sheets.key(prompts=6, repeats=2)
@@ -49,6 +52,47 @@ def test_differences_and_preferences():
     assert (pair["wins"], pair["ties"], pair["losses"], pair["preference"]) == (0, 6, 6, 0.25)
 
 
+def test_each_figure_is_of_its_own_model_criterion_and_rater_and_at_the_asked_confidence():
+    key, draw = rating_sheets.key(prompts=15, repeats=3), random.Random(1)
+    given = [rating_sheets.filled(key, name, lambda *_: draw.randint(1, 5), n) for n, name in enumerate("ABC", 1)]
+    found = analyse(key, [check_sheet(key, one, "test") for one in given], MODELS, 0.8, seed=5)
+
+    def ratings(sheet, item):
+        return list(sheet["items"][item["item_id"]]["ratings"].values())
+
+    first = {(item["prompt_id"], item["model"]): item for item in key["items"] if not item["repeat"]}
+    prompts = list(dict.fromkeys(prompt for prompt, _ in first))
+    x = np.array([[[ratings(sheet, first[p, m]) for m in MODELS] for p in prompts] for sheet in given], float)
+
+    def near(value):
+        return pytest.approx(value, abs=1e-12)
+
+    for m, model in enumerate(MODELS):
+        columns = {"overall": x[:, :, m].mean((0, 2))} | dict(zip(CRITERIA, x[:, :, m].mean(0).T, strict=True))
+        assert found["models"][model].keys() == columns.keys()
+        for name, column in columns.items():
+            assert found["models"][model][name]["mean"] == near(column.mean())
+            assert found["models"][model][name]["interval"] == near(mean_interval(column, 0.8, 5)[1])
+    overall = x.mean(3)
+    for pair, (a, b) in zip(found["pairs"], ((0, 1), (0, 2), (1, 2)), strict=True):
+        assert (pair["of"], pair["over"]) == (MODELS[b], MODELS[a])
+        y = overall[:, :, b] - overall[:, :, a]
+        preferred = ((y > 0) + (y == 0) / 2).mean(0)
+        assert (pair["wins"], pair["ties"], pair["losses"]) == ((y > 0).sum(), (y == 0).sum(), (y < 0).sum())
+        assert (pair["preference"], pair["difference"]) == near((preferred.mean(), y.mean()))
+        assert pair["preference_interval"] == near(mean_interval(preferred, 0.8, 5)[1])
+        assert pair["interval"] == near(mean_interval(y.mean(0), 0.8, 5)[1])
+        assert pair["p_value"] == near(paired_p_value(y.mean(0), 5))
+        assert pair["prompts_needed"] == prompts_needed(y.mean(0), 0.8, 0.3)
+    for c, name in enumerate(CRITERIA):
+        assert found["agreement"][name] == near(krippendorff_alpha(x[:, :, :, c].reshape(3, -1)))
+    again = [item for item in key["items"] if item["repeat"]]
+    for sheet in given:
+        apart = [np.subtract(ratings(sheet, i), ratings(sheet, first[i["prompt_id"], i["model"]])) for i in again]
+        expected = {"n": 3 * 3 * 5, "same": np.mean(np.equal(apart, 0)), "mean_difference": np.abs(apart).mean()}
+        assert found["consistency"][sheet["rater"]] == near(expected)
+
+
 def test_repeats_count_for_consistency_only():
     def value(item, criterion):
         return 5 if item["repeat"] else 3
@@ -74,6 +118,10 @@ def test_incomplete_sheets_are_named_and_left_out():
     found = analyse(KEY, [*sheets, half | {"complete": False}], MODELS, 0.95, 0)
     assert (found["raters"], found["incomplete"]) == (["Ann"], ["Bob"])
     assert found["models"]["base"]["overall"]["mean"] == 4
+    assert found["n_prompts"] == 6
+    half["items"][KEY["items"][0]["item_id"]]["note"] = "unsure"
+    found = analyse(KEY, [*sheets, half | {"complete": False}], MODELS, 0.95, 0)
+    assert [note["rater"] for note in found["notes"]] == ["Bob"]  # what somebody wrote is read all the same
 
 
 def test_without_a_complete_sheet_nothing_is_said():

@@ -7,7 +7,15 @@ import pytest
 import rating_sheets
 
 from rlhf.errors import UserError
-from rlhf.ratings.collect import MAX_BYTES, check_sheet, import_sheets, read_object, store_sheet, stored_sheets
+from rlhf.ratings.collect import (
+    MAX_BYTES,
+    check_rater,
+    check_sheet,
+    import_sheets,
+    read_object,
+    store_sheet,
+    stored_sheets,
+)
 
 KEY = rating_sheets.key()
 ITEM = KEY["items"][0]["item_id"]
@@ -61,11 +69,55 @@ def test_complete_is_counted_not_believed():
         (lambda r: r["items"][ITEM]["ratings"].update(coherence=2.0), "coherence: expected a whole number"),
         (lambda r: r["items"][ITEM]["ratings"].update(beauty=3), "expected a rating of coherence, .* found 'beauty'"),
         (lambda r: r["items"][ITEM].update(note=7), "note: expected a text"),
+        (lambda r: r["items"][ITEM].update(note="x" * 4001), "note: expected a text of at most 4000 characters"),
+        (lambda r: r.update(rater="x" * 101), "rater: expected a name"),
+        (lambda r: r.update(rater="A\nnn"), "rater: expected a name"),
+        (lambda r: r.update(rater_id="0" * 33), "rater_id: expected 32 hexadecimal"),
     ],
 )
 def test_a_sheet_that_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         check_sheet(KEY, altered(change), "a.json")
+
+
+def test_the_longest_that_is_taken_and_half_a_character(tmp_path):
+    record = altered(lambda r: r["items"][ITEM].update(note="x" * 4000)) | {"rater": "x" * 100}
+    record["items"][KEY["items"][1]["item_id"]]["note"] = "a\ud800"
+    sheet = check_sheet(KEY, record, "a.json")
+    assert (len(sheet["rater"]), len(sheet["items"][ITEM]["note"])) == (100, 4000)
+    assert sheet["items"][KEY["items"][1]["item_id"]]["note"] == "a?"
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(MAX_BYTES)
+    with pytest.raises(UserError, match=r"a\.json: expected JSON"):  # it was read
+        read_object(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"of another sheet": {"ratings": {}}}, "responses, found one of them missing"),
+        ({ITEM: 5}, "one of them missing"),
+    ],
+)
+def test_a_stored_file_that_is_no_sheet_of_this_key_is_named(tmp_path, items, message):
+    path = store_sheet(tmp_path, check_sheet(KEY, rating_sheets.filled(KEY, "Ann"), ""))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"items": items}))
+    with pytest.raises(UserError, match=f"^{path}: item .*{message}"):
+        stored_sheets(KEY, tmp_path)
+
+
+def test_names_are_the_same_in_capitals(tmp_path):
+    ann, other = (rating_sheets.filled(KEY, name, number=n) for n, name in ((1, "Ann"), (2, "ANN")))
+    import_sheets(KEY, [write(tmp_path, "a.json", ann)], tmp_path / "store")
+    with pytest.raises(UserError, match="found another by that name"):
+        import_sheets(KEY, [write(tmp_path, "b.json", other)], tmp_path / "store")
+    sheets = [check_sheet(KEY, one, "") for one in (ann, other)]
+    check_rater(sheets[0], {sheets[0]["rater_id"]: "Ann"}, "sheet")  # who sends it again
+    with pytest.raises(UserError, match="'ANN' has already returned a sheet"):
+        check_rater(sheets[1], {sheets[0]["rater_id"]: "Ann"}, "sheet")
+    store_sheet(tmp_path / "store", sheets[1])
+    with pytest.raises(UserError, match=r"expected one sheet of 'A(nn|NN)', found another in "):
+        stored_sheets(KEY, tmp_path / "store")
 
 
 def test_files_are_joined_and_may_be_imported_again(tmp_path):
