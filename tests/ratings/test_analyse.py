@@ -86,6 +86,7 @@ def test_each_figure_is_of_its_own_model_criterion_and_rater_and_at_the_asked_co
         assert pair["prompts_needed"] == prompts_needed(y.mean(0), 0.8, 0.3)
     for c, name in enumerate(CRITERIA):
         assert found["agreement"][name] == near(krippendorff_alpha(x[:, :, :, c].reshape(3, -1)))
+    assert any("80% interval" in sentence for sentence in found["words"])
     again = [item for item in key["items"] if item["repeat"]]
     for sheet in given:
         apart = [np.subtract(ratings(sheet, i), ratings(sheet, first[i["prompt_id"], i["model"]])) for i in again]

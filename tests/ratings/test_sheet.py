@@ -119,16 +119,20 @@ def test_rows_that_make_no_sheet(change, message):
 
 
 def test_more_repeats_than_prompts():
-    with pytest.raises(UserError, match="rating_repeats: expected 0 to 4"):
-        make_key(rating_sheets.responses(), 5)
+    for repeats in (5, -1):
+        with pytest.raises(UserError, match=f"rating_repeats: expected 0 to 4, the number of prompts, found {repeats}"):
+            make_key(rating_sheets.responses(), repeats)
+    assert sum(item["repeat"] for item in make_key(rating_sheets.responses(), 4)["items"]) == 4 * 3
 
 
 def test_responses_are_read_or_refused_by_file_and_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rating_sheets.responses()))
     assert read_responses(path) == rating_sheets.responses()
-    path.write_text('{"prompt_id": "a", "model": "base", "prompt": "x"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:1: expected response as a text"):
-        read_responses(path)
+    for name in ("prompt_id", "model", "prompt", "response"):
+        row = rating_sheets.responses()[0]
+        path.write_text(" \n" + json.dumps(row) + "\n" + json.dumps(row | {name: 5}))
+        with pytest.raises(UserError, match=rf"rows.jsonl:3: expected {name} as a text"):
+            read_responses(path)
     with pytest.raises(UserError, match="expected the responses to the rating prompts, found none"):
         read_responses(tmp_path / "none.jsonl")

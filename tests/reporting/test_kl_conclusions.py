@@ -30,5 +30,15 @@ def test_steps_above_the_band_are_said_though_the_end_is_inside():
     )
 
 
+def test_the_band_is_the_one_that_is_given_and_its_ends_belong_to_it():
+    band = (0.25, 0.5)
+    for value, kind in ((0.25, "moderate"), (0.5, "moderate"), (0.24, "too low"), (0.51, "growing too fast")):
+        assert kl_conclusion(rows([value] * 4), band).startswith(kind)
+    assert kl_conclusion(rows([0.25, 0.5, 0.1, 0.5]), band).endswith("75% of all steps inside 0.25 to 0.5")
+    low, high = kl_conclusion(rows([0.1] * 4), band), kl_conclusion(rows([0.6] * 4), band)
+    assert low.endswith("; try a higher learning rate, more steps or a lower KL coefficient")
+    assert high.endswith("; try a lower learning rate or a higher KL coefficient, and read some samples")
+
+
 def test_no_value_no_words():
     assert kl_conclusion([{"step": 1}]) is None
