@@ -10,6 +10,7 @@ from scipy.stats import ttest_1samp
 
 from rlhf.evaluation.statistics import detectable_gain, mean_interval, paired_gain, paired_p_value, prompts_needed
 from rlhf.evaluation.summary import summarise
+from rlhf.evaluation.validity import validity
 from rlhf.reward.metrics import rank_correlation
 
 
@@ -289,3 +290,32 @@ def test_the_effect_of_ending_is_that_of_all_models() -> None:
     rows = [row(str(i), m, score, eos=i < 2) for m, found in scores.items() for i, score in enumerate(found)]
     ending = summarise(rows, ["base", "full"], 0.95, 0)["ending"]
     assert (ending["ended"], ending["truncated"], ending["difference"]) == (4, 4, 3.0)  # of 2 and 4
+
+
+def test_every_tuned_model_is_held_against_the_first() -> None:
+    """Three models whose scores, lengths, texts, KL and second scores are no two alike; seeds and confidence, too."""
+    given = {
+        "base": [(0.0, 5, "a b", 1.0), (2.0, 7, "c", 4.0), (4.0, 8, "d", 4.0)],
+        "full": [(1.0, 6, "A b a b a b", 3.0), (3.0, 6, "e", 5.0), (7.0, 9, "e ", 9.0)],
+        "lora": [(5.0, 9, "f", 2.0), (6.0, 9, " ", 2.5), (9.0, 9, "g", 6.0)],
+    }
+    rows = [
+        row(str(i), model, score, length, response=text, gold_score=gold)
+        for model, found in given.items()
+        for i, (score, length, text, gold) in enumerate(found)
+    ]
+    result = summarise(rows, list(given), 0.8, seed=7)
+    for model, gold in (("base", 3.0), ("full", 17 / 3), ("lora", 3.5)):
+        assert result["models"][model]["mean_gold"] == pytest.approx(gold)
+    assert result["models"]["full"]["repetition"] == pytest.approx(1 / 9)  # abab baba abab, and two of one word
+    assert result["models"]["base"]["interval"] == mean_interval([0.0, 2.0, 4.0], 0.8, 7)[1]
+    assert result["models"]["full"]["length_correlation"] == rank_correlation([6, 6, 9], [1.0, 3.0, 7.0]) != 1
+    base = [r for r in rows if r["model"] == "base"]
+    for model in ("full", "lora"):
+        tuned = [r for r in rows if r["model"] == model]
+        scores = [[r["score"] for r in part] for part in (base, tuned)]
+        assert result["gains"][model] == paired_gain(*scores, 0.8, 7)
+        assert result["validity"][model] == validity(base, tuned, 0.8, 7)
+        assert result["length_groups"][0]["gains"][model] == paired_gain(*scores, 0.8, 7)
+    assert result["validity"]["lora"]["empty"] == pytest.approx(1 / 3)
+    assert result["validity"]["full"]["same_response"] == pytest.approx(2 / 3)

@@ -21,12 +21,13 @@ def rows(scores, lengths=None, gold=None, responses=None):
 
 def test_second_judge_by_hand():
     base = rows([0.0, 1.0, 2.0], gold=[10.0, 20.0, 30.0])
-    tuned = rows([1.0, 3.0, 5.0], gold=[15.0, 20.0, 25.0])
+    tuned = rows([1.0, 3.0, 5.0], gold=[24.0, 26.0, 28.0])
     found = validity(base, tuned, 0.95, seed=0)
-    assert (found["gold"]["gain"], found["gold"]["wins"], found["gold"]["losses"]) == (0.0, 1, 1)
-    assert found["gold"]["in_sd"] == 0  # of a mean difference of 0
+    assert (found["gold"]["before"], found["gold"]["after"], found["gold"]["gain"]) == (20.0, 26.0, 6.0)
+    assert (found["gold"]["wins"], found["gold"]["losses"]) == (2, 1)
+    assert found["gold"]["in_sd"] == pytest.approx(0.6)  # standard deviation of 10, 20, 30 is 10, that of the others 2
     assert found["proxy_in_sd"] == pytest.approx(2.0)  # mean gain 2, standard deviation of 0, 1, 2 is 1
-    assert found["agreement"] == pytest.approx(-1)  # the proxy gains 1, 2, 3 where the gold model gains 5, 0, -5
+    assert found["agreement"] == pytest.approx(-1)  # the proxy gains 1, 2, 3 where the gold model gains 14, 6, -2
 
 
 def test_without_a_second_judge_there_is_no_gold():
@@ -44,10 +45,11 @@ def test_gain_at_equal_length_agrees_with_the_normal_equations():
     inverse = np.linalg.inv(design.T @ design)
     weights = inverse @ design.T @ score
     variance = ((score - design @ weights) ** 2).sum() / 38
-    half = student.ppf(0.95, 38) * math.sqrt(variance * inverse[0, 0])
+    half, half_slope = student.ppf(0.95, 38) * np.sqrt(variance * np.diag(inverse))
     assert found["gain"] == pytest.approx(weights[0])
     assert found["slope"] == pytest.approx(weights[1])
     assert found["interval"] == pytest.approx([weights[0] - half, weights[0] + half])
+    assert found["slope_interval"] == pytest.approx([weights[1] - half_slope, weights[1] + half_slope])
     assert found["mean_difference"] == pytest.approx(length.mean())
 
 
@@ -55,6 +57,18 @@ def test_a_gain_that_is_all_length_leaves_nothing():
     found = without_length([1.0, 2.0, 3.0, 4.0], [10, 20, 30, 40], 0.95)
     assert found["gain"] == pytest.approx(0, abs=1e-9)
     assert found["slope"] == pytest.approx(0.1)
+
+
+def test_what_has_no_spread_or_too_few_prompts_has_no_answer():
+    assert without_length([1.0, 2.0], [10, 20], 0.95) is None  # no degree of freedom is left
+    assert without_length([1.0, 2.0, 3.0], [10, 20, 20], 0.95) is not None
+    assert validity(rows([1.0], gold=[1.0]), rows([2.0], gold=[3.0]), 0.95, seed=0)["proxy_in_sd"] is None
+    equal = validity(rows([1.0, 1.0], gold=[1.0, 2.0]), rows([2.0, 3.0], gold=[3.0, 4.0]), 0.95, seed=0)
+    assert (equal["proxy_in_sd"], equal["agreement"]) == (None, None)
+    assert equal["gold"]["in_sd"] == pytest.approx(2 / 0.5**0.5)
+    half = rows([0.0, 1.0], gold=[1.0, 2.0])[:1] + rows([0.0, 1.0])[1:]
+    assert "gold" not in validity(half, rows([1.0, 2.0], gold=[3.0, 4.0]), 0.95, seed=0)
+    assert "gold" not in validity(rows([1.0, 2.0], gold=[3.0, 4.0]), half, 0.95, seed=0)
 
 
 def test_degenerate_shares_by_hand():

@@ -33,7 +33,12 @@ def test_groups_by_hand():
         "rejected is longer": (2, 0.5),
         "equally long": (1, 0.5),
     }
-    assert {name: g["n"] for name, g in groups["size of margin"].items()} == {"large": 1, "small": 2, "middle": 1}
+    # Of either sign: 2 is large, the second 1 is middle, 0 and the first 1 are small.
+    assert {name: (g["n"], g["accuracy"]) for name, g in groups["size of margin"].items()} == {
+        "large": (1, 1.0),
+        "small": (2, 0.75),
+        "middle": (1, 0.0),
+    }
     low, high = groups["subset"]["helpful"]["interval"]
     assert (low, high) == pytest.approx((2 / (2 + 1.959964**2), 1))  # Wilson's, 2 of 2
 
