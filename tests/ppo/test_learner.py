@@ -92,7 +92,7 @@ def experience(count=8):
         shard=Shard(count, 0, 1),
         reward_names=["judge"],
     )
-    return rows, Advantages(noise[3] * mask, noise[4] * mask, noise[3] * mask, noise[3] * mask, score)
+    return rows, Advantages(noise[3] * mask, noise[4] * mask, noise[0] * mask, noise[1] * mask, score)
 
 
 def numbers_of(texts):

@@ -22,7 +22,7 @@ EXPECTED = {
     "objective/kl_per_token": 2 / 6,
     "objective/kl_k1_per_token": 2 / 6,
     "objective/kl_k3_per_token": 2.066679 / 6,
-    "objective/kl_exact_per_token": 1.0,
+    "objective/kl_exact_per_token": 0.25,
     "objective/entropy": 6 / 3,
     "objective/scores": 0.5,  # of 2, -1, 0.5
     "objective/scores_std": 1.5**0.5,
@@ -45,8 +45,8 @@ EXPECTED = {
     "policy/entropy_avg": 1.5,
     "policy/grad_norm": 7.0,
     "value/grad_norm": 8.0,
-    "loss/policy_avg": -2 / 3,
-    "loss/value_avg": 4 / 3,
+    "loss/policy_avg": -2 / 4,
+    "loss/value_avg": 4 / 4,
     "val/clipfrac_avg": 0.75,
     "val/ratio": 1.25,
     "val/ratio_var": 0.4375,
@@ -56,10 +56,10 @@ EXPECTED = {
     "val/skipped_updates": 1.0,
     "val/all_responses_same": 0.0,
 }
-# Two passes over 6 tokens, two minibatches a pass of which one was left out; sums over this rank, norms and counts.
+# Of five minibatches one was left out and one held back: its sums count. Sums over this rank, norms and counts.
 LEARNED = {"policy_loss": -2.0, "value_loss": 4.0, "approxkl": 3.0, "clipfrac": 6.0, "value_clipfrac": 9.0}
 LEARNED |= {"entropy": 18.0, "ratio": 15.0, "ratio_squared": 24.0, "tokens": 12.0, "ratio_max": 3.0}
-COUNTS = {"minibatches": 4.0, "updates": 3.0, "skipped": 1.0, "grad_norm": 7.0, "grad_norm_critic": 8.0}
+COUNTS = {"minibatches": 5, "updates": 3, "skipped": 1, "grad_norm": 7.0, "grad_norm_critic": 8.0}
 
 
 class Rank:
@@ -72,18 +72,19 @@ def targets():
     returns = tensor([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [3.0, 3.0, 0.0]])
     # KL times -0.1, the score on the last token, 1.5 less where the response is truncated.
     rewards = tensor([[-0.05, 0.0, 2.1], [-1.2, 9.0, 9.0], [0.0, -1.05, 9.0]])
-    return Advantages(advantages, returns, advantages, rewards, tensor([2.0, -1.0, -1.0]))
+    return Advantages(advantages - 3.5, returns, advantages, rewards, tensor([2.0, -1.0, -1.0]))
 
 
-def learned(share=1.0):
+def learned(share=1.0, ratio_max=LEARNED["ratio_max"]):
     sums = {name: tensor(value * share, dtype=torch.float64) for name, value in LEARNED.items()}
     statistics = Statistics(**{name: sums[name] for name in Statistics._fields})
     norms = tensor([COUNTS["grad_norm"], COUNTS["grad_norm_critic"]], dtype=torch.float64)
-    return Update(statistics, 12 * share, tensor(3.0, dtype=torch.float64), norms, 4, 3, 1, [])
+    largest = tensor(ratio_max, dtype=torch.float64)
+    return Update(statistics, 12 * share, largest, norms, COUNTS["minibatches"], COUNTS["updates"], COUNTS["skipped"], [])
 
 
-def row_of(one, aims, rank=None, share=1.0):
-    return metrics_row(one, aims, learned(share), 0.1, ARGS, rank or Rank(), {})
+def row_of(one, aims, rank=None, *update):
+    return metrics_row(one, aims, learned(*update), 0.1, ARGS, rank or Rank(), {})
 
 
 def junk(one, extra):
@@ -129,6 +130,8 @@ def test_a_filler_row_and_a_missing_opinion_are_not_seen(alone):
     means = rollout_means(sums, ["judge", "rule"])
     assert (means["objective/scores"], means["objective/response_length"], means["objective/kl"]) == (0.5, 2.0, 0.75)
     assert (means["objective/eos_rate"], means["rewards/judge/mean"], means["rewards/rule/mean"]) == (0.5, 0.5, 4.0)
+    row = row_of(one, targets())  # the scores of the other two, of 2 and -1
+    assert (row["objective/penalised_scores"], row["val/num_eos_tokens"]) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_a_row_of_two_ranks_is_that_of_one(monkeypatch):
 
     def rank_of(index):
         one, aims = (type(whole)(**select(whole, shards[index])) for whole in (rollout(), targets()))
-        return row_of(one, aims, Rank(index, 2), share=(0.75, 0.25)[index])
+        return row_of(one, aims, Rank(index, 2), *((0.75, 2.0), (0.25, 3.0))[index])
 
     sent = []
     monkeypatch.setattr(metrics, "all_sum", lambda _, values: (sent.append(values), values)[1])

@@ -37,7 +37,7 @@ def rollout(**fields):
         "ref_logp": tensor([[-1.5, -2.0, -2.0], [-3.0, 9.0, 9.0], [-0.5, -1.0, 9.0]]),
         "entropy": torch.ones(3, 3),
         "values": tensor([[0.1, 0.2, 0.3], [0.4, 9.0, 9.0], [0.5, 0.6, 9.0]]),
-        "exact_kl": torch.ones(3, 3),
+        "exact_kl": torch.full((3, 3), 0.25),
         "last_value": tensor([0.0, 0.0, 0.7]),
         "scores": tensor([[2.0], [-1.0], [0.5]]),
         "raw_score": tensor([2.0, -1.0, 0.5]),

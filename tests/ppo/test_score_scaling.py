@@ -68,7 +68,7 @@ def test_moments_are_those_of_all_ranks():
 
 def test_a_checkpoint_brings_it_back():
     one = scaler(use_score_scaling=True, use_score_norm=True)
-    one.fit(tensor([1.0, 3.0]), ALL, alone)
+    one.fit(tensor([1.0, 5.0]), ALL, alone)  # mean 3, deviation 2
     one(tensor([1.0, 3.0]), ALL, alone)
     other = scaler(use_score_scaling=True, use_score_norm=True)
     other.load_state_dict(one.state_dict())
