@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_ppo import metrics, trainer
+from tiny_ppo import PROMPTS, metrics, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
@@ -64,8 +64,19 @@ def test_callbacks_are_told_everything_in_order(tmp_path):
 def test_callbacks_see_so_many_epochs(tmp_path):
     """Two steps each: three are one and a half, which are rounded up."""
     run = trainer(tmp_path, max_steps=3)
-    run.callbacks.begin(0, 3, run.steps_per_epoch)
-    assert (run.state.max_steps, run.state.num_train_epochs) == (3, 2)
+    run.callbacks.begin(1, 3, run.steps_per_epoch)
+    state = run.state
+    assert (state.max_steps, state.num_train_epochs, state.train_batch_size) == (3, 2, 2)
+    assert (state.global_step, state.epoch) == (1, 0.5)
+    run.callbacks.begin(0, 1, 4)
+    assert state.num_train_epochs == 1
+
+
+def test_an_epoch_of_one_step_begins_and_ends_with_it(tmp_path):
+    diary = Diary()
+    trainer(tmp_path, rows=PROMPTS[:3], given={"callbacks": [diary]}, max_steps=2, num_ppo_epochs=1).train()
+    told = [(name, n) for name, n in diary.events if "epoch" in name]
+    assert told == [("on_epoch_begin", 0), ("on_epoch_end", 1), ("on_epoch_begin", 1), ("on_epoch_end", 2)]
 
 
 def test_a_callback_may_stop_the_run(tmp_path):

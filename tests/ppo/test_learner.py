@@ -175,6 +175,14 @@ def test_each_pass_has_its_own_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_each_step_and_seed_has_its_own_order():
+    def order(seed, step):
+        dealt = Learner._deal(SimpleNamespace(args=PPOConfig(output_dir="x", seed=seed, num_ppo_epochs=1)), 12, step)
+        return tuple(tuple(members) for members in dealt)
+
+    assert len({order(seed, step) for seed in (1, 2) for step in (1, 2, 3)}) == 6
+
+
 def test_fewer_rows_than_minibatches_make_no_empty_step():
     rows, targets = experience(3)
     options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_mini_batches": 4}

@@ -80,7 +80,9 @@ def learned(share=1.0, ratio_max=LEARNED["ratio_max"]):
     statistics = Statistics(**{name: sums[name] for name in Statistics._fields})
     norms = tensor([COUNTS["grad_norm"], COUNTS["grad_norm_critic"]], dtype=torch.float64)
     largest = tensor(ratio_max, dtype=torch.float64)
-    return Update(statistics, 12 * share, largest, norms, COUNTS["minibatches"], COUNTS["updates"], COUNTS["skipped"], [])
+    return Update(
+        statistics, 12 * share, largest, norms, COUNTS["minibatches"], COUNTS["updates"], COUNTS["skipped"], []
+    )
 
 
 def row_of(one, aims, rank=None, *update):

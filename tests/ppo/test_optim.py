@@ -46,3 +46,9 @@ def test_max_steps_counts_before_episodes_and_these_before_epochs():
     assert count_steps(args, 100, 4) == 3
     args.max_steps = 7
     assert count_steps(args, 100, 4) == 7
+    args.max_steps, args.total_episodes = 1, 8
+    assert count_steps(args, 100, 4) == 1
+    args.max_steps = 0  # none asked for
+    assert count_steps(args, 100, 4) == 2
+    args.total_episodes = 0
+    assert count_steps(args, 100, 4) == 1

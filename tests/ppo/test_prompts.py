@@ -24,6 +24,10 @@ def test_long_prompts_are_refused_dropped_or_cut_at_the_front():
     assert [p.prompt_id for p in read_prompts(LONG, tokenizer(), 5, "drop")] == ["0", "2"]
     whole = read_prompts(LONG, tokenizer())[1].input_ids
     assert read_prompts(LONG, tokenizer(), 5, "truncate")[1].input_ids == whole[-5:]
+    assert read_prompts(LONG, tokenizer(), len(whole))[1].input_ids == whole  # as many as the limit
+    for long_prompts in ("drop", "truncate"):
+        with pytest.raises(UserError, match="train_dataset row 0: expected 1 to 5 tokens, found 0"):
+            read_prompts([{"prompt": ""}, *LONG], tokenizer(), 5, long_prompts)
 
 
 def test_prompt_and_response_have_to_fit_the_models_positions(tmp_path):
@@ -146,12 +150,18 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 def test_columns_stay_and_ids_are_the_rows_own():
     (prompt,) = read_prompts([{"prompt": "a", "prompt_id": 7, "answer": 42}], tokenizer())
     assert (prompt.prompt_id, prompt.columns, prompt.text) == ("7", {"answer": 42}, "a")
+    rows = [{"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1]}, {"input_ids": [0, 5]}]
+    first, second = read_prompts(rows, tokenizer())
+    assert (first.prompt_id, first.input_ids, first.columns) == ("0", [5, 6], {})  # without its padding
+    assert (second.prompt_id, second.input_ids) == ("1", [0, 5])
 
 
 def test_bare_prompts_become_rows():
     assert as_row("a", "x") == {"prompt_id": "x", "prompt": "a"}
     assert as_row(torch.tensor([1, 2]), "x") == {"prompt_id": "x", "input_ids": [1, 2]}
     assert as_row([{"role": "user", "content": "a"}], "x")["prompt"][0]["content"] == "a"
+    assert as_row({"prompt": "a", "prompt_id": "own"}, "x") == {"prompt": "a", "prompt_id": "own"}
+    assert as_row({"prompt": "a", "k": 1}, "x") == {"prompt": "a", "k": 1, "prompt_id": "x"}
 
 
 def test_each_epoch_has_its_own_order_and_every_prompt_once():
