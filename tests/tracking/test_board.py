@@ -8,7 +8,7 @@ from tiny_ppo import PROMPTS, trainer
 from rlhf.config import RewardStageConfig
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.reward.trainer import encode_pairs, train_reward_model
-from rlhf.tracking.board import board_tag
+from rlhf.tracking.board import board_tag, verbatim
 from rlhf.tracking.recorder import write_summary
 
 
@@ -76,6 +76,8 @@ def test_a_reward_stage_is_one_run_that_opens_on_pairs(tmp_path):
         ("episode", "progress/episode"),
         ("lr", "progress/lr"),
         ("train/epoch", "progress/epoch"),
+        ("eval/samples_per_second", "perf/eval_samples_per_second"),
+        ("perf/runtime", "perf/runtime"),
         ("loss/value_avg", "value/loss_avg"),
         ("loss/policy_avg", "policy/loss_avg"),
         ("eval/runtime", "perf/eval_runtime"),
@@ -85,3 +87,7 @@ def test_a_reward_stage_is_one_run_that_opens_on_pairs(tmp_path):
 )
 def test_tags(name, tag):
     assert board_tag(name) == tag
+
+
+def test_text_is_shown_as_it_is_whatever_ends_its_lines():
+    assert verbatim("# a\r\nb\rc\nd") == "    # a\n    b\n    c\n    d"

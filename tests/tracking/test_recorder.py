@@ -117,6 +117,7 @@ def test_a_run_that_goes_on_stays_one_run_in_the_trackers(tmp_path, monkeypatch,
     assert "run_id" not in old[2].keys() | new[2].keys()
     assert later[2]["run_id"] == new[3].info.run_id
     assert new[3].config["project"] == "kindness"
+    assert (new[3].config["learning_rate"], new[3].config["score_clip"]) == (3e-6, "None")
     assert not hasattr(later[3], "config")  # MLflow refuses other settings than a run began with
 
 
@@ -134,6 +135,7 @@ def test_the_same_for_transformers_trainer(tmp_path, monkeypatch):
     assert inside(3, ["wandb", "trackio"]) == (run_id, resume, name)
     assert inside(3, ["trackio"]) == (None, "must", name)
     assert inside(0, ["wandb"])[0] != run_id
+    assert inside(0, ["wandb"])[2] is None
     assert (os.environ.get("WANDB_RUN_ID"), os.environ["WANDB_RESUME"]) == (None, "must")
 
 
@@ -152,6 +154,18 @@ def values(board):
         for event in EventFileLoader(str(path)).Load():
             found += [(v.tag, event.step, v.tensor.float_val[0]) for v in event.summary.value if v.tensor.float_val]
     return sorted(found)
+
+
+def texts(board):
+    """Tag -> (step, text) of all texts."""
+    shown = EventAccumulator(str(board), {"tensors": 0}).Reload()
+    return {
+        tag.removesuffix("/text_summary"): [
+            (one.step, one.tensor_proto.string_val[0].decode()) for one in shown.Tensors(tag)
+        ]
+        for tag in shown.Tags()["tensors"]
+        if tag.endswith("/text_summary")
+    }
 
 
 def written(board, steps, **options):
@@ -240,6 +254,78 @@ def test_what_is_printed_of_an_event_does_not_steer_a_terminal(tmp_path, capsys)
 
 def test_a_stages_one_result_is_there_once(tmp_path):
     for number in (1.0, 2.0):
-        write_summary(tmp_path, {"test/accuracy": number}, {}, {})
+        write_summary(tmp_path, {"test/accuracy": number}, {"pair/0": "a\nb"}, {"seed": 3})
         keep_events(tmp_path / "tensorboard", 0)
     assert values(tmp_path / "tensorboard") == [("test/accuracy", 0, 2.0)]
+    assert texts(tmp_path / "tensorboard") == {
+        "pair/0": [(0, "    a\n    b")],
+        "settings/all": [(0, '    {\n      "seed": 3\n    }')],
+    }
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A recorder of a run that starts at a step."""
+
+    def start(step):
+        args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="tensorboard")
+        project = ProjectConfiguration(project_dir=args.output_dir)
+        found = Recorder(Accelerator(cpu=True, log_with=args.report_to, project_config=project), tmp_path)
+        found.start(args, step)
+        return found
+
+    return start
+
+
+def test_rows_and_samples_stand_at_their_step_and_go_on_behind_those_that_are_kept(tmp_path, recorder):
+    responses = [{"prompt": "p", "response": "r", "score": 0.1236}, {"prompt": "q", "response": "s\nt", "score": 2.0}]
+    first = recorder(0)
+    for step in (1, 2, 3):
+        first.row(step, {"x": 10.0 * step})
+        first.samples(step, responses)
+    first.evaluation(3, {"eval/y": 7.0})
+    first.end()
+    first.row(4, {"x": 40.0})  # no tracker is open any more
+    board = tmp_path / "tensorboard"
+    assert max(step for _, step, _ in values(board)) == 3
+    again = recorder(2)
+    again.row(3, {"x": 35.0})
+    again.completions(responses)
+    again.end()
+    assert values(board) == [("progress/x", 1, 10.0), ("progress/x", 2, 20.0), ("progress/x", 3, 35.0)]
+    assert texts(board)["samples/0"] == [
+        (step, "    prompt: p\n    \n    response: r\n    \n    score: 0.124") for step in (1, 2)
+    ]
+    assert [step for step, _ in texts(board)["samples/1"]] == [1, 2]
+
+    def rows(name):
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    assert rows("metrics.jsonl") == [{"step": step, "x": x} for step, x in ((1, 10.0), (2, 20.0), (3, 35.0))]
+    assert rows("samples.jsonl") == [{"step": step, **row} for step in (1, 2) for row in responses]
+    assert rows("eval_metrics.jsonl") == []
+    assert rows("completions.jsonl") == responses
+
+
+def test_what_a_checkpoint_relies_on_is_on_the_disk(tmp_path, monkeypatch, recorder):
+    flushed = []
+    monkeypatch.setattr(tracking, "flush", lambda path: flushed.append(path.name))
+    run, checkpoint = recorder(0), tmp_path / "step-1"
+    checkpoint.mkdir()
+    run.row(1, {"x": 1.0})
+    run.event("warnings.jsonl", {"step": 1, "seen": "x"}, "a warning")
+    run.event("skipped.jsonl", {"step": 1}, "a skipped update")
+    flushed.clear()
+    run.save(checkpoint)
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    assert flushed == [events.name]
+    assert values(tmp_path / "tensorboard") == [("progress/x", 1, 1.0)]
+    names = {"metrics.jsonl", "warnings.jsonl", "skipped.jsonl"}
+    assert {path.name for path in checkpoint.iterdir()} == names
+    for name in names:
+        assert (checkpoint / name).read_text() == (tmp_path / name).read_text() != ""
+    run.end()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"x": 5}\n')
+    recorder(0).end()  # another run from its start
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert (tmp_path / "skipped.jsonl").read_text() == ""
