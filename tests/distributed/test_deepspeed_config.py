@@ -71,6 +71,37 @@ def test_deepspeeds_schedules_are_those_of_transformers_that_equal_them(block, g
 
 
 @pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"train_batch_size": 6}, {}),  # of one micro-batch
+        ({"gradient_clipping": 0.0}, {"max_grad_norm": -1.0}),
+        ({"optimizer": {"type": "AdamW"}}, {}),
+        (
+            {"optimizer": {"type": "Adam", "params": {"adam_w_mode": True, "torch_adam": False}}},
+            {"optim": "adamw_torch"},
+        ),
+        ({"optimizer": {"type": "adamw", "params": {"torch_adam": True, "bias_correction": True}}}, {}),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "betas": [0.9, 0.95], "eps": 1e-8}}},
+            {"adam_epsilon": 1e-8},
+        ),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1, "warmup_min_lr": 0}}},
+            {"warmup_steps": 0},
+        ),
+        (
+            {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5, "total_num_steps": 7}}},
+            {"max_steps": 7},
+        ),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-4, "warmup_type": "linear"}}}, {}),
+    ],
+)
+def test_a_file_that_says_the_same_is_taken(config, options):
+    args = arguments(**options)
+    assert configured(dict(config), args)["gradient_clipping"] == max(args.max_grad_norm, 0)
+
+
+@pytest.mark.parametrize(
     ("config", "words"),
     [
         (
@@ -98,6 +129,20 @@ def test_deepspeeds_schedules_are_those_of_transformers_that_equal_them(block, g
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}},
             "scheduler.params.warmup_max_lr is 0.001",
         ),
+        *(
+            ({"optimizer": {"type": "AdamW", "params": {name: value}}}, f"optimizer.params.{name} is")
+            for name, value in {
+                "eps": 1e-6,
+                "weight_decay": 0.0,
+                "adam_w_mode": False,
+                "bias_correction": False,
+            }.items()
+        ),
+        *(
+            ({"scheduler": {"type": "WarmupDecayLR", "params": {name: value}}}, f"scheduler.params.{name} is")
+            for name, value in {"warmup_min_lr": 1e-6, "warmup_type": "log", "total_num_steps": 8}.items()
+        ),
+        ({"scheduler": {"type": "WarmupLR", "params": {"cycle": 1}}}, "expected no scheduler.params.cycle"),
         (
             {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}},
             "scheduler.params.warmup_num_steps is 9, but",

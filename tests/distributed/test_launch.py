@@ -7,7 +7,14 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from rlhf.distributed.launch import check_engine, check_fsdp, engine_name
+from rlhf.distributed.launch import (
+    autocast_dtype,
+    check_engine,
+    check_fsdp,
+    check_wrapped,
+    configure_fsdp,
+    engine_name,
+)
 from rlhf.errors import UserError
 from rlhf.ppo.roles import check_shardable
 
@@ -51,6 +58,59 @@ def test_without_a_version_accelerate_takes_the_first(launched, monkeypatch):
     monkeypatch.delenv("FSDP_VERSION")
     with pytest.raises(UserError, match="fsdp_version: expected 2, found 1"):
         check_engine(FSDP)
+
+
+def plain(processes=1, kind=DistributedType.NO, **more):
+    return SimpleNamespace(num_processes=processes, distributed_type=kind, mixed_precision="no", **more)
+
+
+def test_an_engine_other_than_the_one_that_was_asked_for_is_refused(monkeypatch):
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    check_engine(plain())
+    monkeypatch.setenv("FSDP_VERSION", "1")  # of no engine
+    check_engine(plain())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match=r"^processes: WORLD_SIZE=2, but Accelerate started 1 process; start the script"
+    ):
+        check_engine(plain())
+    with pytest.raises(UserError, match=r"^processes: WORLD_SIZE=2, but Accelerate started 3 processes; start"):
+        check_engine(plain(3))
+    check_engine(plain(2))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "True")
+    with pytest.raises(UserError, match=r"^engine: expected DeepSpeed, found MULTI_CPU; unset ACCELERATE_USE_CPU"):
+        check_engine(plain(2, DistributedType.MULTI_CPU))
+    check_engine(plain(2, DistributedType.DEEPSPEED))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "True")
+    with pytest.raises(UserError, match=r"^engine: expected FSDP, found MULTI_CPU; on CPUs"):
+        check_engine(plain(2, DistributedType.MULTI_CPU))
+
+
+def test_models_of_several_processes_share_gradients():
+    model, wrapped = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1))
+    check_wrapped(plain(1, unwrap_model=lambda m: m), model)
+    check_wrapped(plain(2, unwrap_model=lambda m: m[0]), wrapped)
+    with pytest.raises(UserError, match=r"^engine: Linear would be trained on each rank alone; start with accelerate"):
+        check_wrapped(plain(2, unwrap_model=lambda m: m), model)
+
+
+def test_engines_by_name_and_their_precision():
+    zero = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    assert engine_name(plain(kind=DistributedType.DEEPSPEED, state=zero)) == "DEEPSPEED ZeRO-3"
+    assert engine_name(plain(kind=DistributedType.MULTI_GPU)) == "MULTI_GPU"
+    found = {}
+    for word in ("no", "bf16", "fp16"):
+        plugin = SimpleNamespace(mixed_precision_policy=None)
+        fsdp = SimpleNamespace(**vars(FSDP) | {"mixed_precision": word, "state": SimpleNamespace(fsdp_plugin=plugin)})
+        configure_fsdp(fsdp)
+        found[word] = autocast_dtype(fsdp), plugin.mixed_precision_policy
+    assert found["no"] == (None, None)
+    for word, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        policy = found[word][1]
+        assert (found[word][0], policy.param_dtype, policy.reduce_dtype) == (dtype, dtype, torch.float32)
+        assert policy.cast_forward_inputs is False
 
 
 class Trained(nn.Module):
