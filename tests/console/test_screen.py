@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from rlhf.console import quiet, screen
-from rlhf.console.steps import Steps
+from rlhf.console.steps import Pace, Steps
 
 ROOT = Path(__file__).parents[2]
 # A stage with its rows, a warning and a command to copy.
 STAGE = """
 from rlhf.console import screen
-from rlhf.console.steps import Steps
+from rlhf.console.steps import Pace, Steps
 screen.stage("PPO", "3 steps")
 steps = Steps(("step", "  score ± se", "KL/token"), 3)
 steps.start()
@@ -161,6 +161,18 @@ def test_every_step_of_a_slow_run_stays(capsys, monkeypatch):
     for step in range(1, 41):
         rows.row(step, [str(step)])
     assert len(capsys.readouterr().out.splitlines()) == 41
+
+
+def test_time_left_without_the_first_step_which_warms_up():
+    pace = Pace(10)
+    assert [pace.left(1, 100.0), pace.left(2, 10.0), pace.left(3, 20.0)] == ["15:00", "1:20", "1:45"]
+    assert pace.left(10, 30.0) == "0:00"
+
+
+def test_cells_stand_in_columns():
+    rows = [["", "a", "long"], ["row", "12", "x"], ["r"]]
+    assert screen.table(rows, "<><", 2) == "      a  long\nrow  12  x\nr"
+    assert screen.table([["a", "b"]], "<<") == "a   b"
 
 
 def test_a_run_that_resumes_shows_its_own_steps(capsys):
