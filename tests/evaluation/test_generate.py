@@ -13,7 +13,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
 from rlhf.errors import UserError
-from rlhf.evaluation.generate import respond
+from rlhf.evaluation.generate import respond, weighted_rewards
 from rlhf.generation.decode import generate, uniforms
 from rlhf.reward.scoring import score_rows
 
@@ -23,7 +23,7 @@ import tiny
 from rlhf.config import EvaluationConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
-from rlhf.evaluation.generate import respond
+from rlhf.evaluation.generate import respond, weighted_rewards
 from rlhf.distributed.collectives import join_processes
 
 state = join_processes()
@@ -162,3 +162,43 @@ def test_a_response_that_any_of_several_ends_has_ended():
     ends = [399, *range(399)]
     rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, ends)
     assert [(row["eos"], row["response_length"], row["response"]) for row in rows] == [(True, 1, "")] * 3
+
+
+TEMPLATE = "{{ a }}{{ b }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+
+
+def test_what_was_answered_before_is_kept_and_the_rest_has_its_options_columns_and_weights():
+    tokenizer, policy, judge = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama(), tiny.llama_reward()
+    tokenizer.chat_template = TEMPLATE
+    seen, kept, counts = [], [], []
+
+    def size(completions, topic, **_):
+        seen.extend(topic)
+        return [float(name[1:]) for name in topic]
+
+    options = {"eval_seed": 3, "eval_response_length": 4, "eval_batch_size": 2, "eval_temperature": 2.0}
+    options |= {"chat_template_kwargs": {"a": "1", "b": "2"}, "reward_weights": [2.0, -3.0]}
+    config = EvaluationConfig(base_model="unused", **options)
+    prompts = [
+        TextPrompt(f"p{i}", "t", "of " * i + "x", columns={"topic": f"t{i}"}, options={"b": "7"} if i == 4 else {})
+        for i in range(5)
+    ]
+    rewards = weighted_rewards(judge, [size], policy, tokenizer, config)
+    done = {"p1": {"prompt_id": "p1", "score": 99.0}}
+    eos = [tokenizer.eos_token_id]
+    rows = respond(
+        "full", policy, tokenizer, rewards, prompts, config, eos, answered=counts.append, done=done, keep=kept.append
+    )
+    assert [row["prompt_id"] for row in rows] == ["p0", "p1", "p2", "p3", "p4"]
+    assert rows[1] == done["p1"]
+    assert counts == [1, 2, 2]
+    assert kept == [[rows[0], rows[2]], rows[3:]]
+    assert seen == ["t0", "t2", "t3", "t4"]
+    for i in (0, 2, 3, 4):
+        prompt = tokenizer(f"1{7 if i == 4 else 2}{prompts[i].text}:")["input_ids"]
+        [said] = generate(policy, [prompt], uniforms(3, 0, [f"p{i}"], 4), eos, 2.0)
+        row = rows[i]
+        assert (row["model"], row["prompt"]) == ("full", prompts[i].text)
+        assert (row["prompt_length"], row["response_length"], row["eos"]) == (len(prompt), len(said), said[-1] in eos)
+        assert row["response"] == tokenizer.decode(said, skip_special_tokens=True).strip()
+        assert row["score"] == pytest.approx(2 * score_rows(judge, [prompt + said], 1).item() - 3 * i, abs=1e-4)

@@ -4,7 +4,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from rlhf.functional.gae import gae, moments, rescale, standardise
+from rlhf.functional.gae import gae, moments, rescale, standardise, widest
 
 
 def test_gae_by_hand():
@@ -67,3 +67,12 @@ def test_standardise_and_rescale_by_hand():
     m = moments(tensor(4.0), tensor(10.0), tensor(2.0))  # mean 2, std 1
     assert_close(standardise(x, mask, m), tensor([[-1.0, 1.0, 0.0]]))
     assert_close(rescale(x, mask, m), tensor([[1.0, 3.0, 0.0]]))
+
+
+def test_a_device_without_float64_has_float32(monkeypatch):
+    def zeros(*_, **options):
+        assert options == {"dtype": torch.float64, "device": torch.device("mps")}
+        raise TypeError("no float64 here")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    assert widest.__wrapped__(torch.device("mps")) == torch.float32

@@ -1,6 +1,7 @@
 """The reward model's training: the loss is the one asked for, and the best checkpoint is the one that stays."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,10 +11,18 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.config import RewardStageConfig
 from rlhf.data.chat import prepare_tokenizer
-from rlhf.data.hh_rlhf import load_pairs
+from rlhf.data.hh_rlhf import Pair, load_pairs
+from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, new_reward_model
 from rlhf.reward.scoring import score_rows
-from rlhf.reward.trainer import encode_pairs, evaluate_pairs, train_reward_model
+from rlhf.reward.trainer import (
+    PreferenceTrainer,
+    check_positions,
+    encode_pair,
+    encode_pairs,
+    evaluate_pairs,
+    train_reward_model,
+)
 
 
 @pytest.fixture
@@ -43,10 +52,15 @@ def config(folder, **options):
     return RewardStageConfig(**settings | options)
 
 
+def scores_of(model, rows):
+    return [score_rows(model, [row[side] for row in rows], 3) for side in ("chosen_ids", "rejected_ids")]
+
+
 @pytest.mark.parametrize(("loss_type", "centre"), [("margin", 0.2), ("bradley_terry", None), ("bradley_terry", 0.3)])
 def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type, centre):
     model, tokenizer, rows = setup
     args = config(tmp_path, loss_type=loss_type, margin=0.7, learning_rate=0.0, center_rewards_coefficient=centre)
+    before = scores_of(model.eval(), rows[8:16])
     train_reward_model(model, tokenizer, rows[:8], rows[8:16], args)
     chosen = score_rows(model.eval(), [row["chosen_ids"] for row in rows[:8]], 3)
     rejected = score_rows(model, [row["rejected_ids"] for row in rows[:8]], 3)
@@ -55,7 +69,16 @@ def test_the_loss_is_the_one_asked_for(setup, tmp_path, loss_type, centre):
         "bradley_terry": (1 + (rejected - chosen).exp()).log().mean().item(),
     }
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    loss = next(row["loss"] for row in logged if "loss" in row)
+    start, first = (next(row for row in logged if name in row) for name in ("eval_loss", "loss"))
+    loss, tokens = first["loss"], sum(len(side) for row in rows[:8] for side in row.values())
+    # TRL's: of both sides' scores, of the pairs, and of all tokens so far.
+    for row, prefix, (good, bad), seen in (first, "", (chosen, rejected), tokens), (start, "eval_", before, 0):
+        both = torch.cat([good, bad])
+        by_name = {"min_reward": both.min(), "mean_reward": both.mean(), "max_reward": both.max()}
+        by_name |= {"accuracy": (good > bad).float().mean(), "margin": (good - bad).mean()}
+        for name, value in by_name.items():
+            assert row[prefix + name] == pytest.approx(value.item(), abs=1e-5), name
+        assert row[f"{prefix}num_tokens"] == seen
     pull = (centre or 0.0) * ((chosen + rejected) ** 2).mean().item()  # towards a mean of 0
     assert loss == pytest.approx(by_hand[loss_type] + pull, abs=1e-4)
     assert evaluate_pairs(model, rows[:8], args)["loss"] == pytest.approx(by_hand[loss_type] + pull, abs=1e-5)
@@ -68,6 +91,65 @@ def test_a_side_may_have_as_many_tokens_as_the_limit():
         counts = {"too_long": 0, "identical_tokens": 0}
         assert len(encode_pairs(tokenizer, pairs, limit, counts=counts)[1]) == kept
         assert counts == {"too_long": 1 - kept, "identical_tokens": 0}
+
+
+def test_equal_sides_are_left_out_and_counted():
+    tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
+    ask = [{"role": "user", "content": "a"}]
+    pairs = [Pair(ask, "yes", "yes", "x:1"), Pair(ask, "yes", "no", "x:2")]
+    counts = {"too_long": 3, "identical_tokens": 4}
+    kept, rows = encode_pairs(tokenizer, pairs, None, counts=counts)
+    assert (kept, len(rows), counts) == (pairs[1:], 1, {"too_long": 3, "identical_tokens": 5})
+
+
+def test_options_of_a_pair_come_before_those_of_all():
+    tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
+    tokenizer.chat_template = "{{ a }}{{ b }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    pair = Pair([{"role": "user", "content": "-"}], "x", "y", "x:1", options={"b": "3"})
+    row = encode_pair(tokenizer, pair, {"a": "1", "b": "2"})
+    assert [tokenizer.decode(row[side]) for side in ("chosen_ids", "rejected_ids")] == [
+        f"13-{text}<|im_end|>" for text in "xy"
+    ]
+
+
+@pytest.mark.parametrize("side", ["chosen_ids", "rejected_ids"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_pair_of_any_split_needs_positions_for_each_side(split, side):
+    short = {"chosen_ids": [5] * 3, "rejected_ids": [5] * 2}
+    splits = {"train": [short, short], "test": [short, short]}
+    settings = tiny.llama_reward().config
+    settings.max_position_embeddings = 4
+    splits[split] = [short, short | {side: [5] * 4}]
+    check_positions(settings, splits)
+    splits[split] = [short, short | {side: [5] * 5}]
+    with pytest.raises(UserError, match=r"^max_length: set it to 4 or less, .* the longest pair has 5 tokens$"):
+        check_positions(settings, splits)
+
+
+@pytest.mark.parametrize(
+    ("processes", "last", "remainder", "counted"),
+    [
+        (2, True, 5, [4, 1]),
+        (2, True, 8, [4, 4]),
+        (2, True, 3, [3, 1]),  # a mean needs one
+        (2, True, 0, [4, 4]),
+        (2, True, -1, [4, 4]),
+        (2, False, 3, [4, 4]),
+        (1, True, 3, [4]),
+    ],
+)
+def test_pairs_that_fill_up_an_evaluation_batch_do_not_count(processes, last, remainder, counted):
+    state = SimpleNamespace(end_of_dataloader=last, remainder=remainder)
+    ranks = [SimpleNamespace(num_processes=processes, process_index=i, gradient_state=state) for i in range(processes)]
+    assert [PreferenceTrainer._n_valid(SimpleNamespace(accelerator=rank), 4) for rank in ranks] == counted
+
+
+@pytest.mark.parametrize(("data_seed", "seed"), [(None, 3), (0, 0), (7, 7)])
+def test_the_order_of_pairs_is_by_the_longer_side_and_by_the_datas_seed(tmp_path, data_seed, seed):
+    args = config(tmp_path, seed=3, data_seed=data_seed, global_batch_size=2, train_sampling_strategy="group_by_length")
+    rows = {"chosen_ids": [[5], [5] * 4, [5]], "rejected_ids": [[5] * 2, [5], [5]]}
+    order = PreferenceTrainer._get_train_sampler(SimpleNamespace(args=args, train_dataset=rows))
+    assert (order.lengths, order.batch, order.seed, order.strategy) == ([2, 4, 1], 2, seed, "group_by_length")
 
 
 def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
