@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -134,20 +135,20 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): ...
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """The fake package `vllm`, with TRL's two files imported while it is there, and a CPU in a GPU's place."""
+def forget():
+    """TRL looks for vLLM when its two files are imported."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm" or name.startswith("trl.generation")]:
+        del sys.modules[name]
 
-    def forget():
-        for name in [name for name in sys.modules if name.split(".")[0] == "vllm" or name.startswith("trl.generation")]:
-            del sys.modules[name]
 
+def install(folder, monkeypatch):
+    """The fake package `vllm`, and a CPU in a GPU's place."""
     for name, text in PACKAGE.items():
-        path = tmp_path / "packages" / "vllm" / name
+        path = folder / "vllm" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     forget()
-    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(vllm, "_DEVICE", "cpu")
     monkeypatch.setattr(Retry, "sleep", lambda *_: None)
     import vllm as fake
@@ -155,12 +156,17 @@ def package(tmp_path, monkeypatch):
 
     init = VLLMClient.init_communicator
     monkeypatch.setattr(VLLMClient, "init_communicator", lambda self, device: init(self, "cuda"))
-    yield fake
-    forget()
+    return fake
 
 
 @pytest.fixture
-def server(package):
+def package(tmp_path, monkeypatch):
+    yield install(tmp_path / "packages", monkeypatch)
+    forget()
+
+
+@contextmanager
+def serving():
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -168,6 +174,12 @@ def server(package):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server(package):
+    with serving() as server:
+        yield server
 
 
 def trainer(folder, server, **options):
