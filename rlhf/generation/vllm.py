@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -140,9 +141,21 @@ def check_vllm(args: PPOConfig, policy: nn.Module, accelerator: Accelerator) -> 
         raise UserError("use_vllm: expected a policy in 16 or 32 bits, found quantised weights, which cannot be sent")
     if any(isinstance(module, SplitProjection) for module in policy.modules()):
         raise UserError("lora_target_modules: set c_attn with use_vllm: vLLM has no q_proj, k_proj and v_proj of GPT-2")
+    if isinstance(policy, PeftModel) and _unties(policy):
+        raise UserError(
+            "lora_target_modules: leave head and embeddings out with use_vllm: in this model they are one matrix"
+        )
     processes, size = accelerator.num_processes, args.vllm_tensor_parallel_size
     if args.vllm_mode == "colocate" and processes % size:
         raise UserError(f"vllm_tensor_parallel_size: expected a divisor of the {processes} processes, found {size}")
+
+
+def _unties(policy: PeftModel) -> bool:
+    """Whether head and embeddings are one matrix, of which only one is trained: merged, both would change."""
+    base = unwrap_peft(policy)
+    ends = base.get_output_embeddings(), base.get_input_embeddings()
+    tied = base.config.get_text_config(decoder=True).tie_word_embeddings
+    return tied and (any(isinstance(end, BaseTunerLayer) for end in ends) or ends[0].weight is not ends[1].weight)
 
 
 def wait_for_server(url: str, timeout: float) -> None:
