@@ -248,6 +248,28 @@ def test_the_front_matter_says_what_is_known(tmp_path, base, hub_name, licence):
     )
 
 
+SETTINGS = (
+    "dataset_name dataset_dir dataset_revision split_seed prompt_revision max_prompt_length prompt_seed "
+    "loss_type margin learning_rate critic_learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm "
+    "num_train_epochs total_episodes global_batch_size per_device_train_batch_size gradient_accumulation_steps "
+    "max_length num_ppo_epochs num_mini_batches response_length temperature kl_coef kl_estimator kl_target kl_horizon "
+    "missing_eos_penalty cliprange cliprange_value vf_coef gamma lam critic critic_warmup_steps bf16 fp16 dtype"
+)
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_every_setting_that_makes_a_model_is_in_its_card(tmp_path, use_peft):
+    values = {name: f"x{n}" for n, name in enumerate((*SETTINGS.split(), *LORA))}
+    policy(tmp_path, **values, prompt_dataset=["a/b", "c/d"], language="en", use_peft=use_peft)
+    write_card(tmp_path)
+    text = card(tmp_path)
+    for name, value in values.items():
+        assert (f"| `{name}` | `{value}` |" in text) is (use_peft or name not in LORA), name
+    assert "| `prompt_dataset` | `a/b, c/d` |" in text
+    assert "| `language` | `en` |" in text
+
+
 HOSTILE = "a|b`c\\|d\n# Heading\n```\n---\n<script>alert(1)</script> ``{{ 7 * 7 }} \"'{% raw %}"
 
 
