@@ -78,6 +78,9 @@ def test_degenerate_responses_are_named():
 
 def test_nothing_evaluated_nothing_said():
     assert gain_conclusions({}, "full") == []
+    record = evaluation(gold=ROSE)
+    del record["gains"]["full"]["interval"]
+    assert gain_conclusions(record, "full") == []
     assert "70%" in GAIN_RULES
 
 

@@ -21,6 +21,8 @@ def test_a_ppo_step_by_hand():
     cells = PPORows().cells(TrainerState(global_step=1, max_steps=4), row)
     assert cells[:5] == ["1.00 ± 0.35", "0.012", "20.2", "75 %", "8.0"]
     assert PPORows().cells(TrainerState(), {"eval/scores": 1.0}) == []
+    long = row | {"time/learn": 5.0}
+    assert PPORows().cells(TrainerState(global_step=1, max_steps=4), long)[4] == "10"
 
 
 @pytest.mark.parametrize(("trained", "cells"), [({"loss": 0.5, "accuracy": 0.75}, ["0.500", "75 %"]), ({}, ["–", "–"])])
