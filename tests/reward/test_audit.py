@@ -22,7 +22,7 @@ TEST = [
 
 def test_groups_by_hand():
     # Right, right, a tie, wrong.
-    found = audit(TRAIN, TEST, np.array([1.0, 4.0, 0.0, -3.0]), np.array([-1.0, 3.0, 0.0, -2.0]))
+    found = audit(TRAIN, TEST, np.array([1.0, -4.0, 5.0, -3.0]), np.array([-1.0, -5.0, 5.0, -2.0]))
     groups = found["groups"]
     assert {name: (g["n"], g["accuracy"]) for name, g in groups["subset"].items()} == {
         "helpful": (2, 1.0),
@@ -44,7 +44,7 @@ def test_groups_by_hand():
 
 
 def test_baselines_by_hand():
-    found = audit(TRAIN, TEST, np.array([1.0, 4.0, 0.0, -3.0]), np.array([-1.0, 3.0, 0.0, -2.0]))["baselines"]
+    found = audit(TRAIN, TEST, np.array([1.0, -4.0, 5.0, -3.0]), np.array([-1.0, -5.0, 5.0, -2.0]))["baselines"]
     assert found["longer response"]["accuracy"] == 1.5 / 4
     assert found["shorter response"]["accuracy"] == 2.5 / 4
     assert found["bag of words"]["accuracy"] == 3 / 4  # it learned that kind beats rude
