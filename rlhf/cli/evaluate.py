@@ -1,7 +1,7 @@
 """Evaluate base and trained policies on unseen prompts: rlhf evaluate --config RECIPE/evaluation.yaml --run NAME."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import enable_tf32, is_torch_tf32_available
 
 from rlhf.cli.parsing import parse, read_asked
@@ -27,14 +28,17 @@ from rlhf.distributed.launch import check_fsdp
 from rlhf.distributed.preemption import StopAtOnce
 from rlhf.errors import UserError
 from rlhf.evaluation.answered import Answered
-from rlhf.evaluation.generate import respond, weighted_rewards
+from rlhf.evaluation.generate import as_reward, respond, weighted_rewards
 from rlhf.evaluation.summary import summarise
 from rlhf.file_types import Evaluation, Precision, ResponseRow, RunFile
 from rlhf.model_card.card import write_card
+from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.load import fetch_model, load_causal_lm, load_reward_model, load_tokenizer, stop_ids
+from rlhf.models.unwrap import unwrap_peft
 from rlhf.perf.hardware import peak_memory
 from rlhf.reporting.values import NAMES
-from rlhf.reward.named import named_rewards
+from rlhf.reward.named import WeightedRewards, named_rewards
+from rlhf.reward.reward_functions import Reward
 from rlhf.reward.tokenizers import saved_tokenizer
 from rlhf.storage.basis import verdict
 from rlhf.storage.run_folder import Stage, anywhere, in_run, write_json, write_rows
@@ -89,20 +93,16 @@ def main() -> None:
             judge_paths={"reward": judge, "gold": gold_path},
         )
         kept = Answered(folder)
-        reward_model = None if reward_path is None else load_reward_model(reward_path).to(device)
-        gold = None if gold_path is None else load_reward_model(gold_path).to(device)
-        base = load_causal_lm(paths["base"]).to(device)
-        scored_by: Any = (
-            weighted_rewards(reward_model, functions, base, tokenizer, config) if functions else reward_model
-        )
+        base = ready(load_causal_lm(paths["base"]), device)
+        scored_by, second = judges(reward_path, gold_path, functions, base, tokenizer, config)
         sets = {"evaluation": split.evaluation, "rating": split.rating}
         bar = Steps(("prompts",), sum(map(len, sets.values())) * len(paths), rows=0)
         bar.start()
         for name, path in paths.items():
-            policy = base if name == "base" else load_causal_lm(path).to(device)
+            policy = base if name == "base" else ready(load_causal_lm(path), device)
             roles, eos_ids = (policy, tokenizer, scored_by), stop_ids(policy, tokenizer)
             other, answered = None if policy is base else base, partial(bar.advance, now=name)
-            for part, found, more in (("evaluation", rows, (other, gold)), ("rating", rating, (None, None))):
+            for part, found, more in (("evaluation", rows, (other, second)), ("rating", rating, (None, None))):
                 done, keep = kept.of(part, name, sets[part]), partial(kept.add, part)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision["taken"] == "bf16"):
                     found += respond(name, *roles, sets[part], config, eos_ids, *more, answered, done, keep)
@@ -128,6 +128,29 @@ def main() -> None:
     if stage.is_main:
         for stage_folder in tuned.values():
             write_card(stage_folder)  # again: now it has figures
+
+
+def ready(model: Any, device: torch.device) -> Any:
+    """The model on the device; on a CPU it attends as in PPO."""
+    use_cpu_attention(unwrap_peft(model))
+    return model.to(device)
+
+
+def judges(
+    reward_path: str | None,
+    gold_path: str | None,
+    functions: Sequence[Callable[..., Any]],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+) -> tuple[Reward | WeightedRewards, Reward | None]:
+    """What scores the responses, and the second reward model if there is one."""
+    read_by = base, tokenizer, config
+    model, gold = (path and ready(load_reward_model(path), base.device) for path in (reward_path, gold_path))
+    second = as_reward("second reward model", gold, *read_by) if gold else None
+    if functions:
+        return weighted_rewards(model, functions, *read_by), second
+    return as_reward("reward model", model, *read_by), second
 
 
 def tuned_models(folder: Path) -> tuple[dict[str, Path], dict[str, RunFile]]:

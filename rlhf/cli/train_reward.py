@@ -33,6 +33,7 @@ from rlhf.file_types import BestStep, PairFigures, RewardEvaluation, ScoredPairs
 from rlhf.memory_estimate.account import read_config
 from rlhf.memory_estimate.reward import dry_run
 from rlhf.model_card.card import write_card
+from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.load import (
     base_options,
     check_attention,
@@ -43,6 +44,7 @@ from rlhf.models.load import (
 )
 from rlhf.models.lora import trainable_share
 from rlhf.models.older_readers import write_older_names
+from rlhf.models.unwrap import unwrap_peft
 from rlhf.reward.adapters import check_adapter_engine, lora_config, save_reward_model, with_adapter
 from rlhf.reward.audit import audit
 from rlhf.reward.trainer import best_step, check_positions, encode_pairs, evaluate_pairs, train_reward_model
@@ -209,6 +211,7 @@ def main() -> None:
     options = model_options(model_args, args.trust_remote_code) | where
     with screen.busy("loading the model"):
         model = with_adapter(new_reward_model(base, tokenizer, **options), lora_config(model_args))
+        use_cpu_attention(unwrap_peft(model))
     check_positions(model.config, rows)
     config: Settings = run.place() | asdict(data) | asdict(model_args) | args.to_dict()
     with (

@@ -1,7 +1,7 @@
 """Responses of one model to the held-out prompts, and their scores; each process answers its share of the prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,12 +28,12 @@ def respond(
     name: str,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    reward_model: PreTrainedModel | WeightedRewards,
+    reward_model: PreTrainedModel | Reward | WeightedRewards,
     prompts: Sequence[TextPrompt],
     config: EvaluationConfig,
     eos_ids: Sequence[int],
     base: PreTrainedModel | None = None,
-    gold: PreTrainedModel | None = None,
+    gold: PreTrainedModel | Reward | None = None,
     answered: Callable[[int], None] = lambda n: None,
     done: Mapping[str, ResponseRow] | None = None,
     keep: Callable[[list[ResponseRow]], None] = lambda rows: None,
@@ -43,7 +43,8 @@ def respond(
     The prompts are spread over the processes, and every process returns all rows. Every model gets the same random
     numbers for a prompt, so that sampling noise does not make the difference between two models. With `base`, rows
     also have `kl`, the KL to it (nats per response); with `gold`, `gold_score`, a second reward model's score of the
-    same responses. A reward model of another tokenizer family reads the text with the tokenizer saved beside it.
+    same responses. A reward model of another tokenizer family reads the text with the tokenizer saved beside it; one
+    that `as_reward` made knows that already.
     answered: called after each batch with the number of its prompts, over all processes. done: rows that are there
     already, by prompt id; their prompts are not answered again. keep: called with this process's new rows of each
     batch, as often on every process.
@@ -52,8 +53,8 @@ def respond(
     if done:
         answered(len(done))
     left = [prompt for prompt in prompts if prompt.prompt_id not in done]
-    proxy_reward = _reward_function("reward model", reward_model, policy, tokenizer, config)
-    gold_reward = None if gold is None else _reward_function("second reward model", gold, policy, tokenizer, config)
+    proxy_reward = as_reward("reward model", reward_model, policy, tokenizer, config)
+    gold_reward = None if gold is None else as_reward("second reward model", gold, policy, tokenizer, config)
     judges = proxy_reward.rewards if isinstance(proxy_reward, WeightedRewards) else [proxy_reward]
     _check_positions(policy, [*judges, *([gold_reward] if gold_reward else [])], tokenizer, prompts, config)
     state, stop = PartialState(), set(eos_ids)
@@ -102,14 +103,38 @@ def respond(
     return [found[prompt.prompt_id] for prompt in prompts]
 
 
-def _reward_function(
+@overload
+def as_reward(
     role: str,
-    model: PreTrainedModel | WeightedRewards,
+    model: PreTrainedModel | Reward,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+) -> Reward: ...
+
+
+@overload
+def as_reward(
+    role: str,
+    model: PreTrainedModel | Reward | WeightedRewards,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+) -> Reward | WeightedRewards: ...
+
+
+def as_reward(
+    role: str,
+    model: PreTrainedModel | Reward | WeightedRewards,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
 ) -> Reward | WeightedRewards:
-    if isinstance(model, WeightedRewards):
+    """A model that scores responses of policies with this tokenizer, and with the rows of `policy`.
+
+    role: names it in errors. What is a reward already comes back as it is.
+    """
+    if isinstance(model, ModelReward | FunctionReward | WeightedRewards):
         return model
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)
@@ -151,7 +176,7 @@ def weighted_rewards(
     given: list[Any] = [*([] if model is None else [model]), *functions]
     specs = resolve_rewards(given, None, config.reward_weights, tokenizer, policy)
     rewards = [
-        _reward_function("reward model", spec.reward, policy, tokenizer, config)
+        as_reward("reward model", spec.reward, policy, tokenizer, config)
         if spec.is_model
         else FunctionReward(spec.name, spec.reward, tokenizer)
         for spec in specs

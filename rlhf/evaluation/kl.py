@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.functional.batching import passes_of
 from rlhf.models.actor_critic import (
     check_head,
     exact_kl,
@@ -16,9 +17,10 @@ from rlhf.models.actor_critic import (
     trunk_states,
     vocabulary_size,
 )
+from rlhf.models.kernels.attention import packs
 from rlhf.models.unwrap import unwrap_peft
 
-_ROWS = 16  # responses per batch
+_ROWS = 16  # responses at a time at most
 
 
 @torch.no_grad()
@@ -44,8 +46,9 @@ def response_kl(
         other = suppress(head_logits(unwrap_peft(base), other), suppress_tokens)
         return (exact_kl(logits, other, temperature),)
 
-    starts = range(0, len(prompts), _ROWS)
-    groups = [list(range(start, min(start + _ROWS, len(prompts)))) for start in starts]
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    packed = all(packs(unwrap_peft(model), max(lengths)) for model in (policy, base))
+    groups = passes_of(lengths, _ROWS, policy.device.type, packed=packed)
     width = max(map(len, responses))
     found = torch.zeros(len(prompts) * width, device=policy.device)
     for texts in texts_of(prompts, responses, groups, width, policy.device):

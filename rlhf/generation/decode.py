@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
+from rlhf.functional.batching import Cost, cheapest_groups, left_aligned, left_pad, position_ids
 from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
+from rlhf.models.actor_critic import head_logits, packed_arguments, trunk_of
+from rlhf.models.kernels.attention import packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
@@ -24,7 +26,7 @@ from rlhf.perf.work import key_values
 # The batch shrinks once this share of its rows is left: that copies the cache, so not at every finished row.
 _COMPACT_AT = 0.75
 # Bytes that could be moved in the time that a layer's kernels take to start, and in that of one operation.
-_MACHINE = {"cpu": (15e6, 0.19), "gpu": (2e8, 0.0066)}
+_MACHINE = {"cpu": (15e6, 0.06), "gpu": (2e8, 0.0066)}
 _WHOLE = 2.0**40
 
 
@@ -127,16 +129,19 @@ def _decode_group(
     if getattr(model.config, "output_router_logits", False):  # for the loss that balances experts: sampling has none
         kept["output_router_logits"] = False
     for t in range(length):
-        calls.append((ids.shape[0], ids.shape[1]))
-        logits = model(
-            input_ids=ids,
-            # A state has been read by what went into it, so that only new tokens have a mask.
-            attention_mask=mask[:, -ids.shape[1] :].long() if is_state else mask.long(),
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **kept,
-        ).logits[:, -1]
+        if t == 0 and type(cache) is Cache and packs(model, ids.shape[1]):
+            logits = _read_packed(model, ids, mask, cache, calls)
+        else:
+            calls.append((ids.shape[0], ids.shape[1]))
+            logits = model(
+                input_ids=ids,
+                # A state has been read by what went into it, so that only new tokens have a mask.
+                attention_mask=mask[:, -ids.shape[1] :].long() if is_state else mask.long(),
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+                **kept,
+            ).logits[:, -1]
         ids = pick(logits, u[rows, t], temperature).unsqueeze(1)
         responses[rows, t] = ids[:, 0]  # a finished row continues until it leaves; `_until_eos` drops that
         ended |= torch.isin(ids[:, 0], stop)
@@ -153,6 +158,23 @@ def _decode_group(
             cache.reorder_cache(cast(torch.LongTensor, keep))
             ids, mask, positions, rows, ended = ids[keep], mask[keep], positions[keep], rows[keep], ended[keep]
     return responses.tolist()
+
+
+def _read_packed(model: Any, ids: Tensor, mask: Tensor, cache: Cache, calls: list[tuple[int, int]]) -> Tensor:
+    """The logits after each prompt, float [B, V], and the cache filled: prompts without padding, their beginnings once.
+
+    ids int [B, L], mask bool [B, L]: padded on the left.
+    """
+    lengths = mask.sum(1)
+    texts, _ = left_aligned(ids, mask)
+    packed, given = packed_arguments(texts, lengths)
+    calls.append((1, len(packed.place)))
+    states = trunk_of(model)(**given | {"use_cache": True, "past_key_values": cache}).last_hidden_state[0]
+    shift = (torch.arange(ids.shape[1], device=ids.device) - (ids.shape[1] - lengths).unsqueeze(1)).clamp(min=0)
+    for layer in cast(list[_Layer], cache.layers):
+        layer.spread(packed.at.gather(1, shift))
+    ends = packed.at.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)
+    return head_logits(model, states.index_select(0, ends))
 
 
 def _keeps_states(model: Any) -> bool:
@@ -229,6 +251,17 @@ class _Layer(DynamicLayer):
         self.room[1][:, :, done : done + new] = value_states
         self.keys, self.values = (room[:, :, : done + new] for room in self.room)
         return self.keys, self.values
+
+    def spread(self, at: Tensor) -> None:
+        """Keys and values of packed tokens, [1, H, N, d], as those of B texts, [B, H, L, d]. at int [B, L]: tokens."""
+        rooms = []
+        for states in cast(tuple[Tensor, Tensor], (self.keys, self.values)):
+            texts = states[0].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1)
+            room = texts.new_empty(*texts.shape[:2], self.length, texts.shape[3])
+            room[:, :, : at.shape[1]] = texts
+            rooms.append(room)
+        self.room = rooms[0], rooms[1]
+        self.keys, self.values = (room[:, :, : at.shape[1]] for room in rooms)
 
     def _grown(self, states: Tensor, done: int, new: int) -> Tensor:
         batch, heads, _, width = states.shape

@@ -24,7 +24,7 @@ from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
 from rlhf.functional.batching import to_device
 from rlhf.models.adapters import copy_of_config
-from rlhf.models.kernels.attention import pack, packs
+from rlhf.models.kernels.attention import Packed, pack, packs
 from rlhf.models.kernels.unmasked import unmasked
 from rlhf.models.unwrap import Model, is_quantised, unwrap_peft
 
@@ -346,13 +346,20 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
     """
     if lengths is None or not packs(base, ids.shape[1]):
         return trunk_of(base)(**unmasked(base, ids), use_cache=False).last_hidden_state
+    packed, given = packed_arguments(ids, lengths)
+    return packed.spread(trunk_of(base)(**given).last_hidden_state[0])
+
+
+def packed_arguments(ids: Tensor, lengths: Tensor) -> tuple[Packed, dict[str, Any]]:
+    """What a trunk that `packs` gets in place of ids, int [B, L], right-padded, and how its states are spread again."""
     packed = pack(ids, lengths)
-    given = {
+    return packed, {
         "input_ids": ids.flatten()[packed.place].unsqueeze(0),
         "position_ids": packed.positions.unsqueeze(0),
         "attention_mask": ids.new_ones(1, 1, 1, 1),  # of four dimensions it is passed on as it is: none is made
+        "use_cache": False,
+        "packed": packed,
     }
-    return packed.spread(trunk_of(base)(**given, use_cache=False, packed=packed).last_hidden_state[0])
 
 
 def vocabulary_size(model: Any) -> int:

@@ -215,12 +215,16 @@ class _Seen:
 
 
 def _again(texts: Rows, group: Sequence[int]) -> list[int]:
-    """Length of the common beginning of a pass's texts, for each of them but the first."""
-    if len(group) < 2:
-        return []
-    one, other = (which(list(texts[row]) for row in group) for which in (min, max))
+    """Of each of a pass's texts but the first, the length of the beginning that an earlier one has, too."""
+    rows, found = [list(texts[row]) for row in group], []
+    for i, row in enumerate(rows[1:], 1):
+        found.append(max(_common(row, earlier) for earlier in rows[:i]))
+    return found
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
     same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return [len(list(same))] * (len(group) - 1)
+    return len(list(same))
 
 
 @dataclass(frozen=True)

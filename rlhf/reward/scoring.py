@@ -60,6 +60,27 @@ def score_rows(
     return run_passes(base, rows, score_passes(base, rows, batch_size), show)
 
 
+def score_pairs(
+    model: PreTrainedModel | PeftModel,
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    batch_size: int,
+    show: str | None = None,
+) -> Tensor:
+    """Scores of N pairs of token rows, float32 [2, N] on the model's device; at most batch_size pairs at a time.
+
+    Where texts go through the model unpadded, a pair's are in one pass, which computes their prompt once.
+    """
+    base, rows, n = unwrap_peft(model), [*chosen, *rejected], len(chosen)
+    longest = [max(map(len, pair)) for pair in zip(chosen, rejected, strict=True)]
+    if packs(base, max(longest, default=0)):
+        pairs = passes_of(longest, batch_size, base.device.type, packed=True)
+        passes = [[*index, *(n + i for i in index)] for index in pairs]
+    else:
+        passes = score_passes(base, rows, batch_size)
+    return run_passes(base, rows, passes, show).view(2, n)
+
+
 @torch.no_grad()
 def run_passes(
     model: PreTrainedModel,

@@ -32,13 +32,15 @@ from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.master_weights import keep_masters
 from rlhf.models.unwrap import Model, max_positions
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
 from rlhf.reward.order import GlobalOrder
-from rlhf.reward.scoring import score_rows
+from rlhf.reward.packed import packed_passes
+from rlhf.reward.scoring import score_pairs
 from rlhf.storage.checkpoint import REWARD, checkpoint_step, newest_whole, problem_of, read_step, set_later_aside
 from rlhf.storage.run_folder import append_row
 from rlhf.storage.safe_load import check_pickles
@@ -291,7 +293,8 @@ def train_reward_model(
         if checkpoint:
             on_all(lambda: check_pickles(checkpoint))
             trainer.restore(from_main(lambda: read_step(checkpoint, manifests.facts())))
-        with one_tracker_run(args, folder, checkpoint_step(checkpoint) if checkpoint else 0):
+        first = checkpoint_step(checkpoint) if checkpoint else 0
+        with one_tracker_run(args, folder, first), packed_passes(model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, not stop.stopped
 
@@ -346,13 +349,17 @@ def best_step(trainer: PreferenceTrainer) -> BestStep:
 
 
 def evaluate_pairs(model: Model, rows: list[TokenPair], args: RewardStageConfig) -> ScoredPairs:
-    """Loss and `pair_metrics` on token rows; `scores` are {"chosen": [N], "rejected": [N]}."""
+    """Loss and `pair_metrics` on token rows, in the precision that args train in.
+
+    `scores` are {"chosen": [N], "rejected": [N]}.
+    """
     was_training = model.training
     model.eval()
-    sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-    scores = score_rows(model, sides, args.per_device_eval_batch_size, show="score pairs").cpu()
+    chosen, rejected = ([row[side] for row in rows] for side in ("chosen_ids", "rejected_ids"))
+    dtype = torch.float16 if args.fp16 else torch.bfloat16
+    with torch.autocast(model.device.type, dtype, enabled=bool(args.fp16 or args.bf16)), frozen_cast(model):
+        scores = score_pairs(model, chosen, rejected, args.per_device_eval_batch_size, show="score pairs").cpu()
     model.train(was_training)
-    chosen, rejected = scores.chunk(2)
-    loss = preference_loss(chosen, rejected, args).item()
-    scores_of: SideScores = {"chosen": chosen.tolist(), "rejected": rejected.tolist()}
-    return {"loss": loss, "scores": scores_of, **pair_metrics(chosen.numpy(), rejected.numpy(), seed=args.seed)}
+    loss = preference_loss(scores[0], scores[1], args).item()
+    sides: SideScores = {"chosen": scores[0].tolist(), "rejected": scores[1].tolist()}
+    return {"loss": loss, "scores": sides, **pair_metrics(scores[0].numpy(), scores[1].numpy(), seed=args.seed)}

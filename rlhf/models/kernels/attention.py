@@ -14,11 +14,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 @dataclass(frozen=True)
 class Packed:
-    """B texts padded at the right to L, as N tokens: the first text's, then of each other what is not shared."""
+    """B texts padded at the right to L, as N tokens: the first text's, then what each other does not begin with, too.
+
+    A text's beginning that an earlier text has as well, a system prompt or the prompt of a pair, is there once.
+    """
 
     at: Tensor  # int [B, L]: the token at each place; at padding the first one, which is as good as any
     place: Tensor  # int [N]: of each token, counted over [B, L]
     shared: int  # tokens at the start that are the same in all texts; gradients of theirs are summed
+    again: Tensor  # int [M]: places of further tokens that an earlier text has; their gradients are added to its
 
     @property
     def positions(self) -> Tensor:
@@ -35,7 +39,7 @@ class Packed:
 
 
 class _Spread(torch.autograd.Function):
-    """Copies rows both ways; indexing would add the gradients up, one row after the other."""
+    """Copies rows both ways; indexing would add all gradients up, one row after the other."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, packed: Packed) -> Tensor:
@@ -48,6 +52,8 @@ class _Spread(torch.autograd.Function):
         found = grad.index_select(0, packed.place)
         if packed.shared:
             found[: packed.shared] = grad.unflatten(0, packed.at.shape)[:, : packed.shared].sum(0)
+        if len(packed.again):
+            found.index_add_(0, packed.at.flatten()[packed.again], grad.index_select(0, packed.again))
         return found, None
 
 
@@ -67,21 +73,30 @@ class _Collect(torch.autograd.Function):
 def pack(ids: Tensor, lengths: Tensor) -> Packed:
     """ids int [B, L] padded at the right, lengths int [B] of at least 1 and at most L."""
     columns = torch.arange(ids.shape[1], device=ids.device)
-    shared = _shared(ids, lengths)
-    own = columns < lengths.unsqueeze(1)
-    own[1:, :shared] = False
+    common, earlier = _beginnings(ids, lengths)
+    known = columns < common.unsqueeze(1)
+    own = (columns < lengths.unsqueeze(1)) & ~known
     place = own.flatten().nonzero().squeeze(1)
     at = torch.zeros_like(ids)
     at[own] = torch.arange(len(place), device=ids.device)
-    at[:, :shared] = columns[:shared]
-    return Packed(at, place, shared)
+    for row, (width, other) in enumerate(zip(common.tolist(), earlier.tolist(), strict=True)):
+        at[row, :width] = at[other, :width]
+    shared = int(common[1:].min()) if len(ids) > 1 else 0
+    known[:, :shared] = False
+    return Packed(at, place, shared, known.flatten().nonzero().squeeze(1))
 
 
-def _shared(ids: Tensor, lengths: Tensor) -> int:
-    if len(ids) == 1:
-        return 0
-    same = (ids == ids[0]).all(0)[: int(lengths.min())]
-    return int(same.cumprod(0).sum())
+def _beginnings(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each text, how many tokens it begins with as an earlier one does, and which, int [B] twice; 0 and 0 of none.
+
+    Of earlier texts that have as much in common with it, the first.
+    """
+    ends = torch.arange(ids.shape[1], device=ids.device) >= torch.minimum(lengths.unsqueeze(1), lengths).unsqueeze(-1)
+    differ = ends | (ids.unsqueeze(1) != ids)
+    differ = torch.cat([differ, differ.new_ones(*differ.shape[:2], 1)], -1)
+    common = differ.to(torch.uint8).argmax(-1).tril(-1)  # the first place where two texts differ
+    found = common.max(1)
+    return found.values, found.indices
 
 
 _NAME = "rlhf_cpu"  # a name of this package's in transformers' table of attention functions

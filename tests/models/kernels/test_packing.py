@@ -22,20 +22,38 @@ LENGTHS = torch.tensor([5, 3, 4])
 
 
 def ragged():
-    """Four texts with six tokens in common, of which one has no more: ids, lengths, mask."""
+    """Four texts with six tokens in common, of which one has no more, and two with eight: ids, lengths, mask."""
     ids = torch.randint(3, 60, (4, 20), generator=torch.Generator().manual_seed(1))
     ids[:, :6] = ids[0, :6]
+    ids[3, :8] = ids[1, :8]
     lengths = torch.tensor([20, 9, 6, 14])
     return ids, lengths, torch.arange(20) < lengths.unsqueeze(1)
+
+
+def distinct(ids, lengths):
+    """How many beginnings of texts there are: a token is computed once for each."""
+    rows = [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
+    return len({tuple(row[: end + 1]) for row in rows for end in range(len(row))})
 
 
 def test_places_by_hand():
     packed = pack(IDS, LENGTHS)
     assert packed.shared == 2
-    assert packed.place.tolist() == [0, 1, 2, 3, 4, 7, 12, 13]
-    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 2, 2, 3]
-    assert packed.at.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0], [0, 1, 6, 7, 0]]
-    assert packed.collect(IDS).tolist() == [7, 8, 9, 5, 6, 9, 4, 3]
+    assert packed.again.tolist() == [7]  # 9, which the first text has, too
+    assert packed.place.tolist() == [0, 1, 2, 3, 4, 12, 13]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
+    assert packed.at.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0], [0, 1, 5, 6, 0]]
+    assert packed.collect(IDS).tolist() == [7, 8, 9, 5, 6, 4, 3]
+
+
+def test_two_pairs_by_hand():
+    """Each pair's two texts begin alike; all begin with 1."""
+    ids = torch.tensor([[1, 2, 3, 5], [1, 4, 6, 0], [1, 2, 3, 0], [1, 4, 6, 9]])
+    packed = pack(ids, torch.tensor([4, 3, 3, 4]))
+    assert packed.shared == 1
+    assert packed.place.tolist() == [0, 1, 2, 3, 5, 6, 15]
+    assert packed.at.tolist() == [[0, 1, 2, 3], [0, 4, 5, 0], [0, 1, 2, 0], [0, 4, 5, 6]]
+    assert packed.again.tolist() == [9, 10, 13, 14]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +75,14 @@ def test_what_is_shared(ids, lengths, shared):
 def test_gradients_are_those_of_indexing():
     packed, generator = pack(IDS, LENGTHS), torch.Generator().manual_seed(0)
     real = torch.arange(5) < LENGTHS.unsqueeze(1)
-    tokens = torch.randn(8, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    tokens = torch.randn(7, 2, generator=generator, dtype=torch.float64).requires_grad_()
     weights = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64) * real.unsqueeze(-1)
     (packed.spread(tokens) * weights).sum().backward()
     found, tokens.grad = tokens.grad, None
     (tokens[packed.at] * weights).sum().backward()
     assert_close(found, tokens.grad)
     padded = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    weights = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+    weights = torch.randn(7, 2, generator=generator, dtype=torch.float64)
     (packed.collect(padded) * weights).sum().backward()
     found, padded.grad = padded.grad, None
     (padded.flatten(0, 1)[packed.place] * weights).sum().backward()
@@ -91,7 +109,7 @@ def test_states_and_gradients_are_those_of_padded_texts(kind, checkpointing):
             recompute_activations(one, checkpointing)
     seen = widths(model)
     expected, found = trunk_states(padded, ids), trunk_states(model, ids, lengths)
-    assert seen == [(1, 20 + 9 + 6 + 14 - 3 * 6)]
+    assert seen == [(1, distinct(ids, lengths))]
     assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)) * mask.unsqueeze(-1)
     for states in (expected, found):
@@ -121,7 +139,7 @@ def test_a_window_that_the_texts_fit_in_and_one_that_they_do_not():
     assert_close(trunk_states(model, ids, lengths)[mask], expected, atol=1e-5, rtol=0)
     assert seen == [(4, 20)]
     assert trunk_states(model, ids[:2, :8], torch.tensor([8, 7])).shape == (2, 8, 32)
-    assert seen[1:] == [(1, 8 + 7 - 6)]
+    assert seen[1:] == [(1, distinct(ids[:2, :8], torch.tensor([8, 7])))]
 
 
 def test_only_on_a_cpu():
@@ -148,13 +166,13 @@ def test_a_trunk_that_is_not_transformers_own_gets_no_packed_texts():
 
 
 def test_a_score_is_read_from_packed_texts():
-    ids, _, mask = ragged()
+    ids, lengths, mask = ragged()
     model = tiny.llama_reward().eval()
     expected = score_tokens(model, ids, mask)
     use_cpu_attention(model)
     seen = widths(model)
     assert_close(score_tokens(model, ids, mask), expected, atol=1e-5, rtol=0)
-    assert seen == [(1, 31)]
+    assert seen == [(1, distinct(ids, lengths))]
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
