@@ -146,8 +146,9 @@ def judges(
 ) -> tuple[Reward | WeightedRewards, Reward | None]:
     """What scores the responses, and the second reward model if there is one."""
     read_by = base, tokenizer, config
-    model, gold = (path and ready(load_reward_model(path), base.device) for path in (reward_path, gold_path))
-    second = as_reward("second reward model", gold, *read_by) if gold else None
+    paths = reward_path, gold_path
+    model, gold = (None if path is None else ready(load_reward_model(path), base.device) for path in paths)
+    second = None if gold is None else as_reward("second reward model", gold, *read_by)
     if functions:
         return weighted_rewards(model, functions, *read_by), second
     return as_reward("reward model", model, *read_by), second
