@@ -42,3 +42,18 @@ def response_mask(tokens: Tensor, eos_id: int | Sequence[int]) -> Tensor:
     ids = torch.as_tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=tokens.device)
     is_eos = torch.isin(tokens, ids)
     return (is_eos.cumsum(dim=1) - is_eos.long()) == 0
+
+
+def distinct(ids, lengths):
+    """How many beginnings of texts there are: a token is computed once for each."""
+    rows = [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
+    return len({tuple(row[: end + 1]) for row in rows for end in range(len(row))})
+
+
+def widths(model):
+    """Rows and columns of each call of a trunk from now on."""
+    seen = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(tuple((*args, given.get("input_ids"))[0].shape)), with_kwargs=True
+    )
+    return seen

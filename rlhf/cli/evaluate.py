@@ -146,10 +146,10 @@ def judges(
 ) -> tuple[Reward | WeightedRewards, Reward | None]:
     """What scores the responses, and the second reward model if there is one."""
     read_by = base, tokenizer, config
-    paths = reward_path, gold_path
-    model, gold = (None if path is None else ready(load_reward_model(path), base.device) for path in paths)
-    second = None if gold is None else as_reward("second reward model", gold, *read_by)
-    if functions:
+    models = [ready(load_reward_model(path), base.device) for path in (reward_path, gold_path) if path is not None]
+    second = None if gold_path is None else as_reward("second reward model", models[-1], *read_by)
+    model = None if reward_path is None else models[0]
+    if functions or model is None:
         return weighted_rewards(model, functions, *read_by), second
     return as_reward("reward model", model, *read_by), second
 

@@ -16,6 +16,7 @@ from rlhf.config.precision import precision_line
 from rlhf.console import screen
 from rlhf.distributed.launch import check_engine, engine_name
 from rlhf.distributed.offload import prepare_offload
+from rlhf.functional.batching import right_pad
 from rlhf.memory_estimate.account import (
     Part,
     Sharding,
@@ -28,6 +29,7 @@ from rlhf.memory_estimate.account import (
     verdict,
 )
 from rlhf.models.actor_critic import column_values
+from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.lora import trainable_share
 from rlhf.models.unwrap import unwrap_peft
 from rlhf.reward.adapters import with_adapter
@@ -48,7 +50,6 @@ def dry_run(
     prepare_offload(args.deepspeed_plugin, args.optim)
     unset_hf_deepspeed_config()  # do not shard models here: `Sharding` accounts for ZeRO-3
     check_writable(Path(args.output_dir or "."))
-    longest = max(len(side) for row in rows for side in row.values())
     base = base_bytes(args.use_cpu)
 
     def build(layers: int | None) -> Any:
@@ -69,15 +70,20 @@ def dry_run(
     if line := precision_line(args):
         screen.say(f"precision: {line}")
 
+    largest = sorted(rows, key=lambda row: max(map(len, row.values())))[-2:]  # the two that the estimate is made with
+
     def activations(layers: int) -> int:
         model = build(layers).train()
+        if args.use_cpu:
+            use_cpu_attention(unwrap_peft(model))
 
-        def kept(rows: int) -> int:
-            ids = torch.zeros(rows, longest, dtype=torch.long)
+        def kept(pairs: int) -> int:
+            texts = [side for row in largest[-pairs:] for side in row.values()]
+            ids, mask = right_pad(texts, 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
-                return kept_bytes(lambda: column_values(unwrap_peft(model), ids), model)
+                return kept_bytes(lambda: column_values(unwrap_peft(model), ids, mask.sum(1)), model)
 
-        return by_rows(kept, 2 * args.per_device_train_batch_size)  # one pass holds both sides of each pair
+        return by_rows(kept, min(args.per_device_train_batch_size, len(rows)))
 
     learning = by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", full, str(args.optim)), Part("activations", learning=learning)]

@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from rlhf.generation.decode import _Layer, generate, in_whole_numbers, inverse_cdf, uniforms
+from rlhf.generation.decode import _Layer, decode, generate, in_whole_numbers, inverse_cdf, uniforms
+from rlhf.models.kernels.attention import use_cpu_attention
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17]]
 
@@ -120,3 +121,18 @@ def test_the_last_quantile_is_of_what_the_probabilities_sum_up_to():
     last = 1 - 2**-24
     assert (logits.softmax(-1).cumsum(-1)[:, -1] < last).any()
     assert (inverse_cdf(logits, torch.full((64,), last), 1.0) < 4000).all()
+
+
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
+def test_prompts_are_read_without_padding_and_their_beginnings_once(make):
+    model = make().eval()
+    prompts = [[5, 6, 7], [5, 6, 8, 9, 10, 11], [12], [5, 6, 8, 9]]
+    u = uniforms(3, 1, ["a", "b", "c", "d"], 6)
+    padded = decode(model, prompts, u, [2], 1.0)
+    use_cpu_attention(model)
+    found = decode(model, prompts, u, [2], 1.0)
+    assert found.responses == padded.responses
+    # 5 6 7, then 8 9 10 11, then 12; the last prompt is a beginning of the second.
+    assert found.calls[0] == (1, 3 + 4 + 1)
+    assert padded.calls[0] == (4, 6)
+    assert found.calls[1:] == padded.calls[1:]

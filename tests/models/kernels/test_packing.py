@@ -5,6 +5,7 @@ import copy
 import pytest
 import tiny
 import torch
+from obvious import distinct, widths
 from peft import LoraConfig, get_peft_model
 from test_attention import model_of
 from torch.testing import assert_close
@@ -28,12 +29,6 @@ def ragged():
     ids[3, :8] = ids[1, :8]
     lengths = torch.tensor([20, 9, 6, 14])
     return ids, lengths, torch.arange(20) < lengths.unsqueeze(1)
-
-
-def distinct(ids, lengths):
-    """How many beginnings of texts there are: a token is computed once for each."""
-    rows = [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
-    return len({tuple(row[: end + 1]) for row in rows for end in range(len(row))})
 
 
 def test_places_by_hand():
@@ -87,15 +82,6 @@ def test_gradients_are_those_of_indexing():
     found, padded.grad = padded.grad, None
     (padded.flatten(0, 1)[packed.place] * weights).sum().backward()
     assert_close(found, padded.grad)
-
-
-def widths(model):
-    """Rows and columns of each call of a trunk from now on."""
-    seen = []
-    model.base_model.register_forward_pre_hook(
-        lambda _, args, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
-    )
-    return seen
 
 
 @pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
