@@ -123,12 +123,13 @@ class Meter:
         if not n:
             return 0, 0, computed, 0
         prompts = list(map(len, step.prompts[:n]))
+        again = _again(step.prompts, range(n)) if packs(self.trained.policy_base, max(prompts)) else []
         # The last token of a response is never fed. Prompts are bound by matrix products; what follows by those
         # or by memory, whichever takes longer.
-        read = self.policy.forward(prompts, n) / self.peak
+        read = self.policy.forward(prompts, n, again) / self.peak
         moved = self.policy.decoded_bytes(prompts, answers, self.dtype.itemsize) / memory_bandwidth(self.device)
         written = max(moved, self.policy.decoding(prompts, answers) / self.peak)
-        return sum(answers), sum(prompts) + sum(answers) - n, computed, read + written
+        return sum(answers), sum(prompts) - sum(again) + sum(answers) - n, computed, read + written
 
     def _scored(self, step: StepPasses, texts: list[list[int]], answers: list[int]) -> _Counted:
         n, trained, groups = len(answers), self.trained, step.scored

@@ -135,9 +135,13 @@ def constructed(monkeypatch, rank=0, packed=False):
 def test_a_packed_step_by_hand(monkeypatch):
     meter, planned, policy, critic = constructed(monkeypatch, packed=True)
     passes = [[0, 2], [1], []]
-    work = meter.step(replace(planned, learned=passes), {"score": 2.0, "learn": 4.0})
+    planned = replace(planned, learned=passes, calls=[(1, 4), (3, 1), (2, 1)])
+    work = meter.step(planned, {"generate": 1.0, "score": 2.0, "learn": 4.0})
     # All texts are of one token: of 7 and 3 the second is the beginning of the first, of 7 and 5 likewise.
-    score, learn = work["score"], work["learn"]
+    generate, score, learn = (work[name] for name in PHASES)
+    assert (generate.real, generate.computed) == (4 + 3, 4 + 5)  # the longest prompt is all of them
+    moved = policy.decoded_bytes([4, 2, 3], [3, 1, 2], 4)
+    assert generate.ideal_seconds == pytest.approx(policy.forward([4], 3) / 1000 + moved / 100)
     assert (score.tokens, score.real, score.computed) == (15, 3 * (7 + 5), 3 * (7 + 5))
     needed = 2 * policy.forward([7, 3, 5], 6, [3]) + critic.forward([7, 3, 5], 0, [3])
     assert score.ideal_seconds == pytest.approx(needed / 1000)
