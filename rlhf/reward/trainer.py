@@ -32,9 +32,10 @@ from rlhf.distributed.preemption import StopCallback, StopRequest
 from rlhf.errors import UserError
 from rlhf.file_types import SKIPPED, BestStep, ScoredPairs, SideScores, StepFile
 from rlhf.functional.losses import pairwise_margin_ranking_loss
+from rlhf.models.kernels.attention import use_cpu_attention
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.master_weights import keep_masters
-from rlhf.models.unwrap import Model, max_positions
+from rlhf.models.unwrap import Model, max_positions, unwrap_peft
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses, MicroBatch, UpdateGuard, pair_skips
@@ -266,6 +267,7 @@ def train_reward_model(
         configure_deepspeed(args.deepspeed_plugin, args, counted=args.gradient_accumulation_steps)
     prepare_offload(args.deepspeed_plugin, args.optim)
     keep_masters(args, model)
+    use_cpu_attention(unwrap_peft(model))
     folder = Path(args.output_dir or ".")
     checkpoint = newest_whole(folder, REWARD, _problem)
     if checkpoint and args.save_only_model and not _resumable(checkpoint):
