@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from rlhf.functional.batching import Cost, cheapest_groups, left_aligned, left_pad, position_ids
 from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
 from rlhf.models.actor_critic import head_logits, packed_arguments, trunk_of
-from rlhf.models.kernels.attention import packs
+from rlhf.models.kernels.attention import computed_in, packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
 from rlhf.models.unwrap import unwrap_peft
@@ -236,7 +236,8 @@ class _Layer(DynamicLayer):
         self.room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write behind what is there, and return all of it."""
+        """Write behind what is there, and return all of it, in the precision that attention computes in."""
+        key_states, value_states = (states.to(computed_in(states)) for states in (key_states, value_states))
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         done = self.get_seq_length()

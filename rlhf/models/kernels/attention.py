@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 
@@ -157,7 +158,7 @@ def _forward(
     """As transformers' `sdpa`. packed: what the one row given holds, with which the mask does not matter."""
     if packed is None:
         return _attend(module, query, key, value, attention_mask, **options)
-    dtype = _dtype(query)
+    dtype = computed_in(query)
     query, key, value = (packed.spread(x[0].transpose(0, 1).to(dtype)).transpose(1, 2) for x in (query, key, value))
     found, _ = _attend(module, query, key, value, None, **options)
     return packed.collect(found).unsqueeze(0), None
@@ -179,7 +180,9 @@ def _attend(
     square = causal and attention_mask is None and 1 < length == key.shape[2] <= _LONGEST
     # An option of a kind of model not thought of here may change the values: a cap on scores, a sink.
     plain = not dropout and all(x is None for name, x in options.items() if name not in _NO_MATTER)
-    bf16_on_cpu = query.device.type == "cpu" and _dtype(query) == torch.bfloat16
+    bf16_on_cpu = query.device.type == "cpu" and computed_in(query) == torch.bfloat16
+    if plain and _one_of_groups(query, key, attention_mask):
+        return _attend_in_groups(query, key, value, attention_mask, scaling), None
     if not (square and plain and bf16_on_cpu and query.shape[-1] == value.shape[-1]):
         more: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **options}
         return _SDPA(module, query, key, value, attention_mask, **more)
@@ -189,7 +192,25 @@ def _attend(
     return found.transpose(1, 2).contiguous(), None
 
 
-def _dtype(states: Tensor) -> torch.dtype:
+def _one_of_groups(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether one new token attends, several heads to each head of keys, with a mask for all heads or without one."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    alike = mask is None or (mask.ndim == 4 and mask.shape[1] == 1)
+    return alike and query.shape[2] == 1 and key_heads < heads and heads % key_heads == 0 and query.device.type == "cpu"
+
+
+def _attend_in_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """[B, H, 1, d], [B, K, L, d] twice -> [B, 1, H, d]: a group of heads as the queries of its head of keys.
+
+    transformers repeats keys and values for each head of a group where there is a mask.
+    """
+    batch, heads, _, width = query.shape
+    query = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
+    found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(batch, 1, heads, found.shape[-1])
+
+
+def computed_in(states: Tensor) -> torch.dtype:
     """What products are computed in."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
