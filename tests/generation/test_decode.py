@@ -136,3 +136,15 @@ def test_prompts_are_read_without_padding_and_their_beginnings_once(make):
     assert found.calls[0] == (1, 3 + 4 + 1)
     assert padded.calls[0] == (4, 6)
     assert found.calls[1:] == padded.calls[1:]
+
+
+def test_keys_and_values_are_kept_as_attention_computes_them():
+    layer = _Layer(5)
+    states = torch.tensor([[[[1.0, 1 + 2**-12]]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        keys, values = layer.update(states, states)
+        again, _ = layer.update(states, states)
+    assert keys.dtype == values.dtype == again.dtype == torch.bfloat16
+    assert keys.tolist() == [[[[1.0, 1.0]]]]
+    keys, _ = _Layer(5).update(states, states)
+    assert torch.equal(keys, states)

@@ -134,3 +134,29 @@ def test_what_is_saved_does_not_name_it(tmp_path):
     model.save_pretrained(tmp_path)
     assert attention._NAME not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_token_attends_by_groups_as_with_keys_repeated(masked, dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    query = torch.randn(3, 6, 1, 8, generator=generator).to(dtype)
+    key, value = (torch.randn(3, 2, 7, 8, generator=generator).to(dtype) for _ in range(2))
+    mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+    mask[0, ..., :3] = mask[2, ..., :1] = False
+    given = mask if masked else None
+    repeated = (x.float().repeat_interleave(3, 1) for x in (key, value))
+    expected = scaled_dot_product_attention(query.float(), *repeated, attn_mask=given, scale=0.3).transpose(1, 2)
+    monkeypatch.setattr(attention, "_SDPA", None)  # transformers' own repeats them
+    found, _ = AttentionInterface()[attention._NAME](torch.nn.Module(), query, key, value, given, scaling=0.3)
+    assert found.dtype == dtype
+    assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+def test_a_mask_for_each_head_is_transformers_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "_SDPA", lambda *args, **options: asked.append(args))
+    query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8)
+    AttentionInterface()[attention._NAME](torch.nn.Module(), query, key, key, torch.zeros(1, 4, 1, 5))
+    AttentionInterface()[attention._NAME](torch.nn.Module(), query, key[:, :1].expand(1, 4, 5, 8), key, None)
+    assert len(asked) == 2  # as many heads of keys as of queries are no groups
