@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rlhf.functional.batching import Cost, cheapest_groups, left_aligned, left_pad, position_ids
+from rlhf.functional.batching import Cost, cheapest_groups, left_pad, position_ids
 from rlhf.generation.static import LOOK_EVERY, Pick, StaticDecoder, is_static
-from rlhf.models.actor_critic import head_logits, packed_arguments, trunk_of
+from rlhf.models.actor_critic import packed_logits
 from rlhf.models.kernels.attention import computed_in, packs
 from rlhf.models.kernels.autocast_cache import frozen_cast
 from rlhf.models.kernels.onednn_linear import decoding_layouts
@@ -165,16 +165,14 @@ def _read_packed(model: Any, ids: Tensor, mask: Tensor, cache: Cache, calls: lis
 
     ids int [B, L], mask bool [B, L]: padded on the left.
     """
-    lengths = mask.sum(1)
-    texts, _ = left_aligned(ids, mask)
-    packed, given = packed_arguments(texts, lengths)
-    calls.append((1, len(packed.place)))
-    states = trunk_of(model)(**given | {"use_cache": True, "past_key_values": cache}).last_hidden_state[0]
-    shift = (torch.arange(ids.shape[1], device=ids.device) - (ids.shape[1] - lengths).unsqueeze(1)).clamp(min=0)
+    lengths, columns = mask.sum(1), torch.arange(ids.shape[1], device=ids.device)
+    pads = (ids.shape[1] - lengths).unsqueeze(1)
+    texts = ids.gather(1, (columns + pads).clamp(max=ids.shape[1] - 1))
+    logits, at = packed_logits(model, texts, lengths, cache)
+    calls.append((1, cache.get_seq_length()))
     for layer in cast(list[_Layer], cache.layers):
-        layer.spread(packed.at.gather(1, shift))
-    ends = packed.at.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)
-    return head_logits(model, states.index_select(0, ends))
+        layer.spread(at.gather(1, (columns - pads).clamp(min=0)))
+    return logits
 
 
 def _keeps_states(model: Any) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 
 from rlhf.distributed.sharding import is_sharded
 from rlhf.errors import UserError
@@ -360,6 +361,17 @@ def packed_arguments(ids: Tensor, lengths: Tensor) -> tuple[Packed, dict[str, An
         "use_cache": False,
         "packed": packed,
     }
+
+
+def packed_logits(base: Any, ids: Tensor, lengths: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+    """Logits after the last token of each text, float [B, V], of a model that `packs`; ids int [B, L], right-padded.
+
+    The cache gets the packed tokens. Also returns where each place's token is among them, int [B, L].
+    """
+    packed, given = packed_arguments(ids, lengths)
+    states = trunk_of(base)(**given | {"use_cache": True, "past_key_values": cache}).last_hidden_state[0]
+    ends = packed.at.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)
+    return head_logits(base, states.index_select(0, ends)), packed.at
 
 
 def vocabulary_size(model: Any) -> int:
