@@ -1,6 +1,7 @@
 """Reward training and evaluation, by either side."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     from trl import RewardConfig, RewardTrainer
 
     from rlhf.config import RewardStageConfig
+    from rlhf.models.kernels.attention import use_cpu_attention
     from rlhf.models.kernels.dropout_gelu import fuse_gelu
+    from rlhf.reward.packed import packed_passes
     from rlhf.reward.trainer import PreferenceTrainer
 
     tokenizer = work.tokenizer_of(run.shape)
@@ -36,6 +39,7 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     before, clock = most_memory(), Clock("learn")
     if ours:
         fuse_gelu(model)  # as our loaders do
+        use_cpu_attention(model)
         more = {"loss_type": "bradley_terry", "train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
         rows = [row | {"length": max(map(len, row.values()))} for row in rows]
         kind, args = PreferenceTrainer, RewardStageConfig(**options | more | {"load_best_model_at_end": False})
@@ -44,7 +48,8 @@ def reward(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
     trainer = kind(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
     )
-    trainer.train()
+    with packed_passes(model) if ours else nullcontext():
+        trainer.train()
     return {
         "steps": [step for step in clock.steps if step][1:],
         "prompt_tokens": sum(map(len, sides)) / run.steps,  # with the responses; mean per step
@@ -79,11 +84,13 @@ def evaluation(run: work.Run, folder: str, ours: bool) -> dict[str, Any]:
 
 def _ours(run: work.Run, tokenizer: Any, policy: Any, reward_model: Any, prompts: list[list[int]], step: int) -> Any:
     from rlhf.generation.decode import generate, uniforms
+    from rlhf.models.kernels.attention import use_cpu_attention
     from rlhf.models.kernels.dropout_gelu import fuse_gelu
     from rlhf.reward.scoring import score_rows
 
-    fuse_gelu(policy)
-    fuse_gelu(reward_model)
+    for model in (policy, reward_model):
+        fuse_gelu(model)
+        use_cpu_attention(model)
     u = uniforms(run.seed, step, [str(i) for i in range(len(prompts))], run.shape.response)
     answers = generate(policy, prompts, u, [tokenizer.eos_token_id], 1.0)
     score_rows(reward_model, [p + a for p, a in zip(prompts, answers, strict=True)], run.shape.micro)
