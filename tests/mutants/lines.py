@@ -29,6 +29,60 @@ class Mutant(NamedTuple):
 
 LINES = [
     Mutant(
+        "models/kernels/attention.py",
+        "known[:, :shared] = False",
+        "known[:, : shared + 1] = False",
+        "models/kernels/test_packing.py",
+    ),
+    Mutant(
+        "models/kernels/attention.py",
+        "found.index_add_(0, packed.at.flatten()[packed.again], grad.index_select(0, packed.again))",
+        "pass",
+        "models/kernels/test_packing.py",
+    ),
+    Mutant(
+        "models/kernels/attention.py",
+        "torch.minimum(lengths.unsqueeze(1), lengths)",
+        "torch.maximum(lengths.unsqueeze(1), lengths)",
+        "models/kernels/test_packing.py",
+    ),
+    Mutant(
+        "models/kernels/attention.py",
+        "alike = mask is None or (mask.ndim == 4 and mask.shape[1] == 1)",
+        "alike = True",
+        "models/kernels/test_attention.py",
+    ),
+    Mutant(
+        "generation/decode.py",
+        "(columns - pads).clamp(min=0)",
+        "columns.expand_as(ids)",
+        "generation/test_decode.py",
+    ),
+    Mutant(
+        "generation/decode.py",
+        "(states.to(computed_in(states)) for states in (key_states, value_states))",
+        "(key_states, value_states.to(computed_in(value_states)))",
+        "generation/test_decode.py",
+    ),
+    Mutant(
+        "models/actor_critic.py",
+        "ends = packed.at.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)",
+        "ends = packed.at[:, -1]",
+        "generation/test_decode.py",
+    ),
+    Mutant(
+        "reward/packed.py",
+        "bool((mask[:, 1:] <= mask[:, :-1]).all())",
+        "True",
+        "reward/test_packed.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "sum(prompts) - sum(again) + sum(answers) - n",
+        "sum(prompts) + sum(answers) - n",
+        "perf/test_work.py",
+    ),
+    Mutant(
         "functional/losses.py",
         "worst = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)",
         "worst = (clipped - returns) ** 2",
@@ -86,8 +140,8 @@ LINES = [
     ),
     Mutant(
         "reward/trainer.py",
-        "loss = preference_loss(chosen, rejected, args).item()",
-        "loss = pairwise_margin_ranking_loss(chosen, rejected, 1.0).item()",
+        "loss = preference_loss(scores[0], scores[1], args).item()",
+        "loss = pairwise_margin_ranking_loss(scores[0], scores[1], 1.0).item()",
         "reward/test_trainer.py",
     ),
     Mutant("data/chat.py", "and text.strip() == response.strip():", "and text:", "data/test_chat.py"),

@@ -57,6 +57,7 @@ def test_two_pairs_by_hand():
         ([[7, 8, 9]], [3], 0),  # one text shares nothing
         ([[7, 8, 0], [7, 8, 0]], [2, 2], 2),  # padding is not shared, whatever its token
         ([[7, 8, 9], [7, 8, 0]], [3, 2], 2),
+        ([[7, 8, 9], [7, 8, 9]], [3, 2], 2),
         ([[7, 8, 9], [6, 8, 9]], [3, 3], 0),
     ],
 )
