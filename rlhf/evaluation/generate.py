@@ -1,7 +1,7 @@
 """Responses of one model to the held-out prompts, and their scores; each process answers its share of the prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast, overload
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +53,11 @@ def respond(
     if done:
         answered(len(done))
     left = [prompt for prompt in prompts if prompt.prompt_id not in done]
-    proxy_reward = as_reward("reward model", reward_model, policy, tokenizer, config)
+    proxy_reward = (
+        reward_model
+        if isinstance(reward_model, WeightedRewards)
+        else as_reward("reward model", reward_model, policy, tokenizer, config)
+    )
     gold_reward = None if gold is None else as_reward("second reward model", gold, policy, tokenizer, config)
     judges = proxy_reward.rewards if isinstance(proxy_reward, WeightedRewards) else [proxy_reward]
     _check_positions(policy, [*judges, *([gold_reward] if gold_reward else [])], tokenizer, prompts, config)
@@ -103,38 +107,18 @@ def respond(
     return [found[prompt.prompt_id] for prompt in prompts]
 
 
-@overload
 def as_reward(
     role: str,
     model: PreTrainedModel | Reward,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
-) -> Reward: ...
-
-
-@overload
-def as_reward(
-    role: str,
-    model: PreTrainedModel | Reward | WeightedRewards,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: EvaluationConfig,
-) -> Reward | WeightedRewards: ...
-
-
-def as_reward(
-    role: str,
-    model: PreTrainedModel | Reward | WeightedRewards,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: EvaluationConfig,
-) -> Reward | WeightedRewards:
+) -> Reward:
     """A model that scores responses of policies with this tokenizer, and with the rows of `policy`.
 
     role: names it in errors. What is a reward already comes back as it is.
     """
-    if isinstance(model, ModelReward | FunctionReward | WeightedRewards):
+    if isinstance(model, ModelReward | FunctionReward):
         return model
     name = f"{role} {model.config.name_or_path}".rstrip()
     own = tokenizer_to_read(name, model, None, tokenizer, policy)

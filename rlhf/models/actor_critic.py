@@ -352,7 +352,7 @@ def trunk_states(base: Any, ids: Tensor, lengths: Tensor | None = None) -> Tenso
 
 
 def packed_arguments(ids: Tensor, lengths: Tensor) -> tuple[Packed, dict[str, Any]]:
-    """What a trunk that `packs` gets in place of ids, int [B, L], right-padded, and how its states are spread again."""
+    """How texts are packed, and what a trunk that `packs` gets for them: ids int [B, L], right-padded, lengths [B]."""
     packed = pack(ids, lengths)
     return packed, {
         "input_ids": ids.flatten()[packed.place].unsqueeze(0),

@@ -15,9 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 @dataclass(frozen=True)
 class Packed:
-    """B texts padded at the right to L, as N tokens: the first text's, then what each other does not begin with, too.
+    """B texts padded at the right to L, as N tokens: the first text's, then of each other what no earlier text has.
 
-    A text's beginning that an earlier text has as well, a system prompt or the prompt of a pair, is there once.
+    So what texts begin with in common, a system prompt or the prompt of a pair, is there once.
     """
 
     at: Tensor  # int [B, L]: the token at each place; at padding the first one, which is as good as any
