@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from rlhf.distributed.collectives import from_main, join_processes
 from rlhf.distributed.devices import check_processes, cpu_is_asked_for, process_count
 from rlhf.distributed.launch import launcher_precision, wants_deepspeed
-from rlhf.distributed.offload import warn_of_locks
+from rlhf.distributed.operators import build_communication
 from rlhf.errors import UserError
 from rlhf.file_types import Precision
 
@@ -88,7 +88,7 @@ def choose_hardware(args: TrainingArguments) -> None:
         args.use_cpu = True
     check_processes(args.use_cpu)
     if wants_deepspeed():
-        warn_of_locks()
+        build_communication()
     _choose_precision(args)
     if args.activation_checkpointing is None:  # the new name of gradient_checkpointing: TRL's is the old one
         args.activation_checkpointing = args.gradient_checkpointing

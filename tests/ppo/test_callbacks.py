@@ -119,6 +119,28 @@ def test_evaluation_over_the_whole_set(tmp_path, options, evaluated):
     } <= set(row)
 
 
+def test_a_resumed_run_begins_neither_with_an_evaluation_nor_with_scores_of_the_reference(tmp_path, capsys):
+    options = {"eval_on_start": True, "score_norm_samples": 4, "save_strategy": "steps", "save_steps": 1}
+    options |= {"given": {"eval_dataset": UNSEEN}}
+    trainer(tmp_path, max_steps=1, **options).train()
+    assert "scores of the reference: mean" in capsys.readouterr().out
+    trainer(tmp_path, max_steps=2, **options).train(resume_from_checkpoint=True)
+    assert "scores of the reference" not in capsys.readouterr().out
+    assert steps(tmp_path, "eval_metrics.jsonl") == [0]
+
+
+def test_memory_is_released_every_so_many_steps(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr("rlhf.ppo.trainer.clear_cache", lambda _: released.append(run.state.global_step))
+    run = trainer(tmp_path, max_steps=5, torch_empty_cache_steps=2)
+    run.train()
+    assert released == [2, 4]
+    released.clear()
+    run = trainer(tmp_path / "never", max_steps=2)
+    run.train()
+    assert released == []
+
+
 def test_several_evaluation_sets_have_their_own_names(tmp_path):
     run = trainer(tmp_path, given={"eval_dataset": {"easy": UNSEEN[:2], "hard": UNSEEN[2:]}})
     found = run.evaluate()

@@ -3,10 +3,13 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import workers
 from hub_server import HubServer
+from tiny_ppo import trainer
 
 TESTS = Path(__file__).parents[1]
 # HF_ENDPOINT is read when huggingface_hub is imported, so each of these imports it itself.
@@ -94,3 +97,37 @@ def test_training_pushes_at_the_end_or_at_every_save(tmp_path):
     ]
     for folder in (tmp_path / "end", here):
         assert_only_the_policy(hub, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "created", "uploaded"),
+    [
+        ({}, {"private": None}, {"revision": None}),
+        ({"hub_private_repo": True, "hub_revision": "try-2"}, {"private": True}, {"revision": "try-2"}),
+    ],
+)
+def test_the_repository_is_made_as_asked_for_and_gets_the_branch(tmp_path, monkeypatch, options, created, uploaded):
+    calls = []
+
+    class Hub:
+        def __init__(self, token):
+            calls.append({"token": token})
+
+        def create_repo(self, repo_id, **given):
+            calls.append({"repo_id": repo_id} | given)
+            return SimpleNamespace(repo_id=f"someone/{repo_id}")
+
+        def upload_folder(self, **given):
+            calls.append(given)
+            return "commit"
+
+    monkeypatch.setattr("rlhf.ppo.export.HfApi", Hub)
+    run = trainer(tmp_path / "run", max_steps=1, hub_model_id="tuned", hub_token="hf_x", **options)
+    assert run.push_to_hub("By hand") == "commit"
+    token, create, upload = calls
+    assert token == {"token": "hf_x"}
+    assert create == {"repo_id": "tuned", "exist_ok": True} | created
+    assert upload["repo_id"] == "someone/tuned"
+    assert upload["commit_message"] == "By hand"
+    assert upload["folder_path"] == tmp_path / "run"
+    assert {name: upload[name] for name in uploaded} == uploaded
