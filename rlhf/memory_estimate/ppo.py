@@ -93,7 +93,7 @@ def dry_run(
         parts += _to_sample_on_a_gpu(args, full, kept, sharding)
     if sharding.stage < 3:
         parts += _cast(args, full, sharding)
-    if args.use_cpu and available() and sharding.stage < 3:
+    if args.use_cpu and available(torch.bfloat16 if args.bf16 else torch.float32) and sharding.stage < 3:
         parts.append(Part("layouts of weights", rollout=layout_bytes(full.trained.policy, 2 if args.bf16 else 4)))
     if peft_config is not None and args.use_cpu:  # on a GPU the merge happens in main memory
         merged = sum(numel(p) * p.element_size() for p in full.trained.policy.parameters())

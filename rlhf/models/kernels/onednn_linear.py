@@ -12,6 +12,7 @@ Outside, the model is what it was.
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,13 +24,19 @@ from rlhf.distributed.sharding import numel
 
 _FEWEST = 2**14  # elements of a weight; below, a call costs more than it saves
 
-_DTYPES = (torch.float32, torch.bfloat16)
+
+@cache
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Precisions that this CPU has layouts in: bfloat16 needs AVX-512, or AVX with its conversions."""
+    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return (torch.float32, torch.bfloat16) if asked is None or asked() else (torch.float32,)
 
 
-def available() -> bool:
-    """Whether this PyTorch has the operators, on the kind of CPU that they were tried on."""
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this PyTorch has the operators, on the kind of CPU that they were tried on, in this precision."""
     ops, x86 = torch.ops.mkldnn, platform.machine() in ("x86_64", "AMD64")
-    return x86 and hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
+    there = hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
+    return x86 and there and dtype in _dtypes()
 
 
 def layout_bytes(model: nn.Module, size: int, frozen: bool = False) -> float:
@@ -67,7 +74,7 @@ class _ByLayout(nn.Module):
         bias: Tensor | None = self._parameters["bias"]
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
-        if dtype not in _DTYPES or not (autocast or input.dtype == dtype):
+        if dtype not in _dtypes() or not (autocast or input.dtype == dtype):
             plain: Tensor = super().forward(input)
             return plain
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
@@ -161,4 +168,4 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 def _fits(weight: Tensor, *dtypes: torch.dtype) -> bool:
     whole = type(weight) in (Tensor, nn.Parameter) and not hasattr(weight, "ds_id")  # sharded by no engine
     there = whole and weight.device.type == "cpu" and weight.layout == torch.strided
-    return there and weight.dtype in (dtypes or _DTYPES) and weight.numel() >= _FEWEST
+    return there and weight.dtype in (dtypes or _dtypes()) and weight.numel() >= _FEWEST

@@ -102,9 +102,33 @@ def test_under_autocast_as_autocast_computes(kind, made):
         expected = one(x)
         with decoding_layouts(one):
             found = one(x)
-    assert [dtype for _, dtype in made] == [torch.bfloat16]
+    assert [dtype for _, dtype in made] == [torch.bfloat16] * module.available(torch.bfloat16)
     assert found.dtype == torch.bfloat16
     assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_cpu_without_layouts_in_bf16_computes_in_it_all_the_same(made, monkeypatch):
+    """One with AVX2 alone refuses them. It has them in float32."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    module._dtypes.cache_clear()
+    try:
+        assert module.available()
+        assert not module.available(torch.bfloat16)
+        one, x = holding(layer("linear")), torch.randn(7, 40, generator=torch.Generator().manual_seed(1))
+        half = copy.deepcopy(one).bfloat16()
+        with torch.autocast(**BF16):
+            expected = one(x)
+        with decoding_layouts(one), decoding_layouts(half):
+            with torch.autocast(**BF16):
+                assert torch.equal(one(x), expected)
+            assert replaced(half) == []
+            assert half(x.bfloat16()).dtype == torch.bfloat16
+            assert made == []
+            one(x)
+        assert [dtype for _, dtype in made] == [torch.float32]
+    finally:
+        module._dtypes.cache_clear()
 
 
 @torch.no_grad()
