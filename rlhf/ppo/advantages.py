@@ -17,7 +17,7 @@ from rlhf.functional.gae import Moments, gae, moments, rescale, standardise, wid
 from rlhf.functional.losses import kl_penalty
 from rlhf.ppo.rollout import Rollout
 
-_NO_SPREAD = 1e-6  # a deviation of this share of the mean is what rounding leaves of equal scores
+_NO_SPREAD = 1e-6  # a deviation of this share of the mean is what rounding leaves of equal scores in float32
 
 AllSum = Callable[[Tensor], Tensor]  # float [K] -> [K], summed over ranks
 
@@ -88,12 +88,13 @@ class ScoreScaler:
 
         Returns both. A UserError if they are not finite. Scores that are all equal are centred, and not scaled.
         """
-        count, total, squares = all_sum(_sums(raw, is_valid)).cpu().double()
+        sums = all_sum(_sums(raw, is_valid)).cpu()
+        count, total, squares = sums.double()
         m = moments(total, squares, count)
         mean, std = m.mean.item(), m.std.item()
         if not math.isfinite(mean + std):
             raise UserError(f"score_norm_samples: expected finite scores, found mean {mean} and deviation {std}")
-        self.mean, self.std = mean, _divisor(m)
+        self.mean, self.std = mean, _divisor(m, sums.dtype)
         return mean, std
 
     def __call__(self, raw: Tensor, is_valid: Tensor, all_sum: AllSum) -> Tensor:
@@ -101,9 +102,10 @@ class ScoreScaler:
         args = self.args
         score = (raw - self.mean) / self.std
         if args.use_score_scaling:
-            self.sums = self.sums + all_sum(_sums(score, is_valid)).cpu()
+            sums = all_sum(_sums(score, is_valid)).cpu()
+            self.sums = self.sums + sums
             m = moments(self.sums[1], self.sums[2], self.sums[0])
-            score = (score - m.mean.item() if args.use_score_norm else score) / _divisor(m)
+            score = (score - m.mean.item() if args.use_score_norm else score) / _divisor(m, sums.dtype)
         return score if args.score_clip is None else score.clamp(-args.score_clip, args.score_clip)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -115,10 +117,14 @@ class ScoreScaler:
         self.mean, self.std, self.sums = state["mean"].item(), state["std"].item(), state["sums"]
 
 
-def _divisor(m: Moments) -> float:
-    """The deviation; 1 where all scores so far are equal, or there is one: they have no scale yet."""
+def _divisor(m: Moments, summed: torch.dtype) -> float:
+    """The deviation; 1 where all scores so far are equal, or there is one: they have no scale yet.
+
+    summed: the type of the sums. In float32 the mean of squares minus the square of the mean is off by more.
+    """
     mean, std = m.mean.item(), m.std.item()
-    return std if std > _NO_SPREAD * abs(mean) else 1.0
+    lost = max(_NO_SPREAD, 4 * math.sqrt(torch.finfo(summed).eps))
+    return std if std > lost * abs(mean) else 1.0
 
 
 def _sums(x: Tensor, is_valid: Tensor) -> Tensor:

@@ -476,7 +476,7 @@ LINES = [
     ),
     Mutant(
         "ppo/advantages.py",
-        "return std if std > _NO_SPREAD * abs(mean) else 1.0",
+        "return std if std > lost * abs(mean) else 1.0",
         "return std if std > 0 else 1.0",
         "ppo/test_score_scaling.py",
     ),
