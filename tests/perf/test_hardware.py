@@ -16,24 +16,31 @@ from rlhf.ppo.trainer import PhaseTimer
 CPU = torch.device("cpu")
 
 
+def best_of(work, calls):
+    """Seconds."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def agree(found, seconds_by_numpy, amount):
+    """Whether both are within a factor of 3 at least once: other work on the machine disturbs now one, now the other."""
+    return any(1 / 3 < found() / (amount / seconds_by_numpy()) < 3 for _ in range(20))
+
+
 def test_the_peak_is_what_numpy_reaches_too():
     a = numpy.ones((1024, 1024), dtype=numpy.float32)
-    times = []
-    for _ in range(60):  # where others use the machine, one of many is undisturbed
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    assert 1 / 3 < matmul_peak(CPU, torch.float32) / (2 * 1024**3 / min(times)) < 3
+    peak = matmul_peak.__wrapped__  # measures again at each call
+    assert agree(lambda: peak(CPU, torch.float32), lambda: best_of(lambda: a @ a, 20), 2 * 1024**3)
 
 
 def test_a_copy_in_numpy_is_as_fast_as_the_bandwidth():
     a, b = numpy.ones(2**26, dtype=numpy.uint8), numpy.ones(2**26, dtype=numpy.uint8)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        numpy.copyto(b, a)
-        times.append(time.perf_counter() - start)
-    assert 1 / 3 < memory_bandwidth(CPU) / (2 * 2**26 / min(times)) < 3
+    bandwidth = memory_bandwidth.__wrapped__
+    assert agree(lambda: bandwidth(CPU), lambda: best_of(lambda: numpy.copyto(b, a), 5), 2 * 2**26)
 
 
 @pytest.mark.parametrize("measure", [lambda: matmul_peak(CPU, torch.float64), lambda: memory_bandwidth(CPU)])
