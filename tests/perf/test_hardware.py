@@ -27,7 +27,7 @@ def best_of(work, calls):
 
 
 def agree(found, seconds_by_numpy, amount):
-    """Whether both are within a factor of 3 at least once: other work on the machine disturbs now one, now the other."""
+    """Whether both are within a factor of 3 at least once: other work disturbs now one, now the other."""
     return any(1 / 3 < found() / (amount / seconds_by_numpy()) < 3 for _ in range(20))
 
 
