@@ -21,7 +21,7 @@ COLLAPSED = 0.1  # share of the entropy at the beginning
 
 BEGINNING = 3  # steps whose mean entropy that is
 
-PATIENCE = 3  # steps in a row before a warning; an exploding KL does not wait
+PATIENCE = 3  # steps in a row before a warning; a KL that explodes or jumps does not wait
 
 AGAIN = 50  # steps until a warning is repeated
 
@@ -31,6 +31,8 @@ _HELPS = {
     "kl_exploded": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target), fewer num_ppo_epochs, "
     "stopping updates early (target_kl)",
     "kl_jumped": "a lower learning_rate or a longer warmup_steps, stopping updates early (target_kl), score_clip",
+    "kl_high": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target); what is gained there is often the "
+    "reward model's taste alone: see what a second one says",
     "all_empty": "a reward that prefers an answer to none, a higher kl_coef, a lower learning_rate",
     "all_cut": "a longer response_length, the stop_token_id that the policy was trained with, missing_eos_penalty",
     "all_same": "a higher kl_coef, a lower learning_rate, a higher temperature; look in samples.jsonl at what it earns",
@@ -79,7 +81,7 @@ class HealthMonitor:
         self.since = {symptom.kind: self.since.get(symptom.kind, step) for symptom in symptoms}
         for symptom in symptoms:
             since = self.since[symptom.kind]
-            lasts = step - since + 1 >= (1 if symptom.kind.startswith("kl") else PATIENCE)
+            lasts = step - since + 1 >= (1 if symptom.kind in ("kl_exploded", "kl_jumped") else PATIENCE)
             if lasts and self._is_news(symptom, step):
                 self.said[symptom.kind] = step, symptom.value
                 helps = _HELPS[symptom.kind]
@@ -105,6 +107,9 @@ class HealthMonitor:
         elif now - noise > max(2 * target, JUMP * lowest):
             means = f"from {lowest:.3g} to {now:.3g} nats per token, as means over {AVERAGED} steps"
             yield Symptom("kl_jumped", f"KL to the reference rose {means}", now)
+        elif now - noise > 2 * target and not self.said.keys() & {"kl_exploded", "kl_jumped"}:  # they have said more
+            mean = f"{now:.3g} nats per token over the last {AVERAGED} steps, above {2 * target:g}"
+            yield Symptom("kl_high", f"KL to the reference is {mean}", now)
 
     def _entropy(self, row: dict[str, float]) -> Iterator[Symptom]:
         entropy = row["objective/entropy"] / row["objective/response_length"]

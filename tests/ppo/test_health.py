@@ -48,7 +48,7 @@ def test_a_run_that_is_well_is_quiet():
 
 
 def test_kl_over_the_limit_is_said_at_once_and_again_when_twice_as_large():
-    values = [0.2, 0.3, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0]
+    values = [0.02, 0.02, 0.4, 0.6, 0.7, 1.1, 1.3, 2.0]
     assert said(kls(*values)) == [(4, "kl_exploded", 4), (7, "kl_exploded", 4)]  # 1.3 is over 2 x 0.6
 
 
@@ -62,7 +62,19 @@ def test_kl_that_triples_within_five_steps():
     assert said(rising) == [(8, "kl_jumped", 8)]  # 0.144 is over 3 x 0.04, 0.115 is not
     assert said(rising, kl_target=0.1) == []  # not over twice the target
     assert said(kls(0.01, 0.01, 0.01, 0.09, 0.09, 0.09)) == []  # ninefold, but within the band
-    assert said(kls(*[0.04] * 3, *[0.07] * 7, *[0.13] * 3)) == []  # 0.04 is more than five steps ago
+    assert said(kls(*[0.04] * 3, *[0.07] * 7, *[0.099] * 3)) == []  # 0.04 is more than five steps ago
+
+
+def test_kl_that_stays_above_the_band_is_said_although_it_does_not_rise():
+    """A rate that is far too high: the first update alone leads out of the band, so no earlier mean was lower."""
+    first = [0.0, 0.329, 0.296, 0.25, 0.221]
+    assert said(kls(*first)) == [
+        (5, "kl_high", 3)
+    ]  # three times the mean less its error is over 0.1: 0.208 - 0.105, ...
+    assert said(kls(*first[:4])) == []
+    assert said(kls(*first), kl_target=0.15) == []
+    assert said(kls(*[0.099] * 9)) == []
+    assert said(kls(*[0.11] * (AGAIN + 5))) == [(5, "kl_high", 3), (5 + AGAIN, "kl_high", 3)]
 
 
 def test_a_single_step_of_high_kl_is_noise():
