@@ -31,8 +31,8 @@ _HELPS = {
     "kl_exploded": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target), fewer num_ppo_epochs, "
     "stopping updates early (target_kl)",
     "kl_jumped": "a lower learning_rate or a longer warmup_steps, stopping updates early (target_kl), score_clip",
-    "kl_high": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target); what is gained there is often the "
-    "reward model's taste alone: see what a second one says",
+    "kl_high": "a lower learning_rate, a higher kl_coef or an adaptive one (kl_target); what is gained there is often "
+    "the reward model's taste alone: see what a second one says",
     "all_empty": "a reward that prefers an answer to none, a higher kl_coef, a lower learning_rate",
     "all_cut": "a longer response_length, the stop_token_id that the policy was trained with, missing_eos_penalty",
     "all_same": "a higher kl_coef, a lower learning_rate, a higher temperature; look in samples.jsonl at what it earns",
@@ -136,4 +136,5 @@ def _responses(row: dict[str, float], n: int) -> Iterator[Symptom]:
 
 def warning_line(row: WarningRow) -> str:
     """A row of warnings.jsonl in words."""
-    return f"step {row['step']}: {row['seen']}, since step {row['since']}; what usually helps: {row['helps']}"
+    helps = f"what usually helps: {row['helps']} (docs/tuning.md)"
+    return f"step {row['step']}: {row['seen']}, since step {row['since']}; {helps}"

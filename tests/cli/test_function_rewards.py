@@ -1,6 +1,7 @@
 """A run whose rewards are functions that its recipe names; its evaluation goes on after interruptions."""
 
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -147,3 +148,31 @@ def test_gsm8ks_reward_and_recipes():
     _, again, config = parse(evaluate.KINDS, ["--config", str(folder / "evaluation.yaml")])
     assert data == again
     assert args.rewards == config.rewards == ["examples/gsm8k/rewards.py:right"]
+
+
+def test_one_sentences_reward_and_recipes(tmp_path, monkeypatch):
+    folder = ROOT / "examples" / "one_sentence"
+    [obeys] = named_rewards([f"{folder / 'rewards.py'}:obeys"])
+    said = [
+        "The sea is blue.",
+        " Blue! ",
+        "The sea is blue",
+        "It is bluer.",
+        "Blue. And wide.",
+        "A blue 3.5 mile sea?",
+        "",
+        "Is it blue? it",
+    ]
+    completions = [[{"role": "assistant", "content": text}] for text in said]
+    assert obeys(completions, ["blue"] * 8) == [1, 1, 0, 0, 0, 1, 0, 0]
+    assert obeys(completions[:2], ["sea", "sea"]) == [1, 0]
+    _, data, _, args = parse(train_ppo.KINDS, ["--config", str(folder / "ppo_lora.yaml"), "--bf16", "no", "--use_cpu"])
+    _, again, config = parse(evaluate.KINDS, ["--config", str(folder / "evaluation.yaml")])
+    assert data == again
+    assert args.rewards == config.rewards == ["examples/one_sentence/rewards.py:obeys"]
+    assert (args.temperature, args.response_length) == (config.eval_temperature, config.eval_response_length)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(folder / "data.py"), run_name="__main__")
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) == data.train_prompts + data.evaluation_prompts
+    assert all(f'"{row["word"]}"' in row["prompt"] for row in rows)
