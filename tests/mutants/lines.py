@@ -840,6 +840,36 @@ LINES = [
         "if not together:",
         "distributed/test_launch.py",
     ),
+    Mutant(
+        "ppo/self_check.py",
+        'same("states change in training mode", alone, _states(base).float() / size)',
+        'same("states change in training mode", alone, alone)',
+        "ppo/test_self_check.py",
+    ),
+    Mutant(
+        "generation/decode.py",
+        "calls.append((ids.shape[0], ids.shape[1]))",
+        "calls.append((batch, ids.shape[1]))",
+        "generation/test_decode.py",
+    ),
+    Mutant(
+        "models/lora.py",
+        '_NOT_FUSIBLE = ("use_dora", "rank_pattern", "alpha_pattern",',
+        '_NOT_FUSIBLE = ("use_dora", "rank_pattern",',
+        "models/test_lora.py",
+    ),
+    Mutant(
+        "models/older_readers.py",
+        '("rope_theta", "partial_rotary_factor")',
+        '("rope_theta",)',
+        "models/test_older_readers.py",
+    ),
+    Mutant(
+        "models/kernels/recompute.py",
+        '{"use_reentrant": False} | (options or {})',
+        '{"use_reentrant": False}',
+        "models/kernels/test_packing.py",
+    ),
 ]
 
 

@@ -124,6 +124,15 @@ def test_what_is_on_while_learning_alone_is_named(tmp_path, monkeypatch):
         start(tmp_path, tiny.opt())
 
 
+def test_a_critic_that_says_other_things_while_learning_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ActorCritic, "train", torch.nn.Module.train)
+    broken(monkeypatch, lambda self, ids, cache: self.training and not hasattr(self, "role"), noise)
+    policy = tiny.llama()
+    policy.model.role = "not the critic"
+    with pytest.raises(UserError, match=r"^value_model: .* LlamaForSequenceClassification states change in training"):
+        trainer(tmp_path, given={"model": policy, "value_model": tiny.llama_reward()})
+
+
 def test_the_check_leaves_no_trace(tmp_path):
     roles = trainer(tmp_path, lora=True).roles
     state = torch.get_rng_state()
