@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import read_config, reward_config
-from rlhf.models.adapters import with_adapters
+from rlhf.models.adapters import check_lora, with_adapters
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
 from rlhf.models.lora import save_adapter
 from rlhf.reward.tokenizers import saved_tokenizer
@@ -142,6 +142,28 @@ def test_what_cannot_be_read_in_the_layers_is_refused(kind: str) -> None:
     build, message = REFUSED[kind]
     with pytest.raises(UserError, match=f"^value_model: .*{message}"):
         with_adapters("value_model", build())
+
+
+OUTSIDE = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "use_bdlora",
+    "velora_config",
+]
+
+
+@pytest.mark.parametrize("option", OUTSIDE)
+def test_an_option_that_acts_outside_of_the_layers_is_refused(option: str) -> None:
+    config = LoraConfig(target_modules=["q_proj"], use_rslora=True)
+    check_lora("value_model", config)
+    setattr(config, option, [7])
+    with pytest.raises(UserError, match=f"^value_model: expected a plain LoRA adapter, found one with {option}$"):
+        check_lora("value_model", config)
 
 
 def test_an_adapters_folder_is_a_policy(base: Path) -> None:

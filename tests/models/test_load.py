@@ -109,6 +109,23 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no such layer\nTraceback"), "no such layer"),
+        (OSError("no file"), "no file"),
+        (KeyError("layers"), "KeyError 'layers'"),
+        (RuntimeError("cannot"), "RuntimeError cannot"),
+        (ValueError(" these differ:\n a \n b"), "these differ: a"),
+        (ValueError(""), "ValueError "),
+        (RuntimeError("set ignore_mismatched_sizes=True"), "weights of other shapes than its config.json says"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_a_librarys_error_is_said_in_a_line(error, words):
+    assert gguf.reason(error) == words
+
+
 def test_stop_ids_are_the_tokenizers_and_the_models():
     tokenizer, model = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id, 8]

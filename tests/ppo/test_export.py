@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import workers
 from hub_server import HubServer
+from huggingface_hub.utils import filter_repo_objects
 from tiny_ppo import trainer
 
 TESTS = Path(__file__).parents[1]
@@ -131,3 +132,5 @@ def test_the_repository_is_made_as_asked_for_and_gets_the_branch(tmp_path, monke
     assert upload["commit_message"] == "By hand"
     assert upload["folder_path"] == tmp_path / "run"
     assert {name: upload[name] for name in uploaded} == uploaded
+    files = ["model.safetensors", "README.md", "run.json", ".lock", "checkpoints/step-1/step.json", "tensorboard/e.1"]
+    assert list(filter_repo_objects(files, ignore_patterns=upload["ignore_patterns"])) == files[:2]

@@ -8,6 +8,7 @@ import torch
 from obvious import distinct, widths
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
+from transformers import DynamicCache
 
 from rlhf.functional.batching import right_pad
 from rlhf.models.kernels.attention import use_cpu_attention
@@ -70,6 +71,9 @@ def test_only_distinct_beginnings_are_computed():
     whole = tuple(given["input_ids"].shape)
     assert computed(model, given, output_hidden_states=True) == [whole]
     assert computed(model, given, use_cache=True) == [whole]
+    assert computed(model, given, output_attentions=True) == [whole]
+    assert computed(model, given, past_key_values=DynamicCache()) == [whole]
+    assert computed(model, given, position_ids=torch.arange(whole[1]).expand(whole)) == [whole]
     flipped = {name: tensor.flip(1) for name, tensor in given.items()}
     assert computed(model, flipped) == [whole]  # padded on the left
     assert computed(model, {"input_ids": given["input_ids"]}) == [whole]  # without a mask

@@ -11,7 +11,7 @@ from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
 
 from rlhf.errors import UserError
 from rlhf.reward.nonfinite import Losses
-from rlhf.reward.trainer import _problem
+from rlhf.reward.trainer import _problem, _resumable
 from rlhf.storage.checkpoint import write_step
 from rlhf.storage.disk import write_manifest
 
@@ -46,6 +46,14 @@ def test_means_go_on_in_the_middle_of_a_row(train):  # noqa: F811
     assert [(row["step"], row["skipped_updates"]) for row in rows if "loss" in row] == [(3, 0), (6, 1)]
     assert rows[-1]["train_loss"] > 0
     assert rows[-1]["total_flos"] > 0
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.bin", "optimizer_0", "latest"])
+def test_states_of_an_optimizer_are_known_by_the_names_of_each_engine(tmp_path, name):
+    (tmp_path / "model.safetensors").touch()
+    assert not _resumable(tmp_path)
+    (tmp_path / name).mkdir()
+    assert _resumable(tmp_path)
 
 
 def test_a_run_that_saves_only_models_resumes_where_it_was_told_to_stop(train):  # noqa: F811
