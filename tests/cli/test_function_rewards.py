@@ -147,3 +147,19 @@ def test_gsm8ks_reward_and_recipes():
     _, again, config = parse(evaluate.KINDS, ["--config", str(folder / "evaluation.yaml")])
     assert data == again
     assert args.rewards == config.rewards == ["examples/gsm8k/rewards.py:right"]
+
+
+@pytest.mark.parametrize("place", ["here:where", "folder/here.py:where"])
+def test_a_file_beside_a_users_module_hides_nothing_of_ours(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    sys.modules.pop("colorsys", None)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "colorsys.py").write_text("HERE = True\n")
+    (folder / "beside.py").write_text("HERE = True\n")
+    (folder / "here.py").write_text("import beside, colorsys\n\ndef where():\n    return beside.HERE, colorsys\n")
+    monkeypatch.chdir(tmp_path if "/" in place else folder)
+    found, colors = named_rewards([place])[0]()
+    assert found
+    assert not hasattr(colors, "HERE")

@@ -219,6 +219,14 @@ def test_a_critic_gets_the_targets_that_it_has() -> None:
     assert found == [{"q_proj"}, None, "all-linear", r".*\.c_fc", None]
 
 
+def test_of_a_policys_adapter_a_critic_gets_rank_and_scale_and_its_own_head() -> None:
+    policy = lora_config(modules_to_save=["wte"], bias="all")
+    found = critic_lora(policy, tiny.gpt2_reward())
+    assert (found.r, found.lora_alpha, found.task_type, found.bias) == (4, 16, "SEQ_CLS", "none")
+    assert found.modules_to_save is None
+    assert (policy.modules_to_save, policy.bias, policy.task_type) == (["wte"], "all", "CAUSAL_LM")
+
+
 def test_adapter_config_of_a_gpt2(tmp_path: Path) -> None:
     policy = add_lora(tiny.gpt2(), lora_config())
     save_adapter(policy, tmp_path)

@@ -109,3 +109,15 @@ def test_scores_of_pairs_are_those_of_their_rows(packs, batch_size):
     if packs and batch_size == 1:  # both texts of a pair, and their prompt once
         assert sorted(seen) == [(1, 3 + 2 + 4), (1, 4 + 4 + 2)]
     assert score_pairs(model, [], [], 2).shape == (2, 0)
+
+
+def test_a_pair_of_which_one_text_is_longer_than_the_window_is_padded():
+    model = tiny.llama_reward().eval()
+    use_cpu_attention(model)
+    model.config.sliding_window = 7  # texts of 8 and 6, and of 5 and 7 tokens
+    seen = widths(model)
+    score_pairs(model, CHOSEN, REJECTED, 4)
+    assert all(rows > 1 for rows, _ in seen)
+    seen.clear()
+    score_pairs(model, CHOSEN[1:], REJECTED[1:], 4)
+    assert seen == [(1, 3 + 2 + 4)]
