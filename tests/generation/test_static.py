@@ -68,6 +68,15 @@ def test_a_replayed_step_says_the_same_in_every_batch(family):
     assert len(decoder._steps) >= captured
 
 
+def test_a_step_is_captured_for_each_temperature():
+    model, decoder, u = tiny.llama().eval(), StaticDecoder(capture), uniforms(0, 1, list("abcde"), 24)
+    with torch.no_grad():
+        for temperature in (1.5, 0.01, 1.5):
+            rows, _ = decoder.decode(model, PROMPTS, u, [399], temperature, inverse_cdf)
+            found = generate(model, PROMPTS, u, [399], temperature)
+            assert [row[: len(own)] for row, own in zip(rows, found, strict=True)] == found
+
+
 def test_where_a_step_cannot_be_captured_it_is_launched(caplog):
     tries = []
 

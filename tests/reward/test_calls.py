@@ -169,6 +169,15 @@ def test_a_remote_judge_sees_a_row_at_a_time_and_only_so_many_at_once():
     assert RemoteReward(grade).__name__ == "grade"
 
 
+def test_a_remote_judge_that_takes_all_columns_gets_those_of_the_row_alone():
+    async def grade(**row):
+        return float(row == {"prompt": "p1", "completion": "c1", "topic": "t1", "other": 1})
+
+    trainers = {"trainer_state": None, "log_metric": print, "log_extra": print}
+    least = RemoteReward(grade, max_concurrency=1, max_retries=0)
+    assert ask(least, 2, topic=["t0", "t1"], other=[0, 1], **trainers) == [0.0, 1.0]
+
+
 def test_a_remote_judge_is_asked_again():
     asked = []
 
