@@ -60,6 +60,13 @@ def test_the_weights_of_the_best_checkpoint_are_loaded_at_the_end(train, tmp_pat
     assert kept(tmp_path) == sorted({f"step-{run.state.best_global_step}", "step-4"})
 
 
+@pytest.mark.parametrize("greater", [True, False])
+def test_of_two_that_are_equal_the_first_is_the_best(train, greater):
+    scores = [0.5, 0.9, 0.9] if greater else [0.5, 0.1, 0.1]
+    run, _ = train(scores, max_steps=3, metric_for_best_model="eval_scores", greater_is_better=greater)
+    assert (run.state.best_global_step, run.state.best_metric) == (2, scores[1])
+
+
 def test_a_resumed_run_remembers_the_best(train, tmp_path):
     train([0.9, 0.1], max_steps=2)
     before, _ = train([0.2, 0.3], max_steps=4, resume=True)

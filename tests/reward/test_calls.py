@@ -145,6 +145,10 @@ def test_a_column_has_a_value_per_response():
         Logged().extra("grade", [1], 2, "f")
 
 
+def test_a_response_beyond_those_that_a_function_saw_has_the_other_columns():
+    assert Logged(columns={"first": [1], "both": [1, None]}).row(1) == {"both": None}
+
+
 def ask(remote, n=3, **columns):
     prompts, completions = [f"p{i}" for i in range(n)], [f"c{i}" for i in range(n)]
     arguments = {"prompts": prompts, "completions": completions, "completion_ids": [[1]] * n} | columns

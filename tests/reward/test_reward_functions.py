@@ -1,6 +1,7 @@
 """Rewards of all kinds: models with any head and tokenizer family, functions, several with weights."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -273,3 +274,26 @@ def test_a_critic_has_nine_of_ten_tokens_in_common_with_the_policy(monkeypatch, 
         return
     with pytest.raises(UserError, match=r"^value_model: .* found judge with 8 of 10 tokens in common$"):
         tokenizers.check_value_model(tiny.llama_reward(), policy, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "policy", "fits"),
+    [
+        (400, None, True),
+        (397, None, True),  # 1 per cent of the tokens may be without a row: those of images, say
+        (396, None, False),
+        (400, 400, True),
+        (397, 397, True),  # the policy never samples what neither has a row for
+        (397, 400, False),
+        (397, 398, False),
+    ],
+)
+def test_a_model_has_a_row_for_each_token_that_it_may_read(rows, policy, fits):
+    tokenizer = tiny.chat_tokenizer()  # 400 tokens
+    model, other = (
+        n and SimpleNamespace(get_input_embeddings=lambda n=n: torch.nn.Embedding(n, 1)) for n in (rows, policy)
+    )
+    with (
+        nullcontext() if fits else pytest.raises(UserError, match=f"^x: .* for the 400 tokens of .*, found {rows}: is")
+    ):
+        tokenizers._check_range("x", model, tokenizer, other)

@@ -166,6 +166,16 @@ def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
     assert evaluate_pairs(saved, swapped, args)["loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_an_evaluation_leaves_the_model_in_its_mode(setup, tmp_path, training):
+    model, _, rows = setup
+    seen = []
+    model.score.register_forward_hook(lambda head, *_: seen.append(head.training))
+    evaluate_pairs(model.train(training), rows[:2], config(tmp_path))
+    assert set(seen) == {False}
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_stock_transformers_gives_the_same_score(setup, tmp_path):
     model, tokenizer, rows = setup
     model.save_pretrained(tmp_path)
