@@ -1,6 +1,7 @@
 """Steps, logs, evaluations, checkpoints and callbacks happen when the arguments say so."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from tiny_ppo import PROMPTS, metrics, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
+from rlhf.ppo.evaluation import sample_rows
+from rlhf.reward.calls import Logged
 from rlhf.storage.checkpoint import checkpoints
 
 UNSEEN = [{"prompt": f"unseen {i}", "prompt_id": f"u{i}"} for i in range(5)]
@@ -258,3 +261,16 @@ def test_an_evaluation_is_the_same_in_batches_of_any_size(tmp_path):
 def test_samples_are_shown_of_the_first_step_and_so_many_times(tmp_path):
     trainer(tmp_path, max_steps=5, num_sample_generations=2, num_ppo_epochs=1).train()
     assert sorted(set(steps(tmp_path, "samples.jsonl"))) == [1, 3]
+
+
+def test_what_a_function_logs_takes_no_columns_place_and_filler_rows_are_not_shown():
+    rollout = SimpleNamespace(
+        raw_score=torch.tensor([1.5, -2.0, 0.0]),
+        prompts=[SimpleNamespace(prompt_id=f"p{i}", text=f"say {i}") for i in range(3)],
+        responses=[[5, 6], [7], [8]],
+        logged=Logged(columns={"score": [9, 9], "grade": ["a", "b"]}),
+    )
+    assert sample_rows(rollout, str, 2) == [
+        {"grade": "a", "prompt_id": "p0", "prompt": "say 0", "response": "[5, 6]", "score": 1.5},
+        {"grade": "b", "prompt_id": "p1", "prompt": "say 1", "response": "[7]", "score": -2.0},
+    ]
