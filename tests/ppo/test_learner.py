@@ -17,7 +17,7 @@ from rlhf.distributed.collectives import Shard
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
 from rlhf.ppo.advantages import Advantages
-from rlhf.ppo.learner import DeepSpeedBackend, Learner
+from rlhf.ppo.learner import DeepSpeedBackend, Learner, PlainBackend
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.rollout import Rollout, pad_batch
 
@@ -310,3 +310,19 @@ def test_under_deepspeed_the_policys_rates_alone_are_0_while_the_critic_warms_up
     with backend.policy_rate(learns):
         assert [group["lr"] for group in groups] == ([1.0, 2.0, 3.0, 4.0] if learns else [0.0, 2.0, 0.0, 4.0])
     assert [group["lr"] for group in groups] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_a_gradient_that_is_not_finite_is_shown_to_the_scaler_of_fp16_alone(role, fp16):
+    model = SimpleNamespace(policy=torch.nn.Linear(1, 1), critic=torch.nn.Linear(1, 1))
+    for name, part in vars(model).items():
+        for parameter in part.parameters():
+            parameter.grad = torch.full_like(parameter, math.inf if name == role else 1.0)
+    done = []
+    optimizer = SimpleNamespace(step=lambda: done.append("step"), zero_grad=lambda: done.append("zero"))
+    args = SimpleNamespace(max_grad_norm=0.0, fp16=fp16)
+    norms, taken = PlainBackend(model, optimizer, Rank(), args, done.append).step(True, 1)
+    assert not taken
+    assert norms.isfinite().tolist() == [role == "critic", role == "policy"]
+    assert done == (["on_pre_optimizer_step", "step", "on_optimizer_step"] if fp16 else []) + ["zero"]
