@@ -6,6 +6,7 @@ from tiny_ppo import PROMPTS, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
+from rlhf.ppo.evaluation import check_metric
 
 BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 BEST |= {"eval_strategy": "steps", "eval_steps": 1, "num_ppo_epochs": 1}
@@ -102,3 +103,12 @@ def test_an_unknown_metric_is_refused_at_the_start(tmp_path):
     options = BEST | {"metric_for_best_model": "eval_score", "greater_is_better": True}
     with pytest.raises(UserError, match=r"metric_for_best_model: expected one of .*did you mean 'eval_scores'"):
         trainer(tmp_path, given={"eval_dataset": PROMPTS[:3]}, **options)
+
+
+def test_the_metrics_of_several_sets_are_named_after_them():
+    for wanted in ("eval_short_scores", "eval_long/rewards/judge/mean", "long_rlhf_reward", "short/not_finite", None):
+        check_metric(wanted, ["judge"], ["short", "long"])
+    for wanted in ("eval_scores", "scores", "short_rewards_other_mean", "eval_other_scores"):
+        with pytest.raises(UserError, match=rf"expected one of eval_long_.*eval_short_scores.*, found '{wanted}'"):
+            check_metric(wanted, ["judge"], ["short", "long"])
+    check_metric("eval_scores", ["judge"], [""])

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from accelerate.utils import DistributedType
+from test_rollout import rollout
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
@@ -17,7 +18,7 @@ from rlhf.distributed.collectives import Shard
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
 from rlhf.ppo.advantages import Advantages
-from rlhf.ppo.learner import DeepSpeedBackend, Learner, PlainBackend
+from rlhf.ppo.learner import DeepSpeedBackend, Learner, Minibatch, Pass, PlainBackend, update_rows
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.rollout import Rollout, pad_batch
 
@@ -326,3 +327,18 @@ def test_a_gradient_that_is_not_finite_is_shown_to_the_scaler_of_fp16_alone(role
     assert not taken
     assert norms.isfinite().tolist() == [role == "critic", role == "policy"]
     assert done == (["on_pre_optimizer_step", "step", "on_optimizer_step"] if fp16 else []) + ["zero"]
+
+
+def test_rows_of_a_skipped_step_have_their_largest_numbers_and_the_losses_of_their_pass():
+    advantages = SimpleNamespace(
+        advantages=torch.tensor([[1.0, -3.0, 2.0], [0.5, 0.0, 0.0], [-0.25, -0.5, 0.0]]),
+        returns=torch.tensor([[1.5, 0.5, -1.0], [-2.0, 0.0, 0.0], [0.75, math.inf, 0.0]]),
+    )
+    batch = Minibatch([Pass([2], None, None), Pass([], None, None), Pass([0, 1], None, None)], 6, 6)
+    losses = torch.tensor([[0.5, 0.25], [9.0, 9.0], [math.nan, 4.0]], dtype=torch.float64)
+    names = ("prompt_id", "advantage", "return", "policy_loss", "value_loss")
+    assert [[row[name] for name in names] for row in update_rows(rollout(), advantages, batch, losses)] == [
+        ["2", 0.5, "inf", 0.5, 0.25],
+        ["0", 3.0, 1.5, "nan", 4.0],
+        ["1", 0.5, 2.0, "nan", 4.0],
+    ]

@@ -264,3 +264,13 @@ def test_a_text_as_a_response_is_written_with_the_options_of_its_prompt():
     found = response_ids(words, prompt, "d", 0)
     assert found == encode_response(words, prompt.content, "d", {"end": "b"})
     assert found != encode_response(words, prompt.content, "d", {"end": "c"})
+
+
+def test_a_message_may_call_tools_without_content():
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m['content'] or m['tool_calls'][0]['name'] }} {% endfor %}"
+    call = {"role": "assistant", "tool_calls": [{"name": "b"}]}
+    messages = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": "c"}]
+    (prompt,) = read_prompts([{"prompt": messages}], words)
+    assert prompt.input_ids == words("a b c ")["input_ids"]
+    assert prompt.content == messages
