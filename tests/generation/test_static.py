@@ -77,6 +77,15 @@ def test_a_step_is_captured_for_each_temperature():
             assert [row[: len(own)] for row, own in zip(rows, found, strict=True)] == found
 
 
+def test_memory_of_one_precision_is_not_that_of_another():
+    model, decoder = tiny.llama().eval(), StaticDecoder(capture)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert decode(decoder, model, steps=20) == decode(StaticDecoder(capture), model, steps=20)
+        kept = decoder._state[1]
+        assert {kept.mask.dtype, *(layer.keys.dtype for layer in kept.layers)} == {dtype}
+
+
 def test_where_a_step_cannot_be_captured_it_is_launched(caplog):
     tries = []
 
