@@ -1,5 +1,6 @@
 """Models from folders and wheels; what is not one is refused by one line."""
 
+import json
 import zipfile
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.models import gguf
+from rlhf.models import gguf, load
 from rlhf.models.load import (
     load_causal_lm,
     load_reward_model,
@@ -140,3 +141,36 @@ def test_a_new_head_stands_on_a_trunk_with_all_its_weights(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"for a new head, found no model\.layers\.1\.mlp\.up_proj\.weight$"):
         new_reward_model(str(tmp_path), load_tokenizer(str(tmp_path)))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of an adapter on somebody's model, without a tokenizer."""
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return tmp_path / "adapter"
+
+
+def test_the_revision_of_an_adapter_is_not_that_of_its_base(adapter, monkeypatch):
+    base = str(adapter.with_name("base"))
+    asked = {"revision": "v2", "trust_remote_code": True}
+    assert load.tokenizer_place(str(adapter), asked) == (base, asked | {"revision": "main"})
+    assert load.tokenizer_place(str(adapter), {"trust_remote_code": True}) == (base, {"trust_remote_code": True})
+    assert load.tokenizer_place(base, asked) == (base, asked)
+    seen = []
+
+    def stop(kind, name, **options):
+        seen.append((name, options["revision"], options.get("num_labels")))
+        raise UserError("enough")
+
+    monkeypatch.setattr(load, "_load", stop)
+    for read in (load_causal_lm, load_reward_model):
+        for name in (str(adapter), base):
+            with pytest.raises(UserError, match="enough"):
+                read(name, revision="v2")
+    assert seen == [(base, "main", None), (base, "v2", None), (base, "main", 1), (base, "v2", None)]
+    (adapter / "tokenizer_config.json").write_text("{}")
+    assert load.tokenizer_place(str(adapter), asked) == (str(adapter), asked)
