@@ -152,8 +152,9 @@ def test_gsm8ks_reward_and_recipes():
 @pytest.mark.parametrize("place", ["here:where", "folder/here.py:where"])
 def test_a_file_beside_a_users_module_hides_nothing_of_ours(tmp_path, monkeypatch, place):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    sys.modules.pop("colorsys", None)
+    for name in ("colorsys", "beside", "here"):  # not imported yet, and forgotten afterwards
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "colorsys.py").write_text("HERE = True\n")

@@ -199,3 +199,14 @@ def test_an_adapter_without_its_head_or_its_weights_is_refused(base: Path) -> No
     (headless / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="expected the base model in base_model_name_or_path, found None"):
         load_causal_lm(str(headless))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_gets_a_peft_model_keeps_its_mode_and_its_settings(base: Path, training: bool) -> None:
+    folder, _ = saved(base, name="first")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(folder), "first")
+    model.generation_config.eos_token_id = [2, 30]
+    found = with_adapters("model", model.train(training))
+    assert found.get_base_model().generation_config.eos_token_id == [2, 30]
+    assert {module.training for module in found.modules()} == {training}

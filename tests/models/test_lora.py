@@ -343,3 +343,10 @@ def test_a_merge_for_saving_copies_nothing_where_the_model_is(
     embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert (embeddings.weight is head.weight) == tied
+
+
+def test_the_settings_of_a_loaded_adapter_make_one_that_is_trained() -> None:
+    config = lora_config(inference_mode=True)
+    trained = [name for name, p in add_lora(tiny.llama(), config).named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 2 * 2  # A and B of two projections in two layers
+    assert config.inference_mode  # it is the caller's

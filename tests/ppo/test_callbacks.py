@@ -274,3 +274,30 @@ def test_what_a_function_logs_takes_no_columns_place_and_filler_rows_are_not_sho
         {"grade": "a", "prompt_id": "p0", "prompt": "say 0", "response": "[5, 6]", "score": 1.5},
         {"grade": "b", "prompt_id": "p1", "prompt": "say 1", "response": "[7]", "score": -2.0},
     ]
+
+
+def test_an_evaluation_asked_for_has_the_prefix_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf.ppo.trainer.evaluate", lambda _, rows, prefix: {f"{prefix}/n": float(len(rows))})
+    run = trainer(tmp_path, given={"eval_dataset": {"a": PROMPTS[:2], "b": PROMPTS[:1]}}, max_steps=2)
+    assert run.evaluate(metric_key_prefix="test") == {"test_a/n": 2.0, "test_b/n": 1.0}
+    assert run.evaluate(PROMPTS[:3], "test") == {"test/n": 3.0}
+    assert run.evaluate(PROMPTS[:3]) == {"eval/n": 3.0}
+
+
+def test_episodes_and_epochs_count_responses(tmp_path):
+    """Seven prompts, four a step: the last step of an epoch has three."""
+    run = trainer(tmp_path, max_steps=3, num_ppo_epochs=1)
+    run.train()
+    rows = [(row["step"], row["episode"], row["epoch"]) for row in metrics(tmp_path)]
+    assert rows == [(1, 4, pytest.approx(4 / 7)), (2, 7, 1.0), (3, 11, pytest.approx(11 / 7))]
+    assert run.state.epoch == pytest.approx(11 / 7)
+
+
+def test_a_stop_saves_the_step_unless_it_is_saved_or_the_last(tmp_path):
+    saved, run = [], trainer(tmp_path, max_steps=3)
+    run.episode = 8
+    run.checkpoints = SimpleNamespace(saver=SimpleNamespace(step=1), save=lambda *place: saved.append(place))
+    for step, stopped in ((1, True), (2, True), (3, False)):
+        run._stop(step)
+        assert run.stopped == stopped
+    assert saved == [(2, 8)]
