@@ -7,9 +7,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_ppo import PROMPTS, metrics, trainer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from rlhf.errors import UserError
+from rlhf.ppo.callbacks import Callbacks
 from rlhf.ppo.evaluation import sample_rows
 from rlhf.reward.calls import Logged
 from rlhf.storage.checkpoint import checkpoints
@@ -301,3 +302,22 @@ def test_a_stop_saves_the_step_unless_it_is_saved_or_the_last(tmp_path):
         run._stop(step)
         assert run.stopped == stopped
     assert saved == [(2, 8)]
+
+
+def test_what_a_callback_answers_is_what_the_next_one_and_the_run_see():
+    answer, seen = TrainerControl(should_training_stop=True), []
+
+    class Answers(TrainerCallback):
+        def on_log(self, args, state, control, **shown):
+            return answer
+
+    class Looks(TrainerCallback):
+        def on_log(self, args, state, control, **shown):
+            seen.append((control, shown))
+
+    callbacks = Callbacks(None, [Answers, Looks()], True, model="policy")
+    callbacks.event("on_log", logs={"a": 1.0})
+    assert seen == [(answer, {"model": "policy", "logs": {"a": 1.0}})]
+    assert callbacks.control is answer
+    assert callbacks.listens("on_log")
+    assert not callbacks.listens("on_save")
