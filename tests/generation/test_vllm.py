@@ -360,7 +360,9 @@ def test_what_cannot_work_is_a_line_before_training(monkeypatch):
     for targets, saved in ((["wte"], None), (["lm_head"], None), (["c_attn"], ["lm_head"])):
         tied = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets, modules_to_save=saved)
         refused("^lora_target_modules: leave head and embeddings out", get_peft_model(tiny.gpt2(), tied))
-    args.vllm_tensor_parallel_size = 3
+    args.vllm_mode = "server"  # which has processes of its own
+    vllm.check_vllm(args, policy, place)
+    args.vllm_mode, args.vllm_tensor_parallel_size = "colocate", 3
     whole = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     vllm.check_vllm(args, get_peft_model(tiny.gpt2(), whole), place)
     policy.is_quantized = True

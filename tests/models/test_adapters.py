@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import read_config, reward_config
-from rlhf.models.adapters import check_lora, with_adapters
+from rlhf.models.adapters import adapter_base, check_lora, with_adapters
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
 from rlhf.models.lora import save_adapter
 from rlhf.reward.tokenizers import saved_tokenizer
@@ -210,3 +210,17 @@ def test_a_model_that_gets_a_peft_model_keeps_its_mode_and_its_settings(base: Pa
     found = with_adapters("model", model.train(training))
     assert found.get_base_model().generation_config.eos_token_id == [2, 30]
     assert {module.training for module in found.modules()} == {training}
+
+
+def test_a_hub_id_is_asked_for_an_adapter_and_no_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def find(path: str, revision: str | None) -> str:
+        asked.append((path, revision))
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "our/base"}')
+        return str(tmp_path / "adapter_config.json")
+
+    monkeypatch.setattr("rlhf.models.adapters.find_adapter_config_file", find)
+    assert adapter_base("our/adapter", "v2") == adapter_base(str(tmp_path)) == "our/base"
+    assert adapter_base("gpt2") is adapter_base("not/a/folder") is None
+    assert asked == [("our/adapter", "v2"), (str(tmp_path), None)]

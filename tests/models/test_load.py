@@ -174,3 +174,20 @@ def test_the_revision_of_an_adapter_is_not_that_of_its_base(adapter, monkeypatch
     assert seen == [(base, "main", None), (base, "v2", None), (base, "main", 1), (base, "v2", None)]
     (adapter / "tokenizer_config.json").write_text("{}")
     assert load.tokenizer_place(str(adapter), asked) == (str(adapter), asked)
+
+
+@pytest.mark.parametrize(
+    ("missing", "new", "words"),
+    [
+        ("", (), ""),
+        ("b a", (), "a, b"),
+        ("c a b", (), "a, b, c"),
+        ("e d c b a", (), "a, b, c and 2 more"),
+        ("score.weight b scores", ("score.",), "b, scores"),
+    ],
+)
+def test_the_first_three_missing_weights_are_named(monkeypatch, missing, new, words):
+    model = tiny.llama()
+    monkeypatch.setattr(load, "_adapter_place", lambda name, revision: (name, None))
+    monkeypatch.setattr(load, "_load", lambda *_, **__: (model, {"missing_keys": set(missing.split())}))
+    assert load._load_model(None, "x", "float32", new) == (model, words)

@@ -297,3 +297,14 @@ def test_a_model_has_a_row_for_each_token_that_it_may_read(rows, policy, fits):
         nullcontext() if fits else pytest.raises(UserError, match=f"^x: .* for the 400 tokens of .*, found {rows}: is")
     ):
         tokenizers._check_range("x", model, tokenizer, other)
+
+
+def test_a_column_may_be_in_some_rows_alone_but_in_each_set(tmp_path):
+    def topical(completions, topic):
+        return [float(x == "cities") for x in topic]
+
+    rows = [{"prompt": "a"}, {"prompt": "b", "topic": "cities"}]
+    run = trainer(tmp_path, rows=rows, reward=topical, given={"eval_dataset": rows[::-1]})
+    assert collect(run).scores.flatten().tolist().count(1.0) == 1
+    with pytest.raises(UserError, match=r"^reward topical: the function takes 'topic', but the rows"):
+        trainer(tmp_path, rows=rows, reward=topical, given={"eval_dataset": {"one": rows, "other": rows[:1]}})
