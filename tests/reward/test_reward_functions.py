@@ -308,3 +308,18 @@ def test_a_column_may_be_in_some_rows_alone_but_in_each_set(tmp_path):
     assert collect(run).scores.flatten().tolist().count(1.0) == 1
     with pytest.raises(UserError, match=r"^reward topical: the function takes 'topic', but the rows"):
         trainer(tmp_path, rows=rows, reward=topical, given={"eval_dataset": {"one": rows, "other": rows[:1]}})
+
+
+def test_what_a_function_does_to_its_arguments_stays_with_it():
+    def spoil(prompts, completion_ids, terms, names, **_):
+        prompts[0].clear()
+        completion_ids[0].clear()
+        terms[0]["weights"].clear()
+        names[0].clear()
+        return [1.0]
+
+    prompt, columns = [{"role": "user", "content": "a"}], {"terms": {"weights": [0.5]}, "names": ["b"]}
+    batch = Completions([prompt], [[5]], [[6, 2]], [True], [columns])
+    assert FunctionReward("f", spoil, tiny.chat_tokenizer())(batch).tolist() == [1.0]
+    assert (prompt, columns) == ([{"role": "user", "content": "a"}], {"terms": {"weights": [0.5]}, "names": ["b"]})
+    assert batch.response_ids == [[6, 2]]
