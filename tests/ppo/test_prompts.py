@@ -274,3 +274,11 @@ def test_a_message_may_call_tools_without_content():
     (prompt,) = read_prompts([{"prompt": messages}], words)
     assert prompt.input_ids == words("a b c ")["input_ids"]
     assert prompt.content == messages
+
+
+def test_the_second_epoch_of_a_seed_is_not_the_first_of_the_next():
+    prompts = list(range(50))
+    first, second = batches(prompts, 50, 1, 2)
+    (other,) = batches(prompts, 50, 2, 1)
+    assert sorted(first) == sorted(second) == sorted(other) == prompts
+    assert len({tuple(order) for order in (first, second, other)}) == 3

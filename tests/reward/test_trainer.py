@@ -20,6 +20,7 @@ from rlhf.reward.scoring import score_rows
 from rlhf.reward.trainer import (
     MetricsFile,
     PreferenceTrainer,
+    best_step,
     check_positions,
     encode_pair,
     encode_pairs,
@@ -227,3 +228,12 @@ def test_a_run_that_was_stopped_has_no_summary_row(tmp_path):
         {"step": 3, "loss": 0.5, "epoch": 1},
         {"step": 4, "train_runtime": 1.0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([0.5, 0.25, 0.75], (2, 0.25)), ([0.25, 0.25], (1, 0.25)), ([], (None, None))]
+)
+def test_the_best_step_of_a_run_without_checkpoints_is_that_of_the_lowest_loss(losses, best):
+    history = [{"step": i, "eval_loss": loss} for i, loss in enumerate(losses, 1)] + [{"step": 9, "loss": 0.0}]
+    state = SimpleNamespace(log_history=history, best_model_checkpoint=None)
+    assert tuple(best_step(SimpleNamespace(state=state)).values()) == best
