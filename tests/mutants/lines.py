@@ -1086,6 +1086,54 @@ LINES = [
         ":",
         "models/kernels/test_autocast_cache.py",
     ),
+    Mutant(
+        "ppo/callbacks.py",
+        "                self.control = answer\n",
+        "                pass\n",
+        "ppo/test_callbacks.py",
+    ),
+    Mutant(
+        "ppo/trainer.py",
+        "set().union(*(prompt.columns for prompt in prompts))",
+        "prompts[0].columns",
+        "reward/test_reward_functions.py",
+    ),
+    Mutant(
+        "generation/vllm.py",
+        'if args.vllm_mode == "colocate" and processes % size:',
+        "if processes % size:",
+        "generation/test_vllm.py",
+    ),
+    Mutant(
+        "models/adapters.py",
+        'if os.path.isdir(path) or path.count("/") == 1 else None',
+        "if os.path.isdir(path) else None",
+        "models/test_adapters.py",
+    ),
+    Mutant(
+        "models/load.py",
+        'if len(missing) > 3 else ""',
+        'if len(missing) >= 3 else ""',
+        "models/test_load.py",
+    ),
+    Mutant(
+        "reward/reward_functions.py",
+        "if isinstance(value, list | dict) else value",
+        "if isinstance(value, list) else value",
+        "reward/test_reward_functions.py",
+    ),
+    Mutant(
+        "reward/trainer.py",
+        'best = min(history, key=lambda row: row["eval_loss"]) if history else {}',
+        "best = history[-1] if history else {}",
+        "reward/test_trainer.py",
+    ),
+    Mutant(
+        "models/kernels/dropout_gelu.py",
+        "_LEVELS / (_LEVELS - dropped)",
+        "1 / (1 - self.p)",
+        "models/kernels/test_dropout_gelu.py",
+    ),
 ]
 
 
