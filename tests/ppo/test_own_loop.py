@@ -159,3 +159,14 @@ def test_the_role_with_the_fewest_positions_is_the_limit(tmp_path, role):
     )
     with pytest.raises(UserError, match=words):
         run.generate([[5] * 14, [5] * 15])
+
+
+def test_how_often_was_asked_before_a_step_does_not_matter_after_it(tmp_path):
+    found = []
+    for times in (1, 3):
+        run = own(tmp_path / str(times))
+        for _ in range(times):
+            run.generate(["a", "b"])
+        run.step(["a", "b"], [[7, 8], [9]], [0.0, 1.0])
+        found.append(run.generate(["a", "b"]))
+    assert found[0] == found[1]
