@@ -77,6 +77,19 @@ def test_a_step_is_captured_for_each_temperature():
             assert [row[: len(own)] for row, own in zip(rows, found, strict=True)] == found
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", MAKE)
+def test_a_copy_has_each_matrixs_own_bias(family):
+    model = adapted(MAKE[family])
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    twin, ids = SamplingCopy(model, None), torch.arange(3, 23).reshape(2, 10)
+    twin.refresh()
+    assert_close(twin.model(ids).logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_memory_of_one_precision_is_not_that_of_another():
     model, decoder = tiny.llama().eval(), StaticDecoder(capture)
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
