@@ -176,3 +176,20 @@ def test_one_sentences_reward_and_recipes(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == data.train_prompts + data.evaluation_prompts
     assert all(f'"{row["word"]}"' in row["prompt"] for row in rows)
+
+
+@pytest.mark.parametrize("place", ["here:where", "folder/here.py:where"])
+def test_a_file_beside_a_users_module_hides_nothing_of_ours(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("colorsys", "beside", "here"):  # not imported yet, and forgotten afterwards
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "colorsys.py").write_text("HERE = True\n")
+    (folder / "beside.py").write_text("HERE = True\n")
+    (folder / "here.py").write_text("import beside, colorsys\n\ndef where():\n    return beside.HERE, colorsys\n")
+    monkeypatch.chdir(tmp_path if "/" in place else folder)
+    found, colors = named_rewards([place])[0]()
+    assert found
+    assert not hasattr(colors, "HERE")

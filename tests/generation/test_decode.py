@@ -138,6 +138,16 @@ def test_prompts_are_read_without_padding_and_their_beginnings_once(make):
     assert found.calls[1:] == padded.calls[1:]
 
 
+def test_a_row_that_has_ended_leaves_once_three_quarters_are_left():
+    """Of four rows one ends after each of the first two tokens; the quantiles are the tokens here."""
+    tokens = torch.tensor([[2.0, 9, 9, 9], [7, 8, 9, 10], [7, 2, 9, 9], [7, 8, 9, 2]])
+    found = decode(
+        tiny.llama(), [[5, 6]] * 4, tokens, [2], 1.0, sampler=lambda logits, numbers, temperature: numbers.long()
+    )
+    assert found.responses == [[2], [7, 8, 9, 10], [7, 2], [7, 8, 9, 2]]
+    assert found.calls == [(4, 2), (3, 1), (2, 1), (2, 1)]
+
+
 def test_keys_and_values_are_kept_as_attention_computes_them():
     layer = _Layer(5)
     states = torch.tensor([[[[1.0, 1 + 2**-12]]]])

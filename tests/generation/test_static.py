@@ -68,6 +68,37 @@ def test_a_replayed_step_says_the_same_in_every_batch(family):
     assert len(decoder._steps) >= captured
 
 
+def test_a_step_is_captured_for_each_temperature():
+    model, decoder, u = tiny.llama().eval(), StaticDecoder(capture), uniforms(0, 1, list("abcde"), 24)
+    with torch.no_grad():
+        for temperature in (1.5, 0.01, 1.5):
+            rows, _ = decoder.decode(model, PROMPTS, u, [399], temperature, inverse_cdf)
+            found = generate(model, PROMPTS, u, [399], temperature)
+            assert [row[: len(own)] for row, own in zip(rows, found, strict=True)] == found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MAKE)
+def test_a_copy_has_each_matrixs_own_bias(family):
+    model = adapted(MAKE[family])
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    twin, ids = SamplingCopy(model, None), torch.arange(3, 23).reshape(2, 10)
+    twin.refresh()
+    assert_close(twin.model(ids).logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_of_one_precision_is_not_that_of_another():
+    model, decoder = tiny.llama().eval(), StaticDecoder(capture)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert decode(decoder, model, steps=20) == decode(StaticDecoder(capture), model, steps=20)
+        kept = decoder._state[1]
+        assert {kept.mask.dtype, *(layer.keys.dtype for layer in kept.layers)} == {dtype}
+
+
 def test_where_a_step_cannot_be_captured_it_is_launched(caplog):
     tries = []
 

@@ -238,6 +238,23 @@ def test_what_the_server_is_asked(tmp_path, server, package):
     assert "logit_bias" not in body
 
 
+def test_tokens_are_read_once_but_for_the_last_and_a_servers_length_is_its_own(tmp_path, server, package):
+    run = trainer(tmp_path, server, vllm_max_model_length=8)
+    found = run.collector.sample(run.prompts[:2], 1)
+    lengths = [len(p.input_ids) + len(r) for p, r in zip(run.prompts, found.responses, strict=False)]
+    assert min(lengths) > 8
+    assert found.calls == [(1, length - 1) for length in lengths]
+    assert run.generate([[5] * 20])
+
+
+def test_the_references_responses_are_not_those_of_the_server(tmp_path, server, package):
+    run = trainer(tmp_path, server)
+    scores, is_valid = run.collector.score_reference(run.prompts[:3])
+    assert scores.isfinite().all()
+    assert is_valid.tolist() == [True] * 3
+    assert server.of("/v1/completions") == server.of("/update_weights") == []
+
+
 def test_ids_without_a_token_get_the_lowest_bias(tmp_path, server, package):
     run = trainer(tmp_path, server)
     policy = run.roles.trained.policy
@@ -343,7 +360,9 @@ def test_what_cannot_work_is_a_line_before_training(monkeypatch):
     for targets, saved in ((["wte"], None), (["lm_head"], None), (["c_attn"], ["lm_head"])):
         tied = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets, modules_to_save=saved)
         refused("^lora_target_modules: leave head and embeddings out", get_peft_model(tiny.gpt2(), tied))
-    args.vllm_tensor_parallel_size = 3
+    args.vllm_mode = "server"  # which has processes of its own
+    vllm.check_vllm(args, policy, place)
+    args.vllm_mode, args.vllm_tensor_parallel_size = "colocate", 3
     whole = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     vllm.check_vllm(args, get_peft_model(tiny.gpt2(), whole), place)
     policy.is_quantized = True

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import read_config, reward_config
-from rlhf.models.adapters import with_adapters
+from rlhf.models.adapters import adapter_base, check_lora, with_adapters
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
 from rlhf.models.lora import save_adapter
 from rlhf.reward.tokenizers import saved_tokenizer
@@ -144,6 +144,19 @@ def test_what_cannot_be_read_in_the_layers_is_refused(kind: str) -> None:
         with_adapters("value_model", build())
 
 
+OUTSIDE = ["alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias"]
+OUTSIDE += ["megatron_config", "monteclora_config", "use_bdlora", "velora_config"]
+
+
+@pytest.mark.parametrize("option", OUTSIDE)
+def test_an_option_that_acts_outside_of_the_layers_is_refused(option: str) -> None:
+    config = LoraConfig(target_modules=["q_proj"], use_rslora=True)
+    check_lora("value_model", config)
+    setattr(config, option, [7])
+    with pytest.raises(UserError, match=f"^value_model: expected a plain LoRA adapter, found one with {option}$"):
+        check_lora("value_model", config)
+
+
 def test_an_adapters_folder_is_a_policy(base: Path) -> None:
     folder, expected = saved(base, use_dora=True)
     torch.testing.assert_close(logits(load_causal_lm(str(folder))), expected, atol=1e-5, rtol=0)
@@ -186,3 +199,28 @@ def test_an_adapter_without_its_head_or_its_weights_is_refused(base: Path) -> No
     (headless / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="expected the base model in base_model_name_or_path, found None"):
         load_causal_lm(str(headless))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_gets_a_peft_model_keeps_its_mode_and_its_settings(base: Path, training: bool) -> None:
+    folder, _ = saved(base, name="first")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(folder), "first")
+    model.generation_config.eos_token_id = [2, 30]
+    found = with_adapters("model", model.train(training))
+    assert found.get_base_model().generation_config.eos_token_id == [2, 30]
+    assert {module.training for module in found.modules()} == {training}
+
+
+def test_a_hub_id_is_asked_for_an_adapter_and_no_other_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def find(path: str, revision: str | None) -> str:
+        asked.append((path, revision))
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "our/base"}')
+        return str(tmp_path / "adapter_config.json")
+
+    monkeypatch.setattr("rlhf.models.adapters.find_adapter_config_file", find)
+    assert adapter_base("our/adapter", "v2") == adapter_base(str(tmp_path)) == "our/base"
+    assert adapter_base("gpt2") is adapter_base("not/a/folder") is None
+    assert asked == [("our/adapter", "v2"), (str(tmp_path), None)]

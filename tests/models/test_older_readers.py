@@ -78,6 +78,14 @@ def test_a_set_of_rotary_embeddings_for_each_type_of_layer(tmp_path: Path) -> No
     assert part["rope_scaling"] == rope["full_attention"]
 
 
+def test_default_rotary_embeddings_of_a_part_of_each_head(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+    write_older_names(tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found == {"rope_parameters": rope, "rope_theta": 2e4, "partial_rotary_factor": 0.5}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("OLDER_TRANSFORMERS" not in os.environ, reason="OLDER_TRANSFORMERS names no python with 4.57")
 def test_transformers_4_reads_what_5_has_written(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The fast way is the slow, obvious way: log-probs, entropies, values, losses and gradients on ragged rows."""
 
 import copy
+import math
+from types import SimpleNamespace
 
 import obvious
 import pytest
@@ -164,6 +166,29 @@ def test_a_model_that_scales_or_caps_its_logits_does_so_here_too(kind):
     if kind not in ("gpt2", "phi"):
         assert not torch.allclose(model.get_output_embeddings()(states), model(ids).logits[0], atol=1e-3)
     check_head("model", model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"logits_scaling": 2.0}, 1.5),
+        ({"logits_scaling": 2.0, "model_type": "hyperclovax_text"}, 6.0),
+        ({"logit_scale": 2}, 6.0),
+        ({"lm_head_multiplier": 2.0}, 6.0),
+        ({"output_multiplier": 2.0}, 6.0),
+        ({"final_logit_softcapping": 2.0}, 2 * math.tanh(1.5)),
+        ({"logits_soft_cap": 2.0}, 2 * math.tanh(1.5)),
+        ({"output_logit_soft_cap": 2.0}, 2 * math.tanh(1.5)),
+        ({"softcap": 2.0}, 2 * math.tanh(1.5)),
+        ({"logits_scaling": 2.0, "logit_scale": 8.0, "softcap": 4.0}, 4 * math.tanh(3.0)),  # in this order
+        ({"logit_scale": None, "softcap": None}, 3.0),
+    ],
+)
+def test_a_logit_of_three_by_each_field_of_a_config(fields, expected):
+    config = SimpleNamespace(**{"model_type": "llama", **fields})
+    base = SimpleNamespace(get_output_embeddings=lambda: torch.nn.Identity())
+    base.config = SimpleNamespace(get_text_config=lambda decoder: config if decoder else None)
+    assert head_logits(base, torch.tensor([3.0])).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,5 +1,8 @@
 """What a config says of a model."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch.testing import assert_close
 from transformers import Llama4ForCausalLM, Llama4TextConfig, Phi3Config, Phi3ForCausalLM
@@ -29,6 +32,29 @@ def test_longrope_has_its_original_positions():
         )
     assert_close(at_most, alone)
     assert not torch.allclose(beyond, alone, atol=1e-2)
+
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("own", "text", "positions"),
+    [
+        ({"max_position_embeddings": 64}, {}, 64),
+        ({}, {"max_position_embeddings": 32}, 32),
+        ({"max_position_embeddings": 64}, {"max_position_embeddings": 32}, 64),
+        ({}, {}, None),
+        ({"max_position_embeddings": -1}, {}, None),
+        ({"max_position_embeddings": 64}, {"rope_parameters": {"rope_type": "default"}}, 64),
+        ({"max_position_embeddings": 64}, {"rope_parameters": LONG}, 16),
+        ({"max_position_embeddings": 12}, {"rope_parameters": LONG}, 12),
+        ({"max_position_embeddings": 64}, {"rope_parameters": {"full": {"rope_type": "default"}, "far": LONG}}, 16),
+        ({"max_position_embeddings": 64, "position_biased_input": False}, {}, None),
+        ({"max_position_embeddings": 64, "position_biased_input": True}, {}, 64),
+    ],
+)
+def test_positions_by_hand(own, text, positions):
+    assert max_positions(SimpleNamespace(get_text_config=lambda: SimpleNamespace(**text), **own)) == positions
 
 
 def test_a_trunk_that_its_prefix_does_not_name():

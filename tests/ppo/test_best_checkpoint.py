@@ -6,6 +6,7 @@ from tiny_ppo import PROMPTS, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
+from rlhf.ppo.evaluation import check_metric
 
 BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 BEST |= {"eval_strategy": "steps", "eval_steps": 1, "num_ppo_epochs": 1}
@@ -60,6 +61,13 @@ def test_the_weights_of_the_best_checkpoint_are_loaded_at_the_end(train, tmp_pat
     assert kept(tmp_path) == sorted({f"step-{run.state.best_global_step}", "step-4"})
 
 
+@pytest.mark.parametrize("greater", [True, False])
+def test_of_two_that_are_equal_the_first_is_the_best(train, greater):
+    scores = [0.5, 0.9, 0.9] if greater else [0.5, 0.1, 0.1]
+    run, _ = train(scores, max_steps=3, metric_for_best_model="eval_scores", greater_is_better=greater)
+    assert (run.state.best_global_step, run.state.best_metric) == (2, scores[1])
+
+
 def test_a_resumed_run_remembers_the_best(train, tmp_path):
     train([0.9, 0.1], max_steps=2)
     before, _ = train([0.2, 0.3], max_steps=4, resume=True)
@@ -95,3 +103,12 @@ def test_an_unknown_metric_is_refused_at_the_start(tmp_path):
     options = BEST | {"metric_for_best_model": "eval_score", "greater_is_better": True}
     with pytest.raises(UserError, match=r"metric_for_best_model: expected one of .*did you mean 'eval_scores'"):
         trainer(tmp_path, given={"eval_dataset": PROMPTS[:3]}, **options)
+
+
+def test_the_metrics_of_several_sets_are_named_after_them():
+    for wanted in ("eval_short_scores", "eval_long/rewards/judge/mean", "long_rlhf_reward", "short/not_finite", None):
+        check_metric(wanted, ["judge"], ["short", "long"])
+    for wanted in ("eval_scores", "scores", "short_rewards_other_mean", "eval_other_scores"):
+        with pytest.raises(UserError, match=rf"expected one of eval_long_.*eval_short_scores.*, found '{wanted}'"):
+            check_metric(wanted, ["judge"], ["short", "long"])
+    check_metric("eval_scores", ["judge"], [""])

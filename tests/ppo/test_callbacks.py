@@ -1,14 +1,18 @@
 """Steps, logs, evaluations, checkpoints and callbacks happen when the arguments say so."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_ppo import PROMPTS, metrics, trainer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from rlhf.errors import UserError
+from rlhf.ppo.callbacks import Callbacks
+from rlhf.ppo.evaluation import sample_rows
+from rlhf.reward.calls import Logged
 from rlhf.storage.checkpoint import checkpoints
 
 UNSEEN = [{"prompt": f"unseen {i}", "prompt_id": f"u{i}"} for i in range(5)]
@@ -258,3 +262,62 @@ def test_an_evaluation_is_the_same_in_batches_of_any_size(tmp_path):
 def test_samples_are_shown_of_the_first_step_and_so_many_times(tmp_path):
     trainer(tmp_path, max_steps=5, num_sample_generations=2, num_ppo_epochs=1).train()
     assert sorted(set(steps(tmp_path, "samples.jsonl"))) == [1, 3]
+
+
+def test_what_a_function_logs_takes_no_columns_place_and_filler_rows_are_not_shown():
+    rollout = SimpleNamespace(
+        raw_score=torch.tensor([1.5, -2.0, 0.0]),
+        prompts=[SimpleNamespace(prompt_id=f"p{i}", text=f"say {i}") for i in range(3)],
+        responses=[[5, 6], [7], [8]],
+        logged=Logged(columns={"score": [9, 9], "grade": ["a", "b"]}),
+    )
+    assert sample_rows(rollout, str, 2) == [
+        {"grade": "a", "prompt_id": "p0", "prompt": "say 0", "response": "[5, 6]", "score": 1.5},
+        {"grade": "b", "prompt_id": "p1", "prompt": "say 1", "response": "[7]", "score": -2.0},
+    ]
+
+
+def test_an_evaluation_asked_for_has_the_prefix_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf.ppo.trainer.evaluate", lambda _, rows, prefix: {f"{prefix}/n": float(len(rows))})
+    run = trainer(tmp_path, given={"eval_dataset": {"a": PROMPTS[:2], "b": PROMPTS[:1]}}, max_steps=2)
+    assert run.evaluate(metric_key_prefix="test") == {"test_a/n": 2.0, "test_b/n": 1.0}
+    assert run.evaluate(PROMPTS[:3], "test") == {"test/n": 3.0}
+    assert run.evaluate(PROMPTS[:3]) == {"eval/n": 3.0}
+
+
+def test_episodes_and_epochs_count_responses(tmp_path):
+    """Seven prompts, four a step: the last step of an epoch has three."""
+    run = trainer(tmp_path, max_steps=3, num_ppo_epochs=1)
+    run.train()
+    rows = [(row["step"], row["episode"], row["epoch"]) for row in metrics(tmp_path)]
+    assert rows == [(1, 4, pytest.approx(4 / 7)), (2, 7, 1.0), (3, 11, pytest.approx(11 / 7))]
+    assert run.state.epoch == pytest.approx(11 / 7)
+
+
+def test_a_stop_saves_the_step_unless_it_is_saved_or_the_last(tmp_path):
+    saved, run = [], trainer(tmp_path, max_steps=3)
+    run.episode = 8
+    run.checkpoints = SimpleNamespace(saver=SimpleNamespace(step=1), save=lambda *place: saved.append(place))
+    for step, stopped in ((1, True), (2, True), (3, False)):
+        run._stop(step)
+        assert run.stopped == stopped
+    assert saved == [(2, 8)]
+
+
+def test_what_a_callback_answers_is_what_the_next_one_and_the_run_see():
+    answer, seen = TrainerControl(should_training_stop=True), []
+
+    class Answers(TrainerCallback):
+        def on_log(self, args, state, control, **shown):
+            return answer
+
+    class Looks(TrainerCallback):
+        def on_log(self, args, state, control, **shown):
+            seen.append((control, shown))
+
+    callbacks = Callbacks(None, [Answers, Looks()], True, model="policy")
+    callbacks.event("on_log", logs={"a": 1.0})
+    assert seen == [(answer, {"model": "policy", "logs": {"a": 1.0}})]
+    assert callbacks.control is answer
+    assert callbacks.listens("on_log")
+    assert not callbacks.listens("on_save")

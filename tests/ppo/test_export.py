@@ -7,9 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import workers
+from accelerate import PartialState
 from hub_server import HubServer
+from huggingface_hub.utils import filter_repo_objects
+from peft import LoraConfig
 from tiny_ppo import trainer
+
+from rlhf.models.lora import add_lora
+from rlhf.ppo.export import save_policy
 
 TESTS = Path(__file__).parents[1]
 # HF_ENDPOINT is read when huggingface_hub is imported, so each of these imports it itself.
@@ -131,3 +138,14 @@ def test_the_repository_is_made_as_asked_for_and_gets_the_branch(tmp_path, monke
     assert upload["commit_message"] == "By hand"
     assert upload["folder_path"] == tmp_path / "run"
     assert {name: upload[name] for name in uploaded} == uploaded
+    files = ["model.safetensors", "README.md", "run.json", ".lock", "checkpoints/step-1/step.json", "tensorboard/e.1"]
+    assert list(filter_repo_objects(files, ignore_patterns=upload["ignore_patterns"])) == files[:2]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_saved_policy_has_the_names_of_transformers_4_as_well(tmp_path, lora):
+    policy = add_lora(tiny.llama(), LoraConfig(task_type="CAUSAL_LM", r=2)) if lora else tiny.llama()
+    save_policy(policy, tiny.chat_tokenizer(), tmp_path / "saved", PartialState(), {"config": {}})
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (config["torch_dtype"], config["rope_theta"]) == ("float32", config["rope_parameters"]["rope_theta"])
+    assert (tmp_path / "saved" / "adapter").is_dir() == lora

@@ -176,3 +176,10 @@ def test_a_run_that_goes_on_warns_as_one_that_was_not_stopped(cut):
         (first if step < cut else second).check(step, row, 8)
     assert parts == whole
     assert len(whole) == 3  # KL twice, and what is cut
+
+
+def test_answers_of_one_token_that_do_not_all_end_are_not_empty():
+    one = {"objective/response_length": 1.0, "objective/entropy": 2.0}
+    assert said([one | {"objective/eos_rate": 0.5}] * 5) == []
+    found = said([one | {"objective/eos_rate": 0.0, "val/all_responses_same": 1.0}] * 3)
+    assert found == [(3, "all_same", 1), (3, "all_cut", 1)]

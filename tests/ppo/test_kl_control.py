@@ -1,6 +1,7 @@
 """Ziegler et al. 2019, eq. 4, by hand."""
 
 import pytest
+from tiny_ppo import trainer
 
 from rlhf.config import PPOConfig
 from rlhf.errors import UserError
@@ -40,3 +41,12 @@ def test_a_horizon_under_a_fifth_of_the_batch_is_refused(horizon):
 def test_impossible_settings_are_refused(options):
     with pytest.raises(UserError, match=f"^{next(iter(options))}: expected "):
         config(**options)
+
+
+def test_a_step_with_nothing_finite_moves_no_coefficient(tmp_path):
+    def broken(completions, **_):
+        return [float("nan")] * len(completions)
+
+    run = trainer(tmp_path, reward=broken, kl_target=0.1, kl_coef=0.2, kl_horizon=100, max_steps=1)
+    run.train()
+    assert run.kl_control.kl_coef == 0.2

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from accelerate.utils import DistributedType
+from test_rollout import rollout
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
@@ -17,7 +18,7 @@ from rlhf.distributed.collectives import Shard
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.ppo import learner as module
 from rlhf.ppo.advantages import Advantages
-from rlhf.ppo.learner import DeepSpeedBackend, Learner
+from rlhf.ppo.learner import DeepSpeedBackend, Learner, Minibatch, Pass, PlainBackend, update_rows
 from rlhf.ppo.prompts import Prompt
 from rlhf.ppo.rollout import Rollout, pad_batch
 
@@ -310,3 +311,34 @@ def test_under_deepspeed_the_policys_rates_alone_are_0_while_the_critic_warms_up
     with backend.policy_rate(learns):
         assert [group["lr"] for group in groups] == ([1.0, 2.0, 3.0, 4.0] if learns else [0.0, 2.0, 0.0, 4.0])
     assert [group["lr"] for group in groups] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_a_gradient_that_is_not_finite_is_shown_to_the_scaler_of_fp16_alone(role, fp16):
+    model = SimpleNamespace(policy=torch.nn.Linear(1, 1), critic=torch.nn.Linear(1, 1))
+    for name, part in vars(model).items():
+        for parameter in part.parameters():
+            parameter.grad = torch.full_like(parameter, math.inf if name == role else 1.0)
+    done = []
+    optimizer = SimpleNamespace(step=lambda: done.append("step"), zero_grad=lambda: done.append("zero"))
+    args = SimpleNamespace(max_grad_norm=0.0, fp16=fp16)
+    norms, taken = PlainBackend(model, optimizer, Rank(), args, done.append).step(True, 1)
+    assert not taken
+    assert norms.isfinite().tolist() == [role == "critic", role == "policy"]
+    assert done == (["on_pre_optimizer_step", "step", "on_optimizer_step"] if fp16 else []) + ["zero"]
+
+
+def test_rows_of_a_skipped_step_have_their_largest_numbers_and_the_losses_of_their_pass():
+    advantages = SimpleNamespace(
+        advantages=torch.tensor([[1.0, -3.0, 2.0], [0.5, 0.0, 0.0], [-0.25, -0.5, 0.0]]),
+        returns=torch.tensor([[1.5, 0.5, -1.0], [-2.0, 0.0, 0.0], [0.75, math.inf, 0.0]]),
+    )
+    batch = Minibatch([Pass([2], None, None), Pass([], None, None), Pass([0, 1], None, None)], 6, 6)
+    losses = torch.tensor([[0.5, 0.25], [9.0, 9.0], [math.nan, 4.0]], dtype=torch.float64)
+    names = ("prompt_id", "advantage", "return", "policy_loss", "value_loss")
+    assert [[row[name] for name in names] for row in update_rows(rollout(), advantages, batch, losses)] == [
+        ["2", 0.5, "inf", 0.5, 0.25],
+        ["0", 3.0, 1.5, "nan", 4.0],
+        ["1", 0.5, 2.0, "nan", 4.0],
+    ]

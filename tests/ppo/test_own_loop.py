@@ -146,3 +146,27 @@ def test_train_without_data_or_reward_says_so(tmp_path):
         own(tmp_path).train()
     with pytest.raises(UserError, match="reward_model: pass one"):
         trainer(tmp_path, given={"reward_model": None, "value_model": tiny.llama_reward()}).train()
+
+
+@pytest.mark.parametrize("role", ["reference", "critic"])
+def test_the_role_with_the_fewest_positions_is_the_limit(tmp_path, role):
+    models = {"ref_model": tiny.llama(3), "value_model": tiny.llama_reward(5)}
+    models["ref_model" if role == "reference" else "value_model"].config.max_position_embeddings = 20
+    run = trainer(tmp_path, given=models, rows=[{"prompt": "of"}])
+    assert len(run.generate([[5] * 14])) == 1
+    words = (
+        f"^prompts row 1: expected prompt and response of at most 20 tokens, the {role}'s positions, found 15 and 6$"
+    )
+    with pytest.raises(UserError, match=words):
+        run.generate([[5] * 14, [5] * 15])
+
+
+def test_how_often_was_asked_before_a_step_does_not_matter_after_it(tmp_path):
+    found = []
+    for times in (1, 3):
+        run = own(tmp_path / str(times))
+        for _ in range(times):
+            run.generate(["a", "b"])
+        run.step(["a", "b"], [[7, 8], [9]], [0.0, 1.0])
+        found.append(run.generate(["a", "b"]))
+    assert found[0] == found[1]

@@ -7,9 +7,9 @@ import tiny
 import torch
 from tiny_ppo import trainer
 
-from rlhf.data.chat import prepare_tokenizer
+from rlhf.data.chat import encode_response, prepare_tokenizer
 from rlhf.errors import UserError
-from rlhf.ppo.prompts import as_row, batches, read_prompts
+from rlhf.ppo.prompts import as_row, batches, read_prompts, response_ids
 
 LONG = [{"prompt": "a"}, {"prompt": "a b c d e f g h i j"}, {"prompt": "b"}]
 
@@ -253,3 +253,32 @@ def test_rewards_see_what_the_policy_saw_of_a_truncated_prompt():
         cut_off = MESSAGES[-len(kept)]["content"].removesuffix(first["content"])
         assert not cut_off or not tail.startswith(cut_off[-1] + first["content"])
     assert cut(MESSAGES, whole).content == MESSAGES
+
+
+def test_a_text_as_a_response_is_written_with_the_options_of_its_prompt():
+    template = "{% for m in messages %}{{ m['content'] }} {{ end }}{% endfor %}"
+    words = tokenizer()
+    words.chat_template = template
+    row = {"prompt": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"end": "b"}}
+    (prompt,) = read_prompts([row], words, options={"end": "c"})
+    found = response_ids(words, prompt, "d", 0)
+    assert found == encode_response(words, prompt.content, "d", {"end": "b"})
+    assert found != encode_response(words, prompt.content, "d", {"end": "c"})
+
+
+def test_a_message_may_call_tools_without_content():
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m['content'] or m['tool_calls'][0]['name'] }} {% endfor %}"
+    call = {"role": "assistant", "tool_calls": [{"name": "b"}]}
+    messages = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": "c"}]
+    (prompt,) = read_prompts([{"prompt": messages}], words)
+    assert prompt.input_ids == words("a b c ")["input_ids"]
+    assert prompt.content == messages
+
+
+def test_the_second_epoch_of_a_seed_is_not_the_first_of_the_next():
+    prompts = list(range(50))
+    first, second = batches(prompts, 50, 1, 2)
+    (other,) = batches(prompts, 50, 2, 1)
+    assert sorted(first) == sorted(second) == sorted(other) == prompts
+    assert len({tuple(order) for order in (first, second, other)}) == 3

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from test_rollout import config
 from tiny_ppo import LORA, metrics, trainer
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.lora import save_adapter
-from rlhf.ppo.roles import parameter_lines
+from rlhf.ppo.roles import build_roles, describe_roles, parameter_lines
 
 
 def moved_adapter(seed=3, **options):
@@ -333,3 +334,23 @@ def test_dropout_of_adapters_is_on_while_learning_and_nowhere_else(tmp_path):
     assert {training for training, learns in on if learns} == {True}
     assert {training for training, learns in on if not learns} == {False}
     assert metrics(tmp_path)[1]["val/ratio_var"] > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "reference", "computes"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.float32),  # as the policy's masters
+        (torch.bfloat16, torch.float16, torch.float16),  # as the user loaded it
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_reference_loaded_as_the_policy_computes_as_the_policy(policy, reference, computes):
+    roles = build_roles(config(), tiny.llama().to(policy), tiny.llama().to(reference), tiny.llama_reward(), None, None)
+    assert roles.trained.policy.dtype == torch.float32
+    assert roles.reference.model.dtype == computes
+
+
+def test_the_adapter_that_is_the_reference_is_named():
+    roles = build_roles(config(), moved_adapter(), None, None, None, None)
+    lines = parameter_lines(describe_roles(roles))
+    assert lines[2] == "reference: LlamaForCausalLM, adapter reference, 0 parameters, 0 trained"

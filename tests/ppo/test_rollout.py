@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from rlhf.config import PPOConfig
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
+from rlhf.generation.decode import Samples
 from rlhf.models.actor_critic import ActorCritic, FrozenRole, exact_kl
 from rlhf.ppo import rollout as rollout_module
 from rlhf.ppo.advantages import compute_advantages, global_moments
@@ -283,3 +284,12 @@ def test_the_base_under_an_adapter_is_cast_before_decoding_and_not_at_each_token
     monkeypatch.setattr(rollout_module, "decode", noted)
     tiny_ppo.trainer(tmp_path, lora=True, bf16=True, max_steps=1).train()
     assert seen == [{torch.bfloat16}]
+
+
+def test_a_row_that_fills_up_a_batch_has_no_tokens_that_count(tmp_path):
+    run = tiny_ppo.trainer(tmp_path)
+    part, samples = run.prompts[:2], Samples([[5, 6], [7, 8]], [])
+    found = run.collector.complete(part, samples, Shard.of_rank(2, run.accelerator), tensor([True, False]))
+    assert found.mask.tolist() == [[True, True], [False, False]]
+    assert found.attention[:, -2:].all()
+    assert found.is_valid.tolist() == [True, False]

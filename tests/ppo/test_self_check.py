@@ -99,6 +99,10 @@ BREAKS = {
     "in a batch": (lambda self, ids, cache: len(ids) > 1 and not cache, "model: .*in a batch"),
     "while sampling": (lambda self, ids, cache: ids.shape[1] == 1 and cache, "model: .*while sampling"),
     "after rows have left": (lambda self, ids, cache: len(ids) == 2 and cache, "model: .*while sampling"),
+    "of a reference": (
+        lambda self, ids, cache: len(ids) > 1 and getattr(self, "role", "") == "the reference",
+        "ref_model: .*in a batch",
+    ),
     "of a critic": (
         lambda self, ids, cache: len(ids) > 1 and not hasattr(self, "role"),
         "value_model: .*in a batch",
@@ -112,7 +116,7 @@ def test_each_way_of_computing_is_compared(tmp_path, monkeypatch, kind):
     policy, value, reference = tiny.llama(), tiny.llama_reward(), tiny.llama()
     for model in (policy, value, reference):
         model.set_attn_implementation("eager")  # texts in a batch, not packed
-    policy.model.role = reference.model.role = "not the critic"
+    policy.model.role, reference.model.role = "the policy", "the reference"
     broken(monkeypatch, when, noise)
     with pytest.raises(UserError, match=words):
         trainer(tmp_path, given={"model": policy, "ref_model": reference, "value_model": value})
@@ -122,6 +126,15 @@ def test_what_is_on_while_learning_alone_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ActorCritic, "train", torch.nn.Module.train)
     with pytest.raises(UserError, match=r"model: .* OPTForCausalLM log-probs change in training mode, by"):
         start(tmp_path, tiny.opt())
+
+
+def test_a_critic_that_says_other_things_while_learning_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ActorCritic, "train", torch.nn.Module.train)
+    broken(monkeypatch, lambda self, ids, cache: self.training and not hasattr(self, "role"), noise)
+    policy = tiny.llama()
+    policy.model.role = "not the critic"
+    with pytest.raises(UserError, match=r"^value_model: .* LlamaForSequenceClassification states change in training"):
+        trainer(tmp_path, given={"model": policy, "value_model": tiny.llama_reward()})
 
 
 def test_the_check_leaves_no_trace(tmp_path):

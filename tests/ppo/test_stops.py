@@ -1,5 +1,7 @@
 """Where a response ends, and what follows from it."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -7,8 +9,10 @@ from chat_families import GEMMA, family, user
 from tiny_ppo import metrics, trainer
 from transformers import AutoModelForCausalLM
 
+from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import Pair
 from rlhf.errors import UserError
+from rlhf.ppo.prompts import stops_at_text
 from rlhf.reward.trainer import encode_pair
 
 ROWS = [{"prompt": f"say {i}"} for i in range(32)]
@@ -33,6 +37,17 @@ def test_the_default_stops_at_every_eos_of_model_and_tokenizer(tmp_path):
 def test_a_stop_token_that_is_none_is_refused(tmp_path, stop):
     with pytest.raises(UserError, match=f"^stop_token_id: expected ids of the tokenizer's 400 tokens, found {stop}"):
         trainer(tmp_path, stop_token_id=stop)
+
+
+@pytest.mark.parametrize(
+    ("stop", "also", "belongs"),
+    [(None, [], False), (30, [], True), (30, [30], False), (30, [31], True), (2, [], False)],
+)
+def test_a_stop_token_belongs_to_the_text_unless_the_policy_ends_there_anyway(stop, also, belongs):
+    tokenizer, policy = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
+    assert tokenizer.decode([30]).strip()
+    policy.generation_config.eos_token_id = [2, *also]
+    assert stops_at_text(SimpleNamespace(stop_token_id=stop), policy, tokenizer) is belongs
 
 
 @pytest.mark.parametrize("stop", [0, 7])

@@ -145,6 +145,10 @@ def test_a_column_has_a_value_per_response():
         Logged().extra("grade", [1], 2, "f")
 
 
+def test_a_response_beyond_those_that_a_function_saw_has_the_other_columns():
+    assert Logged(columns={"first": [1], "both": [1, None]}).row(1) == {"both": None}
+
+
 def ask(remote, n=3, **columns):
     prompts, completions = [f"p{i}" for i in range(n)], [f"c{i}" for i in range(n)]
     arguments = {"prompts": prompts, "completions": completions, "completion_ids": [[1]] * n} | columns
@@ -167,6 +171,15 @@ def test_a_remote_judge_sees_a_row_at_a_time_and_only_so_many_at_once():
     assert found == [0.0, 1.0, None, 3.0, 4.0]
     assert most == 2
     assert RemoteReward(grade).__name__ == "grade"
+
+
+def test_a_remote_judge_that_takes_all_columns_gets_those_of_the_row_alone():
+    async def grade(**row):
+        return float(row == {"prompt": "p1", "completion": "c1", "topic": "t1", "other": 1})
+
+    trainers = {"trainer_state": None, "log_metric": print, "log_extra": print}
+    least = RemoteReward(grade, max_concurrency=1, max_retries=0)
+    assert ask(least, 2, topic=["t0", "t1"], other=[0, 1], **trainers) == [0.0, 1.0]
 
 
 def test_a_remote_judge_is_asked_again():

@@ -8,6 +8,7 @@ import torch
 from obvious import distinct, widths
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
+from transformers import DynamicCache
 
 from rlhf.functional.batching import right_pad
 from rlhf.models.kernels.attention import use_cpu_attention
@@ -70,6 +71,9 @@ def test_only_distinct_beginnings_are_computed():
     whole = tuple(given["input_ids"].shape)
     assert computed(model, given, output_hidden_states=True) == [whole]
     assert computed(model, given, use_cache=True) == [whole]
+    assert computed(model, given, output_attentions=True) == [whole]
+    assert computed(model, given, past_key_values=DynamicCache()) == [whole]
+    assert computed(model, given, position_ids=torch.arange(whole[1]).expand(whole)) == [whole]
     flipped = {name: tensor.flip(1) for name, tensor in given.items()}
     assert computed(model, flipped) == [whole]  # padded on the left
     assert computed(model, {"input_ids": given["input_ids"]}) == [whole]  # without a mask
@@ -105,3 +109,15 @@ def test_scores_of_pairs_are_those_of_their_rows(packs, batch_size):
     if packs and batch_size == 1:  # both texts of a pair, and their prompt once
         assert sorted(seen) == [(1, 3 + 2 + 4), (1, 4 + 4 + 2)]
     assert score_pairs(model, [], [], 2).shape == (2, 0)
+
+
+def test_a_pair_of_which_one_text_is_longer_than_the_window_is_padded():
+    model = tiny.llama_reward().eval()
+    use_cpu_attention(model)
+    model.config.sliding_window = 7  # texts of 8 and 6, and of 5 and 7 tokens
+    seen = widths(model)
+    score_pairs(model, CHOSEN, REJECTED, 4)
+    assert all(rows > 1 for rows, _ in seen)
+    seen.clear()
+    score_pairs(model, CHOSEN[1:], REJECTED[1:], 4)
+    assert seen == [(1, 3 + 2 + 4)]

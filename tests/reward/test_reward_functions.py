@@ -1,6 +1,7 @@
 """Rewards of all kinds: models with any head and tokenizer family, functions, several with weights."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -273,3 +274,52 @@ def test_a_critic_has_nine_of_ten_tokens_in_common_with_the_policy(monkeypatch, 
         return
     with pytest.raises(UserError, match=r"^value_model: .* found judge with 8 of 10 tokens in common$"):
         tokenizers.check_value_model(tiny.llama_reward(), policy, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "policy", "fits"),
+    [
+        (400, None, True),
+        (397, None, True),  # 1 per cent of the tokens may be without a row: those of images, say
+        (396, None, False),
+        (400, 400, True),
+        (397, 397, True),  # the policy never samples what neither has a row for
+        (397, 400, False),
+        (397, 398, False),
+    ],
+)
+def test_a_model_has_a_row_for_each_token_that_it_may_read(rows, policy, fits):
+    tokenizer = tiny.chat_tokenizer()  # 400 tokens
+    model, other = (
+        n and SimpleNamespace(get_input_embeddings=lambda n=n: torch.nn.Embedding(n, 1)) for n in (rows, policy)
+    )
+    with (
+        nullcontext() if fits else pytest.raises(UserError, match=f"^x: .* for the 400 tokens of .*, found {rows}: is")
+    ):
+        tokenizers._check_range("x", model, tokenizer, other)
+
+
+def test_a_column_may_be_in_some_rows_alone_but_in_each_set(tmp_path):
+    def topical(completions, topic):
+        return [float(x == "cities") for x in topic]
+
+    rows = [{"prompt": "a"}, {"prompt": "b", "topic": "cities"}]
+    run = trainer(tmp_path, rows=rows, reward=topical, given={"eval_dataset": rows[::-1]})
+    assert collect(run).scores.flatten().tolist().count(1.0) == 1
+    with pytest.raises(UserError, match=r"^reward topical: the function takes 'topic', but the rows"):
+        trainer(tmp_path, rows=rows, reward=topical, given={"eval_dataset": {"one": rows, "other": rows[:1]}})
+
+
+def test_what_a_function_does_to_its_arguments_stays_with_it():
+    def spoil(prompts, completion_ids, terms, names, **_):
+        prompts[0].clear()
+        completion_ids[0].clear()
+        terms[0]["weights"].clear()
+        names[0].clear()
+        return [1.0]
+
+    prompt, columns = [{"role": "user", "content": "a"}], {"terms": {"weights": [0.5]}, "names": ["b"]}
+    batch = Completions([prompt], [[5]], [[6, 2]], [True], [columns])
+    assert FunctionReward("f", spoil, tiny.chat_tokenizer())(batch).tolist() == [1.0]
+    assert (prompt, columns) == ([{"role": "user", "content": "a"}], {"terms": {"weights": [0.5]}, "names": ["b"]})
+    assert batch.response_ids == [[6, 2]]

@@ -5,13 +5,15 @@ import math
 import os
 import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
 
 from rlhf.errors import UserError
+from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.nonfinite import Losses
-from rlhf.reward.trainer import _problem
+from rlhf.reward.trainer import _problem, _resumable
 from rlhf.storage.checkpoint import write_step
 from rlhf.storage.disk import write_manifest
 
@@ -46,6 +48,14 @@ def test_means_go_on_in_the_middle_of_a_row(train):  # noqa: F811
     assert [(row["step"], row["skipped_updates"]) for row in rows if "loss" in row] == [(3, 0), (6, 1)]
     assert rows[-1]["train_loss"] > 0
     assert rows[-1]["total_flos"] > 0
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.bin", "optimizer_0", "latest"])
+def test_states_of_an_optimizer_are_known_by_the_names_of_each_engine(tmp_path, name):
+    (tmp_path / "model.safetensors").touch()
+    assert not _resumable(tmp_path)
+    (tmp_path / name).mkdir()
+    assert _resumable(tmp_path)
 
 
 def test_a_run_that_saves_only_models_resumes_where_it_was_told_to_stop(train):  # noqa: F811
@@ -105,3 +115,17 @@ def test_damage_of_the_best_checkpoint_is_damage_of_those_after_it(tmp_path):
     assert _problem(tmp_path / "checkpoint-2") is None
     (tmp_path / "checkpoint-1/weights").write_text("x")
     assert _problem(tmp_path / "checkpoint-2").startswith("the best before it, checkpoint-1, with ")
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_where_it_is_now(tmp_path):
+    args = SimpleNamespace(save_total_limit=3, output_dir=str(tmp_path))
+    for before, now in (("/before/checkpoint-3", str(tmp_path / "checkpoint-3")), (None, None)):
+        state = SimpleNamespace(best_model_checkpoint=before)
+        ManifestCallback(args).on_train_begin(args, state, None)
+        assert state.best_model_checkpoint == now
+
+
+def test_the_batch_of_a_checkpoint_is_what_all_processes_read_for_an_update(monkeypatch):
+    monkeypatch.setattr("rlhf.reward.manifest_callback.run_facts", lambda accelerator: {"engine": "FSDP"})
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=3, per_device_eval_batch_size=7)
+    assert step_facts(SimpleNamespace(num_processes=5), args) == {"batch_size": 30, "engine": "FSDP"}

@@ -8,15 +8,19 @@ import tiny
 import torch
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
+from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
 from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import Pair, load_pairs
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, new_reward_model
+from rlhf.reward.nonfinite import Losses
 from rlhf.reward.scoring import score_rows
 from rlhf.reward.trainer import (
+    MetricsFile,
     PreferenceTrainer,
+    best_step,
     check_positions,
     encode_pair,
     encode_pairs,
@@ -166,6 +170,16 @@ def test_the_best_checkpoint_is_what_stays(setup, tmp_path):
     assert evaluate_pairs(saved, swapped, args)["loss"] == pytest.approx(min(losses), abs=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_an_evaluation_leaves_the_model_in_its_mode(setup, tmp_path, training):
+    model, _, rows = setup
+    seen = []
+    model.score.register_forward_hook(lambda head, *_: seen.append(head.training))
+    evaluate_pairs(model.train(training), rows[:2], config(tmp_path))
+    assert set(seen) == {False}
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_stock_transformers_gives_the_same_score(setup, tmp_path):
     model, tokenizer, rows = setup
     model.save_pretrained(tmp_path)
@@ -178,3 +192,48 @@ def test_stock_transformers_gives_the_same_score(setup, tmp_path):
     with torch.no_grad():
         assert_close(stock(give_distinct, attention_mask=(torch.arange(pads.shape[1]) < len(row)).long()[None])
                      .logits[0, 0], ours, atol=1e-5, rtol=1e-5)  # fmt: skip
+
+
+def test_a_row_has_means_over_the_updates_taken(monkeypatch):
+    said = []
+    monkeypatch.setattr(RewardTrainer, "log", lambda self, logs, start_time=None: said.append(logs))
+    run = object.__new__(PreferenceTrainer)
+    run.guard = SimpleNamespace(losses=Losses(run=6.0, run_updates=3, recent=3.0, recent_updates=2, recent_skipped=1))
+    run.model, run.state = SimpleNamespace(training=True), SimpleNamespace(global_step=4)
+    run.train_metrics, run.eval_metrics = {"margin": [1.0, 2.0]}, {"margin": [5.0]}
+    run.log({"loss": 99.0, "grad_norm": float("inf")})
+    run.log({"loss": 99.0, "grad_norm": 2.0})
+    run.log({"train_loss": 99.0})
+    run.model.training = False
+    run.log({})
+    assert said == [
+        {"loss": 1.5, "skipped_updates": 1, "margin": 1.5},
+        {"skipped_updates": 0, "grad_norm": 2.0},
+        {"train_loss": 2.0},
+        {"eval_margin": 5.0},
+    ]
+
+
+def test_a_run_that_was_stopped_has_no_summary_row(tmp_path):
+    path, state = tmp_path / "metrics.jsonl", SimpleNamespace(is_world_process_zero=True, global_step=3, max_steps=4)
+    write = MetricsFile(path).on_log
+    write(None, state, None, logs={"loss": 0.5, "note": "x", "epoch": 1})
+    write(None, state, None, logs={"train_runtime": 1.0})
+    write(None, state, None, logs={})
+    state.global_step = 4
+    write(None, state, None, logs={"train_runtime": 1.0})
+    state.is_world_process_zero = False
+    write(None, state, None, logs={"loss": 0.25})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 3, "loss": 0.5, "epoch": 1},
+        {"step": 4, "train_runtime": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([0.5, 0.25, 0.75], (2, 0.25)), ([0.25, 0.25], (1, 0.25)), ([], (None, None))]
+)
+def test_the_best_step_of_a_run_without_checkpoints_is_that_of_the_lowest_loss(losses, best):
+    history = [{"step": i, "eval_loss": loss} for i, loss in enumerate(losses, 1)] + [{"step": 9, "loss": 0.0}]
+    state = SimpleNamespace(log_history=history, best_model_checkpoint=None)
+    assert tuple(best_step(SimpleNamespace(state=state)).values()) == best

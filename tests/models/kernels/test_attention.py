@@ -115,6 +115,30 @@ def test_an_option_that_may_change_the_values_is_pytorchs(option, calls, monkeyp
     assert len(calls) == len(asked) == 1
 
 
+@pytest.mark.parametrize(("scaling", "scale"), [(0.3, 0.3), (None, 8**-0.5)])
+def test_products_have_the_scale_that_the_layer_asks_for(scaling, scale):
+    query, key, value = (states(4, seed, torch.bfloat16) for seed in range(3))
+    found, _ = AttentionInterface()[attention._NAME](torch.nn.Module(), query, key, value, None, scaling=scaling)
+    expected = causal_products(query.float(), key.float(), value.float(), scale).transpose(1, 2)
+    assert_close(found.float(), expected, atol=2e-2, rtol=0)
+
+
+def test_dropout_and_what_is_not_causal_are_pytorchs(calls, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention, "_SDPA", lambda *args, **options: asked.append(options))
+    query, key, value = (states(4, seed, torch.bfloat16) for seed in range(3))
+    run, layer = AttentionInterface()[attention._NAME], torch.nn.Module()
+    layer.is_causal = False
+    run(layer, query, key, value, None)
+    run(torch.nn.Module(), query, key, value, None, is_causal=False)
+    run(torch.nn.Module(), query, key, value, None, dropout=0.5, scaling=0.3)
+    assert calls == []
+    assert [options["is_causal"] for options in asked] == [None, False, None]
+    assert [(options["dropout"], options["scaling"]) for options in asked] == [(0.0, None), (0.0, None), (0.5, 0.3)]
+    run(layer, query, key, value, None, is_causal=True)
+    assert len(calls) == 1
+
+
 def test_a_cap_on_scores_is_refused_as_before():
     states_of = [states(4, seed, torch.bfloat16) for seed in range(3)]
     with pytest.raises(ValueError, match="softcap"):

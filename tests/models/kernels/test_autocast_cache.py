@@ -36,6 +36,13 @@ def test_weights_that_an_adapter_reads_by_itself_are_left_alone():
     assert {kind for name, kind in kinds.items() if "k_proj" in name} == {torch.bfloat16}
 
 
+def test_a_layer_whose_forward_pass_somebody_has_replaced_keeps_its_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).requires_grad_(False)
+    model[0].forward = lambda x: x + model[0].weight.sum()
+    with torch.autocast(**BF16), frozen_cast(model):
+        assert [layer.weight.dtype for layer in model] == [torch.float32, torch.bfloat16]
+
+
 @pytest.mark.parametrize("make", [adapted, gpt2])
 @torch.no_grad()
 def test_logits_are_the_same_to_the_last_bit(make):

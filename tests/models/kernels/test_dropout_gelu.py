@@ -64,3 +64,9 @@ def test_none_and_all(p, value):
 
 def test_16_bits_stay_16_bits():
     assert fused(0.1)["lora_dropout"](torch.ones(4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_kept_numbers_are_scaled_by_the_inverse_of_their_own_share():
+    """Of 2^16 levels 6,554 are dropped for 0.1, which is a little more."""
+    kept = fused(0.1)["lora_dropout"](torch.ones(1000, dtype=torch.float64)).unique().tolist()
+    assert kept == [0.0, pytest.approx(65536 / 58982, rel=1e-7)]

@@ -106,6 +106,23 @@ def test_states_and_gradients_are_those_of_padded_texts(kind, checkpointing):
             assert_close(one.grad, other.grad, atol=1e-5 * float(other.grad.abs().max() + 1), rtol=0)
 
 
+@pytest.mark.parametrize("options", [None, {}, {"use_reentrant": True}, {"preserve_rng_state": False}])
+def test_layers_are_computed_again_with_the_options_given(monkeypatch, options):
+    seen = []
+
+    def checkpoint(function, *args, **given):
+        seen.append(given)
+        return function(*args)
+
+    monkeypatch.setattr("rlhf.models.kernels.recompute.checkpoint", checkpoint)
+    model = model_of("llama")
+    recompute_activations(model, options)
+    trunk_states(model, IDS)
+    with torch.no_grad():
+        trunk_states(model, IDS)
+    assert seen == [{"use_reentrant": False, **(options or {})}] * model.config.num_hidden_layers
+
+
 def test_in_bf16_as_near_to_float32_as_padded_texts():
     (ids, lengths, mask), model = ragged(), model_of("llama")
     exact = trunk_states(model, ids)[mask]
