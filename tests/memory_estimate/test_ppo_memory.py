@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import tiny
+import torch
 from tiny_ppo import LORA
 
 from rlhf import PPOConfig
 from rlhf.memory_estimate import ppo
-from rlhf.memory_estimate.account import Sharding
+from rlhf.memory_estimate.account import Part, Sharding
 from rlhf.memory_estimate.ppo import _cast, _keys_and_values, _to_sample_on_a_gpu
 from rlhf.models.kernels import onednn_linear
 from rlhf.ppo.roles import build_roles
@@ -83,3 +84,36 @@ def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch
         ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
     one, three = (parts["activations, logits"].learning for parts in seen)
     assert (three - one) / 2 == pytest.approx(4 * 400 * (20 + 2 * 21), rel=0.1)
+
+
+def test_states_and_their_copy_are_of_what_is_trained():
+    """100 frozen and 10 trained parameters of 4 bytes on 4 processes under ZeRO-1."""
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 1, bias=False))
+    model[0].requires_grad_(False)
+    # Two states and a copy of 4 bytes each, a quarter of them here.
+    assert Sharding(1, 4).trained("policy", model, "adamw_torch") == Part("policy", 440, 30, 40)
+    assert Sharding(0, 1).trained("policy", model, "sgd") == Part("policy", 440, 0, 40)
+    assert Sharding(0, 2).trained("policy", model, "lion_32bit") == Part("policy", 440, 40, 80)
+
+
+def test_a_rollout_holds_the_larger_of_sampling_and_scoring():
+    """Two layers of 32 numbers, 128 within, a vocabulary of 400; prompts of 30 tokens and responses of 20."""
+    shape = tiny.gpt2().config
+    rows, tokens = 6, 30 + 20
+    states = (3 * 128 + 4 * 32) * 4
+    logits = 4 * 21 * 400
+    few, many = (
+        config(
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=1,
+            response_length=20,
+            local_rollout_forward_batch_size=n,
+        )
+        for n in (1, 64)
+    )
+    scored = 5 * logits + tokens * states
+    sampled = 30 * states + tokens * 2 * 2 * 32 * 4
+    assert ppo._logits(few, shape) == logits
+    assert ppo._rollout(many, shape, 30, kept=False) == rows * scored  # no more rows than there are
+    assert ppo._rollout(few, shape, 30, kept=False) == max(rows * sampled, scored) == rows * sampled
+    assert ppo._rollout(few, shape, 30, kept=True) == max(rows * 30 * states, scored)

