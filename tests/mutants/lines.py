@@ -840,6 +840,74 @@ LINES = [
         "if not together:",
         "distributed/test_launch.py",
     ),
+    Mutant(
+        "reporting/tables.py",
+        'if len(found) > N_TROUBLES else ""',
+        'if len(found) >= N_TROUBLES else ""',
+        "reporting/test_report.py",
+    ),
+    Mutant("reporting/seeds.py", " and bool(found) and found == ", " and found == ", "reporting/test_seeds.py"),
+    Mutant(
+        "reporting/seeds.py",
+        "if originals and len(originals) == len(stages) and len(names) == 1:",
+        "if originals and len(originals) == len(stages):",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "reporting/examples.py",
+        "_FLOAT32 * max(map(abs, (*values, total)))",
+        "_FLOAT32 * abs(total)",
+        "reporting/test_report_examples.py",
+    ),
+    Mutant("reporting/pdf.py", 'align = "R" if cell.number else "L"', 'align = "L"', "reporting/test_pdf.py"),
+    Mutant(
+        "reporting/plots/seeds.py",
+        "running_mean(list(last.values()), width)",
+        "running_mean(list(last.values()))",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "states += 4 * sum(numel(p) for p in learned)",
+        "states += 4 * sum(numel(p) for p in parameters)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "min(rows, args.local_rollout_forward_batch_size)",
+        "rows",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/reward.py",
+        "max(map(len, row.values())))[-2:]",
+        "max(map(len, row.values())))[:2]",
+        "memory_estimate/test_reward_memory.py",
+    ),
+    Mutant(
+        "model_card/card.py",
+        "_is_hub_id(base, slashes=(0, 1))",
+        "_is_hub_id(base, slashes=(1,))",
+        "model_card/test_card.py",
+    ),
+    Mutant(
+        "model_card/metrics.py", "evaluated = own is not None and _part", "evaluated = _part", "model_card/test_card.py"
+    ),
+    Mutant(
+        "evaluation/generate.py",
+        "answered(len(batch) * state.num_processes)",
+        "answered(len(batch))",
+        "evaluation/test_generate.py",
+    ),
+    Mutant(
+        "ratings/collect.py", "if len(others) >= MAX_RATERS:", "if len(others) > MAX_RATERS:", "ratings/test_collect.py"
+    ),
+    Mutant(
+        "memory_estimate/reward.py",
+        'sharding.trained("reward", full, args.optim)',
+        'sharding.trained("reward", full, str(args.optim))',
+        "memory_estimate/test_reward_memory.py",
+    ),
 ]
 
 
