@@ -117,3 +117,19 @@ def test_a_rollout_holds_the_larger_of_sampling_and_scoring():
     assert ppo._rollout(many, shape, 30, kept=False) == rows * scored  # no more rows than there are
     assert ppo._rollout(few, shape, 30, kept=False) == max(rows * sampled, scored) == rows * sampled
     assert ppo._rollout(few, shape, 30, kept=True) == max(rows * 30 * states, scored)
+
+
+@pytest.mark.parametrize(("bf16", "fp16", "size"), [(False, False, 4), (True, False, 2), (False, True, 2)])
+def test_keys_and_values_are_as_wide_as_they_are_computed(bf16, fp16, size):
+    args = config(per_device_train_batch_size=3, gradient_accumulation_steps=1, response_length=20)
+    args.bf16, args.fp16 = bf16, fp16  # of a GPU
+    assert _keys_and_values(args, tiny.gpt2().config, 30) == 4 * 64 * 2 * 2 * 32 * size
+
+
+def test_what_is_shared_is_counted_once():
+    """With adapters the reference is the policy without them, and the reward model the critic's base."""
+    names = []
+    for lora in (None, copy.deepcopy(LORA)):
+        roles = build_roles(config(), tiny.gpt2(), None, tiny.gpt2_reward(), None, lora)
+        names.append([part.name for part in ppo._models(config(), roles, Sharding(0, 1))])
+    assert names == [["policy", "critic", "reference", "reward"], ["policy", "critic"]]

@@ -175,6 +175,18 @@ def test_no_figure_without_a_finished_evaluation_of_this_very_model(tmp_path, of
     assert "Not evaluated yet" in card(tmp_path / "ppo_full")
 
 
+def test_a_merged_adapter_is_said_where_there_is_one(tmp_path):
+    policy(tmp_path / "ppo_lora")
+    write_card(tmp_path / "ppo_lora")
+    assert "merged into the weights" not in card(tmp_path / "ppo_lora")
+    adapter = tmp_path / "ppo_lora" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    write_card(tmp_path / "ppo_lora")
+    assert "merged into the weights" in card(tmp_path / "ppo_lora")
+    assert "merged into the weights" not in card(adapter)
+
+
 def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
     class Clock:
         hours = iter((12, 13, 3, 4))  # set back by a day's half once the training has ended

@@ -16,7 +16,7 @@ from test_report import ATTACK, Page, evaluation_result, ppo_row, reward_result,
 from rlhf.cli import report
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.reporting import seeds
+from rlhf.reporting import seed_report, seeds
 from rlhf.reporting.plots import seeds as seed_plots
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report, read_runs
@@ -382,3 +382,17 @@ def test_a_curve_is_the_mean_of_so_many_rows_and_the_last_row_of_a_step_counts()
     rows: list[dict[str, float]] = [{"step": i, "y": y} for i, y in ((1, 1.0), (2, 9.0), (2, 3.0), (3, 8.0))]
     assert seed_plots.curve(rows, "y") == {1: 1, 2: 3, 3: 8}
     assert seed_plots.curve(rows, "y", 2) == {1: 1, 2: 2, 3: 5.5}
+
+
+def test_runs_without_a_difference_are_not_counted_among_those_that_have_one(runs: list[Path]) -> None:
+    made = seeds.summary_of("Gain", "signed", [0.5, None, 1.5])
+    assert made
+    (row,) = seed_report._compared([read_run(path) for path in runs], [made]).rows
+    assert [row[:2], row[4:]] == [["Gain", "2"], ["+0.500", "–", "+1.500"]]
+    (row,) = seed_report._values([read_run(path) for path in runs], [made]).rows
+    assert [row[:2], row[3:]] == [["Gain", "2"], ["+0.500", "–", "+1.500"]]
+
+
+def test_the_plot_of_the_kl_shows_0_and_the_whole_band() -> None:
+    low, high = seed_plots.kl({"full": [[ppo_row(i, 0.05) for i in (1, 2)]]}).axes[0].get_ylim()
+    assert (low, high) == pytest.approx((-0.03, 0.13))
