@@ -908,6 +908,65 @@ LINES = [
         'sharding.trained("reward", full, str(args.optim))',
         "memory_estimate/test_reward_memory.py",
     ),
+    Mutant(
+        "reporting/tables.py",
+        "if len({tuple(column.items()) for column in columns.values()}) == 1:",
+        "if len({tuple(column) for column in columns.values()}) == 1:",
+        "reporting/test_tables.py",
+    ),
+    Mutant(
+        "reporting/run.py",
+        'if "checkpoint" not in str(path.relative_to(folder))',
+        'if "checkpoint" not in path.name',
+        "reporting/test_report.py",
+    ),
+    Mutant("reporting/notebook.py", "                shown.clear()\n", "", "reporting/test_notebook.py"),
+    Mutant(
+        "reporting/plots/seeds.py",
+        "_show_curves(axis, 0.0, KL_BAND[1])",
+        "_show_curves(axis)",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "reporting/seed_report.py",
+        "rows.append([row.name, str(row.n), mean,",
+        "rows.append([row.name, str(len(row.values)), mean,",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "for place, size in kept.items() if place not in own)",
+        "for place, size in kept.items())",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "size = 2 if args.bf16 or args.fp16 else 4",
+        "size = 2 if args.bf16 else 4",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "heads = sum(answers[row] for group in groups for row in group)",
+        "heads = sum(answers)",
+        "perf/test_work.py",
+    ),
+    Mutant("perf/throughput.py", "gain if known else 1.0", "gain", "perf/test_throughput.py"),
+    Mutant(
+        "evaluation/answered.py",
+        "            write_rows(self.path, found)\n",
+        "            pass\n",
+        "evaluation/test_answered.py",
+    ),
+    Mutant(
+        "evaluation/kl.py",
+        "other = suppress(head_logits(unwrap_peft(base), other), suppress_tokens)",
+        "other = head_logits(unwrap_peft(base), other)",
+        "evaluation/test_kl.py",
+    ),
+    Mutant(
+        "ratings/sheet.py", '"prompt": _as_shown(row["prompt"])', '"prompt": row["prompt"]', "ratings/test_sheet.py"
+    ),
 ]
 
 
