@@ -1,12 +1,25 @@
 """The account of memory against values by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import GPT2Config
 
 from rlhf.errors import UserError
 from rlhf.memory_estimate import account
-from rlhf.memory_estimate.account import GB, Part, by_depth, by_rows, kept_bytes, peak, shallow, table, verdict
+from rlhf.memory_estimate.account import (
+    GB,
+    Part,
+    Sharding,
+    by_depth,
+    by_rows,
+    kept_bytes,
+    peak,
+    shallow,
+    table,
+    verdict,
+)
 
 
 def test_autograd_keeps_the_input_and_the_weights_are_there_anyway():
@@ -73,3 +86,16 @@ def test_a_process_on_a_gpu_has_its_context_and_on_a_cpu_what_it_takes_now():
     assert account.base_bytes(use_cpu=False) == 5e8
     assert 5e7 < account.base_bytes(use_cpu=True) < 1e11
     assert account.base_bytes(use_cpu=True) != 5e8
+
+
+@pytest.mark.parametrize(("bf16", "fp16"), [(True, False), (False, True), (False, False)])
+def test_what_the_launcher_has_set_up(monkeypatch, bf16, fp16):
+    monkeypatch.setattr(account, "process_count", lambda: 4)
+    args = SimpleNamespace(deepspeed_plugin=None, use_cpu=False, bf16=bf16, fp16=fp16)
+    assert Sharding.of(args) == Sharding(0, 4)
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=3, offload_optimizer_device="cpu", offload_param_device="none")
+    assert Sharding.of(args) == Sharding(3, 4, offload=True, half=bf16 or fp16)
+    args.deepspeed_plugin.offload_param_device, args.deepspeed_plugin.offload_optimizer_device = "nvme", None
+    assert Sharding.of(args) == Sharding(3, 4, offload_weights=True, half=bf16 or fp16)
+    args.use_cpu = True  # they are in main memory anyway
+    assert Sharding.of(args) == Sharding(3, 4, half=bf16 or fp16)

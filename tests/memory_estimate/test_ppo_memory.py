@@ -133,3 +133,16 @@ def test_what_is_shared_is_counted_once():
         roles = build_roles(config(), tiny.gpt2(), None, tiny.gpt2_reward(), None, lora)
         names.append([part.name for part in ppo._models(config(), roles, Sharding(0, 1))])
     assert names == [["policy", "critic", "reference", "reward"], ["policy", "critic"]]
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 5), (3, 2)])
+def test_a_step_takes_prompts_on_every_process(tmp_path, monkeypatch, processes, steps):
+    """10 prompts, two on each process."""
+    said = []
+    monkeypatch.setattr(ppo, "verdict", lambda *_: None)
+    monkeypatch.setattr(ppo.screen, "say", said.append)
+    monkeypatch.setattr(ppo.Sharding, "of", lambda args: Sharding(0, processes))
+    args = config(per_device_train_batch_size=2, gradient_accumulation_steps=1, response_length=4, num_train_epochs=1)
+    args.output_dir = str(tmp_path)
+    ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5] * 10, "float32", None)
+    assert any(f"{processes} processes, {steps} PPO steps" in line for line in said), said

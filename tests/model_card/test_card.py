@@ -347,3 +347,28 @@ def test_a_code_span_holds_any_text():
     assert "<code>x|y</code>" in render(table(["a", "b"], [[code("x|y"), "z"]]))
     assert table(["a"], []) == ""
     assert table(["a"], [["x\\|y"]]).endswith("| x\\ \\|y |")  # GitHub's reader would take the two backslashes as one
+
+
+@pytest.mark.parametrize(
+    ("language", "known"), [("de", "de"), ("german", None), ("d1", None), ("дe", None), ("d", None), (None, None)]
+)
+def test_a_language_is_two_letters_in_the_front_matter(tmp_path, language, known):
+    policy(tmp_path, language=language)
+    write_card(tmp_path)
+    assert ModelCard(card(tmp_path)).data.language == known
+
+
+@pytest.mark.parametrize(
+    ("judges", "named"),
+    [
+        ({}, "RUN/reward"),
+        ({"reward_model_path": "our/judge"}, "our/judge"),
+        ({"rewards": ["length", "brevity"]}, "length, brevity"),
+        ({"reward_model_path": "our/judge", "rewards": ["length"]}, "our/judge, length"),
+    ],
+)
+def test_who_scored_the_responses_is_named(tmp_path, judges, named):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path, **judges)
+    write_card(tmp_path / "ppo_full")
+    assert f"scored by the reward model `{named.replace('RUN', tmp_path.name)}`; 90 %" in card(tmp_path / "ppo_full")

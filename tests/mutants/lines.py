@@ -967,6 +967,47 @@ LINES = [
     Mutant(
         "ratings/sheet.py", '"prompt": _as_shown(row["prompt"])', '"prompt": row["prompt"]', "ratings/test_sheet.py"
     ),
+    Mutant(
+        "reporting/examples.py",
+        "score = learned + penalty * (1 - ended)",
+        "score = learned + penalty",
+        "reporting/test_report_examples.py",
+    ),
+    Mutant(
+        "reporting/pdf.py",
+        "if whole > pdf.page_break_trigger",
+        "if 0 * whole > pdf.page_break_trigger",
+        "reporting/test_pdf.py",
+    ),
+    Mutant("reporting/plots/evaluation.py", " and len(set(length)) > 2:", ":", "reporting/test_evaluation_plots.py"),
+    Mutant(
+        "memory_estimate/account.py",
+        "half=bool(args.bf16 or args.fp16))",
+        "half=bool(args.bf16))",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "args.local_batch_size * sharding.processes)",
+        "args.local_batch_size)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        'getattr(config, "head_dim", None) or config.hidden_size',
+        "config.hidden_size",
+        "perf/test_flops.py",
+    ),
+    Mutant(
+        "perf/hardware.py", 'if device.type not in ("cpu", "mps"):', 'if device.type != "cpu":', "perf/test_hardware.py"
+    ),
+    Mutant("model_card/card.py", "len(language) == 2 and ", "", "model_card/test_card.py"),
+    Mutant(
+        "model_card/metrics.py",
+        '", ".join([*judges, *(config.get("rewards") or [])])',
+        '", ".join(judges)',
+        "model_card/test_card.py",
+    ),
 ]
 
 

@@ -130,3 +130,12 @@ def test_rewards_without_weights_count_once_each_and_one_needs_no_sum(tmp_path):
     run = read_run(tmp_path)
     assert [(e.left, e.right) for e in ppo_examples(run, "full", row)] == [("1 × 0.250 + 1 × 0.500", "0.750")]
     assert list(ppo_examples(run, "full", {"step": 1, "rewards/a/mean": 0.25, "objective/scores": 0.25})) == []
+
+
+@pytest.mark.parametrize("option", [{"score_clip": 0.0}, {"score_norm_samples": 4}, {"use_score_scaling": True}])
+def test_what_is_rescaled_response_by_response_is_worked_back_from_what_was_learned(tmp_path, option):
+    row = {"step": 1, "objective/scores": 9.0, "objective/eos_rate": 0.25, "objective/penalised_scores": 0.5}
+    run = replace(read_run(tmp_path), stages={"ppo_full": {"config": {"missing_eos_penalty": 1.0} | option}})
+    (example,) = ppo_examples(run, "full", row)
+    assert (example.left, example.right) == ("1.250 - 1 × (1 - 0.250)", "0.500")
+    assert "score, scaled and clipped response by response, less missing_eos_penalty" in example.about
