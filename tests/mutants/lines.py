@@ -953,12 +953,6 @@ LINES = [
     ),
     Mutant("perf/throughput.py", "gain if known else 1.0", "gain", "perf/test_throughput.py"),
     Mutant(
-        "evaluation/answered.py",
-        "            write_rows(self.path, found)\n",
-        "            pass\n",
-        "evaluation/test_answered.py",
-    ),
-    Mutant(
         "evaluation/kl.py",
         "other = suppress(head_logits(unwrap_peft(base), other), suppress_tokens)",
         "other = head_logits(unwrap_peft(base), other)",
