@@ -86,5 +86,5 @@ def dry_run(
         return by_rows(kept, min(args.per_device_train_batch_size, len(rows)))
 
     learning = by_depth(activations, config.num_hidden_layers)
-    parts = [sharding.trained("reward", full, str(args.optim)), Part("activations", learning=learning)]
+    parts = [sharding.trained("reward", full, args.optim), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, screen.say)

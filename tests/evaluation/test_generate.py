@@ -30,7 +30,10 @@ state = join_processes()
 prompts = [TextPrompt(prompt_id=f"p{i}", tree_id=f"t{i}", text="word " * (i * 5 % 7 + 1)) for i in range(7)]
 config = EvaluationConfig(base_model="unused", eval_response_length=9, eval_batch_size=2, eval_temperature=3.0)
 tokenizer = prepare_tokenizer(tiny.chat_tokenizer())
-rows = respond("base", tiny.llama(), tokenizer, tiny.llama_reward(), prompts, config, [tokenizer.eos_token_id])
+models, counts = (tiny.llama(), tokenizer, tiny.llama_reward()), []
+rows = respond("base", *models, prompts, config, [tokenizer.eos_token_id], answered=counts.append)
+with open(f"{sys.argv[1]}/counts-{state.process_index}.json", "w") as file:
+    json.dump(counts, file)
 with open(f"{sys.argv[1]}/rows-{state.process_index}.json", "w") as file:
     json.dump(rows, file)
 """
@@ -53,6 +56,8 @@ def test_three_processes_give_the_rows_of_one(tmp_path):
     for first, second in zip(one, three, strict=True):
         assert first.pop("score") == pytest.approx(second.pop("score"), abs=1e-5)
         assert first == second
+    for folder, batches in (("one", [2, 2, 2, 1]), ("three", [6, 3])):  # over all processes
+        assert json.loads((tmp_path / folder / "counts-0.json").read_text()) == batches
 
 
 def test_a_cut_response_is_scored_as_if_it_had_ended_where_asked():

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import tiny
+import torch
 from tiny_ppo import LORA
 
 from rlhf import PPOConfig
 from rlhf.memory_estimate import ppo
-from rlhf.memory_estimate.account import Sharding
+from rlhf.memory_estimate.account import Part, Sharding
 from rlhf.memory_estimate.ppo import _cast, _keys_and_values, _to_sample_on_a_gpu
 from rlhf.models.kernels import onednn_linear
 from rlhf.ppo.roles import build_roles
@@ -83,3 +84,65 @@ def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch
         ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
     one, three = (parts["activations, logits"].learning for parts in seen)
     assert (three - one) / 2 == pytest.approx(4 * 400 * (20 + 2 * 21), rel=0.1)
+
+
+def test_states_and_their_copy_are_of_what_is_trained():
+    """100 frozen and 10 trained parameters of 4 bytes on 4 processes under ZeRO-1."""
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 1, bias=False))
+    model[0].requires_grad_(False)
+    # Two states and a copy of 4 bytes each, a quarter of them here.
+    assert Sharding(1, 4).trained("policy", model, "adamw_torch") == Part("policy", 440, 30, 40)
+    assert Sharding(0, 1).trained("policy", model, "sgd") == Part("policy", 440, 0, 40)
+    assert Sharding(0, 2).trained("policy", model, "lion_32bit") == Part("policy", 440, 40, 80)
+
+
+def test_a_rollout_holds_the_larger_of_sampling_and_scoring():
+    """Two layers of 32 numbers, 128 within, a vocabulary of 400; prompts of 30 tokens and responses of 20."""
+    shape = tiny.gpt2().config
+    rows, tokens = 6, 30 + 20
+    states = (3 * 128 + 4 * 32) * 4
+    logits = 4 * 21 * 400
+    few, many = (
+        config(
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=1,
+            response_length=20,
+            local_rollout_forward_batch_size=n,
+        )
+        for n in (1, 64)
+    )
+    scored = 5 * logits + tokens * states
+    sampled = 30 * states + tokens * 2 * 2 * 32 * 4
+    assert ppo._logits(few, shape) == logits
+    assert ppo._rollout(many, shape, 30, kept=False) == rows * scored  # no more rows than there are
+    assert ppo._rollout(few, shape, 30, kept=False) == max(rows * sampled, scored) == rows * sampled
+    assert ppo._rollout(few, shape, 30, kept=True) == max(rows * 30 * states, scored)
+
+
+@pytest.mark.parametrize(("bf16", "fp16", "size"), [(False, False, 4), (True, False, 2), (False, True, 2)])
+def test_keys_and_values_are_as_wide_as_they_are_computed(bf16, fp16, size):
+    args = config(per_device_train_batch_size=3, gradient_accumulation_steps=1, response_length=20)
+    args.bf16, args.fp16 = bf16, fp16  # of a GPU
+    assert _keys_and_values(args, tiny.gpt2().config, 30) == 4 * 64 * 2 * 2 * 32 * size
+
+
+def test_what_is_shared_is_counted_once():
+    """With adapters the reference is the policy without them, and the reward model the critic's base."""
+    names = []
+    for lora in (None, copy.deepcopy(LORA)):
+        roles = build_roles(config(), tiny.gpt2(), None, tiny.gpt2_reward(), None, lora)
+        names.append([part.name for part in ppo._models(config(), roles, Sharding(0, 1))])
+    assert names == [["policy", "critic", "reference", "reward"], ["policy", "critic"]]
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 5), (3, 2)])
+def test_a_step_takes_prompts_on_every_process(tmp_path, monkeypatch, processes, steps):
+    """10 prompts, two on each process."""
+    said = []
+    monkeypatch.setattr(ppo, "verdict", lambda *_: None)
+    monkeypatch.setattr(ppo.screen, "say", said.append)
+    monkeypatch.setattr(ppo.Sharding, "of", lambda args: Sharding(0, processes))
+    args = config(per_device_train_batch_size=2, gradient_accumulation_steps=1, response_length=4, num_train_epochs=1)
+    args.output_dir = str(tmp_path)
+    ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5] * 10, "float32", None)
+    assert any(f"{processes} processes, {steps} PPO steps" in line for line in said), said

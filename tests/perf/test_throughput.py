@@ -1,10 +1,15 @@
 """The words at the end of a run, each rule by a case made for it."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
+import torch
 from test_rollout import config
 from tiny_ppo import trainer
 
-from rlhf.perf.throughput import Conditions, report
+from rlhf.perf import throughput
+from rlhf.perf.throughput import Conditions, conditions, report
 from rlhf.perf.work import Work
 
 
@@ -135,3 +140,35 @@ def test_the_first_step_warms_up_and_does_not_count(tmp_path):
 def test_a_silent_run_says_nothing(tmp_path, capsys):
     trainer(tmp_path, max_steps=1).train()
     assert "speed:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("work", "conditions", "words"),
+    [
+        ({"generate": phase(18.0), "learn": phase(2.0)}, now(critic="separate"), "critic: shared"),  # 5%
+        (phases(6.0, 1.0, 3.0) | {"generate": phase(6.0, limit=0.25)}, now(gpu=True), "twice the global_batch_size"),
+        (phases(), now(bf16=1.5), "bf16: true"),
+        ({"learn": phase(10.0, limit=0.1)}, now(bf16=4.0), None),
+    ],
+    ids=["worth it", "launch-bound", "fast", "busy"],
+)
+def test_limits_themselves(work, conditions, words):
+    lines = report(work, conditions)[1:]
+    assert [words in line for line in lines] == ([True] if words else [])
+
+
+def test_bf16_is_measured_where_a_run_computes_in_32_bits(monkeypatch):
+    peaks = {torch.bfloat16: 300.0}
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: peaks[dtype])
+
+    def found(device, dtype, frozen=0, peak=100.0):
+        policy = SimpleNamespace(frozen=frozen)
+        return conditions(config(), SimpleNamespace(device=torch.device(device), dtype=dtype, peak=peak, policy=policy))
+
+    first = found("cpu", torch.float32)
+    assert (first.gpu, first.lora, first.bf16) == (False, False, 3.0)
+    second = found("cuda", torch.float16, frozen=1, peak=50.0)
+    assert (second.gpu, second.lora, second.bf16) == (True, True, 1.0)
+    peaks[torch.bfloat16] = math.inf  # there was no memory to measure it
+    assert found("cpu", torch.float32, peak=math.inf).bf16 == 1.0
+    assert found("cpu", torch.float32).bf16 == 1.0

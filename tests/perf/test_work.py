@@ -231,3 +231,11 @@ def test_a_row_has_the_sums_of_all_ranks(monkeypatch):
 def test_steps_add_up_by_phase():
     one, other = Work(1, 2, 3, 4, 5), Work(10, 20, 30, 40, 50)
     assert total([{"score": one, "learn": one}, {"score": other}]) == {"score": Work(11, 22, 33, 44, 55), "learn": one}
+
+
+def test_what_is_learned_twice_needs_its_logits_twice(monkeypatch):
+    meter, planned, policy, critic = constructed(monkeypatch)
+    learn = meter.step(replace(planned, learned=[[0, 1], [2], [2, 0], [1]]), {"learn": 4.0})["learn"]
+    assert (learn.tokens, learn.real, learn.computed) == (30, 2 * 30, 2 * (14 + 5 + 14 + 3))
+    needed = policy.training([7, 3, 5, 5, 7, 3], 12) + critic.training([7, 3, 5, 5, 7, 3])
+    assert learn.ideal_seconds == pytest.approx(needed / 1000)

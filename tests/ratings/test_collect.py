@@ -9,6 +9,7 @@ import rating_sheets
 from rlhf.errors import UserError
 from rlhf.ratings.collect import (
     MAX_BYTES,
+    MAX_RATERS,
     check_rater,
     check_sheet,
     import_sheets,
@@ -171,3 +172,15 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(UserError, match="expected at most 4,000,000 bytes"):
         read_object(path)
+
+
+def test_two_hundred_raters_and_none_more():
+    raters = {f"{i:032x}": f"rater {i}" for i in range(1, MAX_RATERS)}
+    sheet = {"rater_id": f"{MAX_RATERS:032x}", "rater": "Ann"}
+    check_rater(sheet, raters, "sheet")
+    raters[sheet["rater_id"]] = "Ann"
+    check_rater(sheet, raters, "sheet")  # again: she is one of the 200
+    with pytest.raises(UserError, match="sheet: expected at most 200 raters, found one more"):
+        check_rater(sheet | {"rater_id": f"{201:032x}", "rater": "Bob"}, raters, "sheet")
+    with pytest.raises(UserError, match="sheet: rater: 'RATER 7' has already returned a sheet"):
+        check_rater({"rater_id": f"{8:032x}", "rater": "RATER 7"}, raters, "sheet")

@@ -136,3 +136,13 @@ def test_responses_are_read_or_refused_by_file_and_row(tmp_path):
             read_responses(path)
     with pytest.raises(UserError, match="expected the responses to the rating prompts, found none"):
         read_responses(tmp_path / "none.jsonl")
+
+
+def test_texts_are_kept_as_a_browser_returns_them():
+    odd, shown = "a\r\nb\rc\0d \ud800", "a\nb\ncd ?"
+    rows = [{"prompt_id": "p", "model": model, "prompt": odd, "response": odd + model} for model in ("x", "y")]
+    items = make_key(rows, 1)["items"]
+    assert {item["prompt"] for item in items} == {shown}
+    assert {(item["model"], item["response"]) for item in items} == {("x", f"{shown}x"), ("y", f"{shown}y")}
+    assert [item["group"] for item in items] == [0, 0, 1, 1]
+    assert [item["repeat"] for item in items] == [False, False, True, True]

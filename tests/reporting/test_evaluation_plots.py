@@ -37,3 +37,9 @@ def test_a_line_a_model_through_many_responses_and_none_through_few():
     assert shown["_base line"][1] == pytest.approx([2, 11.5])
     assert "_full line" not in shown
     assert {"base", "full"} <= set(shown)
+
+
+@pytest.mark.parametrize(("kinds", "drawn"), [(1, False), (2, False), (3, True)])
+def test_no_line_through_responses_of_one_or_two_lengths(kinds, drawn):
+    rows = [{"model": "full", "response_length": 5 + i % kinds, "score": float(i)} for i in range(20)]
+    assert ("_full line" in lines(score_against_length(rows))) is drawn

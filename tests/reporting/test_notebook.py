@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from test_report import run_dir as run_dir  # the fixture: a run folder with everything in it
 
 from rlhf.evaluation.summary import summarise
-from rlhf.reporting.notebook import make_notebook
+from rlhf.reporting.notebook import _outputs, make_notebook
 from rlhf.reporting.report import draw
 from rlhf.reporting.run import read_run
 
@@ -116,3 +116,23 @@ def test_an_empty_run_has_a_notebook_too_and_pandas_is_left_as_it_was(tmp_path):
     assert "There are no ratings yet." in cells[-1].source
     assert path.read_bytes() == made(tmp_path, "Nothing").read_bytes()
     assert pd.get_option("display.max_colwidth") == width
+
+
+def test_a_cell_shows_its_last_value_and_what_it_prints_before():
+    def kinds(code):
+        return [
+            (one.output_type, one.get("text", one.get("data", {}).get("text/plain"))) for one in _outputs(code, {}, 4)
+        ]
+
+    assert kinds("print('a')\n1\n7") == [("stream", "a\n"), ("execute_result", "7")]
+    assert kinds("7\nx = 1") == []
+    assert kinds("7\nNone") == []
+    assert kinds("print('a')\ndisplay(1, 2)\nprint('b')") == [
+        ("stream", "a\n"),
+        ("display_data", "1"),
+        ("display_data", "2"),
+        ("stream", "b\n"),
+    ]
+    *_, (last, _) = kinds("print('a')\n1 / 0\nprint('not this')")
+    assert (last, len(kinds("print('a')\n1 / 0\nprint('not this')"))) == ("error", 2)
+    assert _outputs("7", {}, 4)[0].execution_count == 3  # of text and code, the third pair

@@ -121,3 +121,23 @@ def test_no_word_of_a_narrow_column_is_broken():
     text = read(PAGE.replace("<li>one point</li>", table))[1]
     for word in ("stage", "policy", "reference", "Stage", "Role"):
         assert word in text, word
+
+
+def test_numbers_end_where_their_column_ends_and_words_begin_where_it_begins():
+    rows = "".join(f'<tr><td>{word}</td><td class="n">{n}</td></tr>' for word, n in (("Ab", "1"), ("Abcdef", "1,000")))
+    page = PAGE.replace("<li>one point</li>", f"<table><caption>Both</caption>{rows}</table>")
+    places = {}
+    for sheet in PdfReader(io.BytesIO(to_pdf(page, IMAGES))).pages:
+        sheet.extract_text(visitor_text=lambda text, cm, tm, *_: places.setdefault(text.strip(), tm[4]))
+    assert places["Ab"] == places["Abcdef"]
+    assert places["1"] > places["1,000"] + 5
+
+
+@pytest.mark.parametrize(("words", "beside"), [(20, True), (3000, False)])
+def test_responses_stand_side_by_side_where_they_fit_on_a_page(words, beside):
+    page = PAGE.replace("Because.", "Because " * words)
+    places = []
+    for sheet in PdfReader(io.BytesIO(to_pdf(page, IMAGES))).pages:
+        sheet.extract_text(visitor_text=lambda text, cm, tm, *_: places.append((text.strip(), tm[4])))
+    (first,), (second,) = ([x for text, x in places if text == name] for name in ("base", "full"))
+    assert (second > first + 50) is beside

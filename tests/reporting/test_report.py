@@ -12,7 +12,7 @@ from rlhf.cli import report
 from rlhf.errors import UserError
 from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
-from rlhf.reporting import samples
+from rlhf.reporting import samples, tables
 from rlhf.reporting.report import build_report, draw
 from rlhf.reporting.run import read_run
 
@@ -271,6 +271,29 @@ def test_warnings_and_skipped_updates_are_shown(run_dir: Path) -> None:
     assert said in page.text.replace("skipped:  not", "skipped: not")
     assert page.all("b") == []
     assert "PPO, LoRA: no warnings and no skipped updates." in page.text
+
+
+def test_weights_and_checkpoints_of_either_trainer_are_measured_apart(tmp_path: Path) -> None:
+    files = {"model.safetensors": 5, "adapter/adapter_model.safetensors": 3, "checkpoints/step-9/model.safetensors": 70}
+    files |= {"checkpoints/step-10/model.safetensors": 7, "checkpoints/step-10/optimizer/state.bin": 11}
+    files |= {"checkpoint-20/model.safetensors": 13, "checkpoint-8/model.safetensors": 1, "checkpoint-20/rng.pth": 17}
+    for name, size in files.items():
+        for stage, left_out in (("ppo_full", "checkpoint-"), ("reward", "checkpoints/")):
+            if not name.startswith(left_out):
+                path = tmp_path / stage / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(bytes(size))
+    run = read_run(tmp_path)
+    weights = {"adapter/adapter_model.safetensors": 3, "model.safetensors": 5}
+    assert (run.sizes["ppo_full"], run.sizes["reward"], run.sizes["ppo_lora"]) == (weights, weights, {})
+    assert run.checkpoints == {"ppo_full": 7 + 11, "reward": 13 + 17}
+
+
+def test_twenty_troubles_are_shown_and_the_others_are_counted(run_dir: Path) -> None:
+    for count, more in ((20, ""), (21, "And 1 more, in warnings.jsonl and skipped.jsonl.")):
+        write(run_dir / "reward/skipped.jsonl", [{"step": i, "not_finite": ["loss"], "rows": []} for i in range(count)])
+        table = tables.troubles(read_run(run_dir), "reward")
+        assert (len(table.rows), table.rows[-1][0], table.note) == (20, "19", more)
 
 
 def test_text_of_models_and_data_is_escaped(run_dir: Path) -> None:

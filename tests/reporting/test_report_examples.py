@@ -115,3 +115,27 @@ def test_gains_and_accuracy(tmp_path):
     matrix = {"confusion_matrix": [[66, 34], [35, 65]], "after": {"accuracy": 0.7}}  # ties count half: no such sum
     write(tmp_path / "reward/evaluation.json", reward_result() | matrix)
     assert len(examples(read_run(tmp_path))) == 2
+
+
+def test_float32_rounds_by_the_largest_number_of_a_sum(tmp_path):
+    """1234.5678 - 1234.5 is 0.0678, and float32 near 1234 may be off by 0.0003: 0.0687 is told by three digits."""
+    row = {"step": 1, "objective/penalised_scores": 1234.5678, "objective/non_score_reward": -1234.5}
+    found = ppo_examples(read_run(tmp_path), "full", row | {"objective/rlhf_reward": 0.0687})
+    assert [(example.left, example.right) for example in found] == [("1234.568 + (-1234.500)", "0.068")]
+    assert list(ppo_examples(read_run(tmp_path), "full", row | {"objective/rlhf_reward": 0.0693})) == []
+
+
+def test_rewards_without_weights_count_once_each_and_one_needs_no_sum(tmp_path):
+    row = {"step": 1, "rewards/a/mean": 0.25, "rewards/b/mean": 0.5, "objective/scores": 0.75}
+    run = read_run(tmp_path)
+    assert [(e.left, e.right) for e in ppo_examples(run, "full", row)] == [("1 × 0.250 + 1 × 0.500", "0.750")]
+    assert list(ppo_examples(run, "full", {"step": 1, "rewards/a/mean": 0.25, "objective/scores": 0.25})) == []
+
+
+@pytest.mark.parametrize("option", [{"score_clip": 0.0}, {"score_norm_samples": 4}, {"use_score_scaling": True}])
+def test_what_is_rescaled_response_by_response_is_worked_back_from_what_was_learned(tmp_path, option):
+    row = {"step": 1, "objective/scores": 9.0, "objective/eos_rate": 0.25, "objective/penalised_scores": 0.5}
+    run = replace(read_run(tmp_path), stages={"ppo_full": {"config": {"missing_eos_penalty": 1.0} | option}})
+    (example,) = ppo_examples(run, "full", row)
+    assert (example.left, example.right) == ("1.250 - 1 × (1 - 0.250)", "0.500")
+    assert "score, scaled and clipped response by response, less missing_eos_penalty" in example.about

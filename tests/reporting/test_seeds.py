@@ -16,7 +16,7 @@ from test_report import ATTACK, Page, evaluation_result, ppo_row, reward_result,
 from rlhf.cli import report
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.reporting import seeds
+from rlhf.reporting import seed_report, seeds
 from rlhf.reporting.plots import seeds as seed_plots
 from rlhf.reporting.run import read_run
 from rlhf.reporting.seed_report import build_seed_report, read_runs
@@ -342,3 +342,57 @@ def test_script_answers_mistakes_in_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert words in line
     assert not (tmp_path / "study").exists()
+
+
+def test_two_stages_without_results_are_no_copies(runs: list[Path]) -> None:
+    """Of the same seed, but nothing was logged that could be the same."""
+    for path in runs[:2]:
+        change(path / "reward/run.json", lambda r: r.update(seed=1))
+        (path / "reward/metrics.jsonl").unlink()
+    assert seeds.copies([read_run(path) for path in runs]) == {}
+    assert "Reward model: study-1 and study-2 have the same seed, 1" in page_of(runs)
+
+
+def test_a_run_made_of_two_others_is_named_stage_by_stage(runs: list[Path]) -> None:
+    both = shutil.copytree(runs[0], runs[0].with_name("both"))
+    shutil.rmtree(both / "ppo_lora")
+    shutil.copytree(runs[1] / "ppo_lora", both / "ppo_lora")
+    found = [read_run(path) for path in (*runs[:2], both)]
+    assert seeds.copy_words(found, seeds.copies(found)) == [
+        "Reward model of both is a copy of the one of study-1: its results are left out",
+        "PPO, full of both is a copy of the one of study-1: its results are left out",
+        "PPO, LoRA of both is a copy of the one of study-2: its results are left out",
+        "Evaluation of both is a copy of the one of study-1: its results are left out",
+    ]
+
+
+def test_other_numbers_or_another_seed_are_no_copy(runs: list[Path]) -> None:
+    twin = shutil.copytree(runs[0], runs[0].with_name("twin"))
+    for stage in STAGES:
+        change(twin / stage / "run.json", lambda r: r.update(seed=9))
+    assert seeds.copies([read_run(runs[0]), read_run(twin)]) == {}
+    for stage in STAGES:
+        change(twin / stage / "run.json", lambda r: r.update(seed=1))
+    change(twin / "evaluation/evaluation.json", lambda e: e["gains"]["lora"].update(gain=9.0))
+    write(twin / "ppo_full/metrics.jsonl", [ppo_row(i, 0.01) for i in range(1, 9)])
+    assert seeds.copies([read_run(runs[0]), read_run(twin)]) == {"twin": {"reward": "study-1", "ppo_lora": "study-1"}}
+
+
+def test_a_curve_is_the_mean_of_so_many_rows_and_the_last_row_of_a_step_counts() -> None:
+    rows: list[dict[str, float]] = [{"step": i, "y": y} for i, y in ((1, 1.0), (2, 9.0), (2, 3.0), (3, 8.0))]
+    assert seed_plots.curve(rows, "y") == {1: 1, 2: 3, 3: 8}
+    assert seed_plots.curve(rows, "y", 2) == {1: 1, 2: 2, 3: 5.5}
+
+
+def test_runs_without_a_difference_are_not_counted_among_those_that_have_one(runs: list[Path]) -> None:
+    made = seeds.summary_of("Gain", "signed", [0.5, None, 1.5])
+    assert made
+    (row,) = seed_report._compared([read_run(path) for path in runs], [made]).rows
+    assert [row[:2], row[4:]] == [["Gain", "2"], ["+0.500", "–", "+1.500"]]
+    (row,) = seed_report._values([read_run(path) for path in runs], [made]).rows
+    assert [row[:2], row[3:]] == [["Gain", "2"], ["+0.500", "–", "+1.500"]]
+
+
+def test_the_plot_of_the_kl_shows_0_and_the_whole_band() -> None:
+    low, high = seed_plots.kl({"full": [[ppo_row(i, 0.05) for i in (1, 2)]]}).axes[0].get_ylim()
+    assert (low, high) == pytest.approx((-0.03, 0.13))
