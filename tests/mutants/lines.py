@@ -1151,6 +1151,8 @@ LINES = [
         "lambda: torch.cat([part.bias for part in parts]),",
         "lambda: torch.cat([parts[0].bias for part in parts]),",
         "generation/test_static.py",
+    ),
+    Mutant(
         "reporting/tables.py",
         'if len(found) > N_TROUBLES else ""',
         'if len(found) >= N_TROUBLES else ""',
