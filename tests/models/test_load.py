@@ -213,7 +213,7 @@ def test_the_last_line_of_pip_says_why_a_wheel_did_not_come(tmp_path, monkeypatc
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_a_trained_model_whose_weights_are_not_finite_is_refused_by_every_loader(tmp_path, value):
     """An evaluation reads policies and judges by these alone. One weight of the last layer is enough."""
-    for name, model, load in (
+    for name, model, read in (
         ("policy", tiny.llama(), load_causal_lm),
         ("judge", tiny.llama_reward(), load_reward_model),
         ("trunk", tiny.llama(), lambda path: new_reward_model(path, tiny.chat_tokenizer())),
@@ -222,7 +222,7 @@ def test_a_trained_model_whose_weights_are_not_finite_is_refused_by_every_loader
         model.save_pretrained(tmp_path / name)
         where = rf"{name}': expected finite weights, found nan or infinity in model\.layers\.\d\.mlp\.up_proj\.weight$"
         with pytest.raises(UserError, match=where):
-            load(str(tmp_path / name))
+            read(str(tmp_path / name))
 
 
 def test_a_judges_head_that_is_not_finite_is_refused(tmp_path):
