@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import psutil
 
 from rlhf.console import screen
 from rlhf.errors import UserError
+
+_SILENT = 5.0  # seconds of waiting of which nothing is said: the ranks of a run load one after another
 
 
 def build(builder: Any, name: str, hint: str = "") -> None:
@@ -65,11 +68,18 @@ def _one_builder() -> Iterator[None]:
 
 def _take(file: TextIO) -> bool:
     """Wait for the lock; False if this file system has none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
+    said_after, how = time.monotonic() + _SILENT, fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        try:
+            fcntl.flock(file, how)
+            return True
+        except BlockingIOError:  # another run has it
+            time.sleep(0.05)
+        except OSError:
+            return False
+        if time.monotonic() >= said_after:
+            screen.say("waiting for another run that compiles DeepSpeed's operators (minutes, once)")
+            how = fcntl.LOCK_EX
 
 
 def _clear(root: Path, was_killed: bool) -> None:
