@@ -135,6 +135,13 @@ def test_folders_subsets_and_the_red_team(tmp_path: Path) -> None:
         load_pairs(str(tmp_path), data_dir="helpful")
 
 
+def test_only_a_folder_inside_the_source_is_the_red_teams(tmp_path: Path) -> None:
+    folder = tmp_path / "red-team-attempts" / "mine"
+    folder.mkdir(parents=True)
+    pairs, _ = load_rows(folder, sides(f"{H} q{A} a", f"{H} q{A} b"))
+    assert [pair.opening for pair in pairs] == ["q"]
+
+
 def crafted(number: int, opening: str) -> Pair:
     return Pair([{"role": "user", "content": opening}], "a", "b", f"f:{number}")
 

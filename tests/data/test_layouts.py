@@ -166,6 +166,11 @@ def test_a_pair_in_each_layout(tmp_path: Path, row: dict[str, Any], layout: str,
         ({"conversations": [g("human", Q), g("gpt", GOOD)], "system": "Be brief."}, "sharegpt", [S, U]),
         ({"instruction": Q, "input": "", "output": GOOD}, "instruction", [U]),
         ({"instruction": "Why", "context": "ice.", "response": GOOD}, "instruction", [{**U, "content": "Why\nice."}]),
+        (
+            {"instruction": Q, "input": "", "context": "Page 3.", "response": GOOD},
+            "instruction",
+            [U],
+        ),  # only one of them
         ({"question": Q, "answer": GOOD}, "prompt_text", [U]),
         ({"query": Q}, "prompt_text", [U]),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.cli import prepare
-from rlhf.distributed.offload import check_given_optimizer, compile_cpu_optimizer, prepare_offload
+from rlhf.distributed.offload import check_given_optimizer, compile_cpu_optimizer, prepare_offload, replaces_optimizer
 from rlhf.errors import UserError
 
 
@@ -31,6 +31,13 @@ def builds(monkeypatch, tmp_path):
     for name in ("CPUAdamBuilder", "CPUAdagradBuilder"):
         monkeypatch.setattr(op_builder, name, type(name, (Builder,), {}))
     return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "nvme"])
+def test_states_on_any_other_device_are_offloaded(builds, device):
+    assert replaces_optimizer(plugin(device))
+    prepare_offload(plugin(device), "adamw_torch")
+    assert builds.names == ["CPUAdamBuilder"]
 
 
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "sgd", "adafactor", "lion_8bit", "adamw_torch_8bit"])

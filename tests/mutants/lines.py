@@ -1314,6 +1314,81 @@ LINES = [
         '", ".join(judges)',
         "model_card/test_card.py",
     ),
+    Mutant(
+        "cli/prepare.py",
+        'load_pairs(name, folder, revision, parse_columns("dataset_columns", given))',
+        "load_pairs(name, folder, revision)",
+        "cli/test_prepare.py",
+    ),
+    Mutant(
+        "cli/prepare.py",
+        'load_prompts(names, language, revision, folder, parse_columns("prompt_columns", given))',
+        "load_prompts(names, language, revision, folder)",
+        "cli/test_prepare.py",
+    ),
+    Mutant(
+        "models/load.py",
+        "if weights.is_floating_point() and not weights.sum().isfinite() and not weights.isfinite().all():",
+        "if False:",
+        "models/test_load.py",
+    ),
+    Mutant(
+        "cli/prepare.py",
+        'found.append((name, recipe.get("model_revision")))',
+        "found.append((name, None))",
+        "cli/test_prepare.py",
+    ),
+    Mutant(
+        "cli/prepare.py",
+        "(tuple(p.prompt_dataset), p.language, ",
+        '(tuple(p.prompt_dataset), "en", ',
+        "cli/test_prepare.py",
+    ),
+    Mutant(
+        "distributed/operators.py",
+        'was_killed=alone and file.read() != ""',
+        "was_killed=False",
+        "distributed/test_operators.py",
+    ),
+    Mutant(
+        "distributed/operators.py",
+        "                file.truncate(0)",
+        "                pass",
+        "distributed/test_operators.py",
+    ),
+    Mutant(
+        "distributed/operators.py",
+        "if was_killed and not _is_open(lock):",
+        "if was_killed:",
+        "distributed/test_operators.py",
+    ),
+    Mutant(
+        "distributed/operators.py",
+        "if was_killed and not _is_open(lock):",
+        "if not _is_open(lock):",
+        "distributed/test_operators.py",
+    ),
+    Mutant("ppo/health.py", "elif now - noise > 2 * target and", "elif now > 2 * target and", "ppo/test_health.py"),
+    Mutant(
+        "ppo/advantages.py",
+        "lost = max(_NO_SPREAD, 4 * math.sqrt(torch.finfo(summed).eps))",
+        "lost = _NO_SPREAD",
+        "ppo/test_score_scaling.py",
+    ),
+    Mutant(
+        "data/layouts.py",
+        'if len(parts) == 1 and isinstance(row.get("context"), str)',
+        'if isinstance(row.get("context"), str)',
+        "data/test_layouts.py",
+    ),
+    Mutant(
+        "data/prompts.py",
+        "{**(options or {}), **prompt.options}",
+        "{**prompt.options, **(options or {})}",
+        "data/test_prompt_sets.py",
+    ),
+    Mutant("data/hh_rlhf.py", "path.parts[len(local_path(source).parts) :]", "path.parts", "data/test_hh_rlhf.py"),
+    Mutant("distributed/offload.py", 'device not in (None, "none")', 'device == "cpu"', "distributed/test_offload.py"),
 ]
 
 
