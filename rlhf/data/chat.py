@@ -102,18 +102,30 @@ def encode_response(
     tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str, options: Options | None = None
 ) -> list[int]:
     """Token ids of a finished response: its text, as the template writes it after the prompt, then `end_id`."""
+    return encode_responses(tokenizer, prompt, [response], options)[0]
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, responses: Sequence[str], options: Options | None = None
+) -> list[list[int]]:
+    """As `encode_response`, of several responses to one prompt, which is rendered once."""
+    end = end_id(tokenizer)
+    ending = str(tokenizer.convert_ids_to_tokens(end))
     if isinstance(prompt, str):  # rendered by whoever wrote it: it may come with its end, which is not doubled
-        start, before, after = prompt, "", ""
-        text = response.removesuffix(_end_token(tokenizer)).removesuffix(tokenizer.eos_token)
+        texts = [response.removesuffix(ending).removesuffix(tokenizer.eos_token) for response in responses]
+        frames = [(prompt, "", text, "") for text in texts]
     else:
-        start, before, text, after = _frame(tokenizer, prompt, response, options)
-    # What a template writes behind the end (a newline), a policy never samples.
-    behind, ends, _ = after.partition(_end_token(tokenizer))
-    text += behind if ends or behind.strip() else ""
-    control = _written(tokenizer, before)
-    is_plain = control == _as_text(tokenizer, before)
-    ids = _rest(tokenizer, start, before + text) if is_plain else control + _as_text(tokenizer, text)
-    return [*ids, end_id(tokenizer)]
+        frames = _frames(tokenizer, prompt, responses, options)
+    found = []
+    for start, before, text, after in frames:
+        # What a template writes behind the end (a newline), a policy never samples.
+        behind, ends, _ = after.partition(ending)
+        text += behind if ends or behind.strip() else ""
+        control = _written(tokenizer, before) if before else []
+        is_plain = not before or control == _as_text(tokenizer, before)
+        ids = _rest(tokenizer, start, before + text) if is_plain else control + _as_text(tokenizer, text)
+        found.append([*ids, end])
+    return found
 
 
 def _rest(tokenizer: PreTrainedTokenizerBase, start: str, text: str) -> list[int]:
@@ -122,13 +134,19 @@ def _rest(tokenizer: PreTrainedTokenizerBase, start: str, text: str) -> list[int
     SentencePiece's begin every text with a blank, which a policy does not sample there.
     """
     alone = _as_text(tokenizer, text)
-    first = tokenizer.convert_ids_to_tokens(_as_text(tokenizer, "x"))[:1]
-    if not "".join(map(str, first)).startswith("\u2581"):
+    if not _begins_with_blank(tokenizer, len(tokenizer)):
         return alone
     quotes = _control_tokens(tokenizer, len(tokenizer)).search(text)
     start, encode = ("\n", _as_text) if quotes else (start, _written)
     known, whole = encode(tokenizer, start), encode(tokenizer, start + text)
     return whole[len(known) :] if whole[: len(known)] == known else alone
+
+
+@lru_cache(maxsize=32)
+def _begins_with_blank(tokenizer: PreTrainedTokenizerBase, size: int) -> bool:
+    """Whether the tokenizer puts SentencePiece's blank in front of a text; size: of the vocabulary."""
+    first = tokenizer.convert_ids_to_tokens(_as_text(tokenizer, "x"))[:1]
+    return "".join(map(str, first)).startswith("\u2581")
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -142,17 +160,13 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 @lru_cache(maxsize=32)
 def _end_id(tokenizer: PreTrainedTokenizerBase, template: str, eos: str) -> int:
     try:
-        after = _frame(tokenizer, [{"role": "user", "content": "x"}], "x", None)[-1]
+        ((*_, after),) = _frames(tokenizer, [{"role": "user", "content": "x"}], ["x"], None)
     except UserError:  # it refuses this conversation, or has no template
         after = ""
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
     ends = {number for number, text in added.items() if not text.isspace()} | {tokenizer.eos_token_id}
     found: int = next((i for i in _written(tokenizer, after) if i in ends), tokenizer.eos_token_id)
     return found
-
-
-def _end_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.convert_ids_to_tokens(end_id(tokenizer)))
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], strip: bool = True) -> str:
@@ -229,17 +243,23 @@ def _opening(prompt: Messages) -> dict[str, bool]:
     return {"continue_final_message": True} if continues(prompt) else {"add_generation_prompt": True}
 
 
-def _frame(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, response: str, options: Options | None
-) -> tuple[str, str, str, str]:
-    """The rendered prompt, what the template writes before a response, the response as it writes it, what is behind."""
+def _frames(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, responses: Sequence[str], options: Options | None
+) -> list[tuple[str, str, str, str]]:
+    """Of each response: the rendered prompt, what the template writes before the response, the response as it writes
+    it, what is behind."""
     start = render(tokenizer, prompt, options, **_opening(prompt))
-    around, whole = (render(tokenizer, answered(prompt, text), options) for text in (_MARK, response))
+    around = render(tokenizer, answered(prompt, _MARK), options)
     before, _, after = around.removeprefix(start).partition(_MARK)
-    text = whole[len(start) + len(before) : len(whole) - len(after)]
-    if whole == start + before + text + after and text.strip() == response.strip():
-        return start, before, text, after
-    return start, "", response, ""  # a template that rewrites the history or the response (reasoning models)
+    found = []
+    for response in responses:
+        whole = render(tokenizer, answered(prompt, response), options)
+        text = whole[len(start) + len(before) : len(whole) - len(after)]
+        if whole == start + before + text + after and text.strip() == response.strip():
+            found.append((start, before, text, after))
+        else:  # a template that rewrites the history or the response (reasoning models)
+            found.append((start, "", response, ""))
+    return found
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

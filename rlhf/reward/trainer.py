@@ -22,7 +22,7 @@ from transformers.integrations import TensorBoardCallback
 from trl import RewardTrainer
 
 from rlhf.config import RewardStageConfig
-from rlhf.data.chat import Options, encode_prompt, encode_response
+from rlhf.data.chat import Options, encode_prompt, encode_responses
 from rlhf.data.hh_rlhf import Pair
 from rlhf.distributed.collectives import from_main, gather_batch, on_all
 from rlhf.distributed.deepspeed_config import configure_deepspeed
@@ -56,10 +56,8 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair, options: Options
     """The token ids of both sides: prompt, response and its end. options: of the chat template, for all pairs."""
     own = {**(options or {}), **pair.options}
     prompt = encode_prompt(tokenizer, pair.prompt, own)
-    return {
-        "chosen_ids": prompt + encode_response(tokenizer, pair.prompt, pair.chosen, own),
-        "rejected_ids": prompt + encode_response(tokenizer, pair.prompt, pair.rejected, own),
-    }
+    chosen, rejected = encode_responses(tokenizer, pair.prompt, [pair.chosen, pair.rejected], own)
+    return {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
 
 
 def encode_pairs(
