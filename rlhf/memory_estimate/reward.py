@@ -29,16 +29,19 @@ from rlhf.memory_estimate.account import (
     verdict,
 )
 from rlhf.models.actor_critic import column_values
-from rlhf.models.kernels.attention import use_cpu_attention
+from rlhf.models.kernels.attention import packs, use_cpu_attention
+from rlhf.models.kernels.dropout_gelu import fuse_gelu
 from rlhf.models.lora import trainable_share
 from rlhf.models.unwrap import unwrap_peft
 from rlhf.reward.adapters import with_adapter
+from rlhf.reward.order import GlobalOrder
+from rlhf.reward.trainer import TokenPair
 
 
 def dry_run(
     args: RewardStageConfig,
     config: PretrainedConfig,
-    rows: list[dict[str, list[int]]],
+    rows: list[TokenPair],
     peft_config: LoraConfig | None = None,
 ) -> None:
     """Print the model, steps and memory per device; a UserError if the run would fail.
@@ -56,6 +59,7 @@ def dry_run(
         with torch.device("meta" if layers is None else "cpu"):
             own = config if layers is None else shallow(config, layers)
             model = AutoModelForSequenceClassification.from_config(own, dtype=torch.float32)
+            fuse_gelu(model)  # as the loader does
             return with_adapter(model, peft_config)
 
     sharding = Sharding.of(args)
@@ -70,21 +74,40 @@ def dry_run(
     if line := precision_line(args):
         screen.say(f"precision: {line}")
 
-    largest = sorted(rows, key=lambda row: max(map(len, row.values())))[-2:]  # the two that the estimate is made with
-
     def activations(layers: int) -> int:
         model = build(layers).train()
         if args.use_cpu:
             use_cpu_attention(unwrap_peft(model))
 
-        def kept(pairs: int) -> int:
-            texts = [side for row in largest[-pairs:] for side in row.values()]
-            ids, mask = right_pad(texts, 0)
+        def kept(pairs: list[TokenPair]) -> int:
+            ids, mask = right_pad([side for row in pairs for side in row.values()], 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
                 return kept_bytes(lambda: column_values(unwrap_peft(model), ids, mask.sum(1)), model)
 
-        return by_rows(kept, min(args.per_device_train_batch_size, len(rows)))
+        size, longest = min(args.per_device_train_batch_size, len(rows)), sorted(rows, key=_longer)
+        if packs(unwrap_peft(model), _longer(longest[-1])):  # without padding, the texts themselves decide
+            return kept(_largest_pass(args, rows, size))
+        return by_rows(lambda n: kept(longest[-n:]), size)
 
     learning = by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", full, args.optim), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, screen.say)
+
+
+def _longer(row: TokenPair) -> int:
+    return max(map(len, row.values()))
+
+
+def _largest_pass(args: RewardStageConfig, rows: list[TokenPair], size: int) -> list[TokenPair]:
+    """The pairs of the pass with most tokens; the longest may all meet where transformers orders the batches."""
+    tokens = [sum(map(len, row.values())) for row in rows]
+    order = GlobalOrder.of(args, [list(row.values()) for row in rows])
+    if order is None:
+        return sorted(rows, key=_longer)[-size:]
+    steps_per_epoch = len(order) / order.batch
+    passes: list[list[int]] = []
+    for epoch in range(math.ceil(args.max_steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs)):
+        order.set_epoch(epoch)
+        numbers = list(order)
+        passes += [numbers[at : at + size] for at in range(0, len(numbers), size)]
+    return [rows[i] for i in max(passes, key=lambda numbers: sum(tokens[i] for i in numbers))]

@@ -6,6 +6,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from rlhf.config import RewardStageConfig
+
 
 class GlobalOrder(Sampler[int]):
     """Row numbers of an epoch, shuffled by (seed, epoch); each `batch` consecutive rows are one optimizer step.
@@ -19,6 +21,15 @@ class GlobalOrder(Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, strategy: str) -> None:
         self.lengths, self.batch, self.seed, self.strategy, self.epoch = list(lengths), batch, seed, strategy, 0
+
+    @classmethod
+    def of(cls, args: RewardStageConfig, rows: Sequence[Sequence[Sequence[int]]]) -> "GlobalOrder | None":
+        """The order of a training; rows: both sides of each pair, as token ids. None if transformers orders them."""
+        strategy = str(args.train_sampling_strategy)
+        if args.global_batch_size is None or strategy == "batch_rebalance":  # which orders global batches itself
+            return None
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return cls([max(map(len, sides)) for sides in rows], args.global_batch_size, seed, strategy)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate's data loader before each pass over the rows."""

@@ -124,14 +124,9 @@ class PreferenceTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """transformers' hook: with global_batch_size, an order that is the same on any number of processes."""
-        args = self.args
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        strategy = str(args.train_sampling_strategy)
-        if args.global_batch_size is None or strategy == "batch_rebalance":  # which orders global batches itself
-            return super()._get_train_sampler(train_dataset)
-        lengths = [max(map(len, sides)) for sides in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return GlobalOrder(lengths, args.global_batch_size, seed, strategy)
+        order = GlobalOrder.of(self.args, list(zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)))
+        return super()._get_train_sampler(train_dataset) if order is None else order
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from rlhf.config import RewardStageConfig
 from rlhf.console import screen
 from rlhf.memory_estimate import reward
+from rlhf.reward.order import GlobalOrder
 
 
 @pytest.fixture
@@ -16,12 +17,15 @@ def estimate(tmp_path, monkeypatch):
     monkeypatch.setattr(reward, "verdict", lambda parts, *_: seen.update({part.name: part for part in parts}))
     monkeypatch.setattr(screen, "say", said.append)
 
-    def make(pairs, peft_config=None, **options):
+    def make(pairs, peft_config=None, config=tiny.llama_reward, **options):
         args = RewardStageConfig(
             output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, eval_strategy="no", **options
         )
-        rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in pairs]
-        reward.dry_run(args, tiny.llama_reward().config, rows, peft_config)
+        texts = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]
+        # Every text begins with a token of its own: what texts share is computed once.
+        own = iter(range(1, 20))
+        rows = [{side: [next(own)] * length for side, length in row.items()} for row in texts]
+        reward.dry_run(args, config().config, rows, peft_config)
         return dict(seen), "\n".join(map(str, said))
 
     return make
@@ -60,3 +64,61 @@ def test_an_adapter_has_few_gradients_and_the_optimizer_is_the_one_of_the_settin
     full, lora = (estimate([(3, 4)], peft, optim="lion_32bit")[0]["reward"] for peft in (None, adapter))
     assert full.weights == full.gradients == full.optimizer
     assert 0 < lora.gradients == lora.optimizer < lora.weights / 5
+
+
+def test_on_a_cpu_the_largest_pass_of_the_order_decides(estimate):
+    """Without padding a pass takes its own tokens; where all may meet, the longest pairs do."""
+    long, short = (20, 90), (5, 30)
+
+    def learning(pairs, strategy="sequential", size=2):
+        options = {"global_batch_size": size, "per_device_train_batch_size": 2, "train_sampling_strategy": strategy}
+        return estimate(pairs, **options)[0]["activations"].learning
+
+    mixed, most = learning([long, short]), learning([long, long])
+    assert mixed < 0.75 * most
+    assert learning([long, short, short, long]) == mixed
+    assert learning([short, long, long, short]) == mixed
+    assert learning([short, short, long, long]) == most  # the last pass
+    assert learning([long, short, short, long], size=4) == mixed  # of two pairs at a time
+    assert learning([long, short, short, long], "batch_rebalance") == most  # transformers orders them
+    # Drawn anew in each epoch: in some epoch the two long ones meet.
+    assert learning([long, short, short, long], "random") == most
+
+
+@pytest.mark.parametrize(
+    ("options", "first"), [({"num_train_epochs": 1.0}, True), ({"max_steps": 2}, True), ({}, False)]
+)
+def test_only_the_epochs_that_are_trained_count(estimate, options, first):
+    long, short = (20, 90), (5, 30)
+    meet = [i for i in range(40) if i in _meetings(4)]
+    seed = next(seed for seed in range(40) if seed not in meet)
+    shared = {"global_batch_size": 2, "per_device_train_batch_size": 2, "data_seed": seed, "seed": meet[0]}
+    rows = [long, short, short, long]
+    found = estimate(rows, **shared, **({"num_train_epochs": 40.0} | options))[0]["activations"].learning
+    apart, most = (estimate(pair, **shared)[0]["activations"].learning for pair in ([long, short], [long, long]))
+    assert found == apart if first else most
+
+
+def _meetings(rows):
+    """Seeds with which the first and the last of so many pairs meet in a step of two of the first epoch."""
+    found = []
+    for seed in range(40):
+        order = list(GlobalOrder([1] * rows, 2, seed, "random"))
+        if {0, rows - 1} in ({*order[:2]}, {*order[2:]}):
+            found.append(seed)
+    return found
+
+
+def test_gpt2_s_activation_is_counted_as_the_one_that_is_trained(estimate):
+    """PyTorch's own keeps one tensor, the one of the config six."""
+
+    def gelu():
+        model = tiny.gpt2_reward()
+        model.config.activation_function = "gelu_pytorch_tanh"
+        return model
+
+    ours, pytorch = (
+        estimate([(30, 40)], config=config, per_device_train_batch_size=1)[0]["activations"].learning
+        for config in (tiny.gpt2_reward, gelu)
+    )
+    assert ours == pytorch
