@@ -76,6 +76,9 @@ def dry_run(
 
     def activations(layers: int) -> int:
         model = build(layers).train()
+        for module in model.modules() if args.disable_dropout else ():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # as TRL does: with dropout, attention keeps its probabilities
         if args.use_cpu:
             use_cpu_attention(unwrap_peft(model))
 

@@ -122,3 +122,17 @@ def test_gpt2_s_activation_is_counted_as_the_one_that_is_trained(estimate):
         for config in (tiny.gpt2_reward, gelu)
     )
     assert ours == pytorch
+
+
+def test_dropout_is_off_as_in_training_unless_it_is_asked_for(estimate):
+    def steady():
+        model = tiny.gpt2_reward()
+        model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.0
+        return model
+
+    def learning(config, **options):
+        return estimate([(30, 40)], config=config, per_device_train_batch_size=1, **options)[0]["activations"].learning
+
+    assert tiny.gpt2_reward().config.attn_pdrop > 0
+    assert learning(tiny.gpt2_reward) == learning(steady)
+    assert learning(tiny.gpt2_reward, disable_dropout=False) > learning(steady)
