@@ -1,6 +1,7 @@
 """What reward training would do and need, without loading weights: `train_reward.py --dry_run true`."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,10 @@ def dry_run(
     if line := precision_line(args):
         screen.say(f"precision: {line}")
 
-    def activations(layers: int) -> int:
+    def activations(layers: int, recompute: bool = False) -> int:
         model = build(layers).train()
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in model.modules() if args.disable_dropout else ():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # as TRL does: with dropout, attention keeps its probabilities
@@ -92,7 +95,11 @@ def dry_run(
             return kept(_largest_pass(args, rows, size))
         return by_rows(lambda n: kept(longest[-n:]), size)
 
-    learning = by_depth(activations, config.num_hidden_layers)
+    if args.gradient_checkpointing:  # what layers begin with, and one layer's own
+        learning = by_depth(partial(activations, recompute=True), config.num_hidden_layers)
+        learning += activations(2) - activations(1)
+    else:
+        learning = by_depth(activations, config.num_hidden_layers)
     parts = [sharding.trained("reward", full, args.optim), Part("activations", learning=learning)]
     verdict(parts, base, args.use_cpu, screen.say)
 

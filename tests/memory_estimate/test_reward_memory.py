@@ -136,3 +136,22 @@ def test_dropout_is_off_as_in_training_unless_it_is_asked_for(estimate):
     assert tiny.gpt2_reward().config.attn_pdrop > 0
     assert learning(tiny.gpt2_reward) == learning(steady)
     assert learning(tiny.gpt2_reward, disable_dropout=False) > learning(steady)
+
+
+def test_recomputed_layers_keep_what_they_begin_with(estimate, monkeypatch):
+    """Each layer more keeps its states alone: float32 [tokens, d]."""
+
+    def learning(layers, recompute):
+        def config():
+            model = tiny.llama_reward()
+            model.config.num_hidden_layers = layers
+            return model
+
+        options = {"per_device_train_batch_size": 1, "gradient_checkpointing": recompute}
+        return estimate([(30, 40)], config=config, **options)[0]["activations"].learning
+
+    width = tiny.llama_reward().config.hidden_size
+    assert learning(9, True) - learning(8, True) == (30 + 40) * width * 4
+    one_layer = learning(9, False) - learning(8, False)
+    assert one_layer < learning(1, True) < learning(2, False)
+    assert learning(8, True) < learning(8, False) / 3
