@@ -282,3 +282,20 @@ def test_the_second_epoch_of_a_seed_is_not_the_first_of_the_next():
     (other,) = batches(prompts, 50, 2, 1)
     assert sorted(first) == sorted(second) == sorted(other) == prompts
     assert len({tuple(order) for order in (first, second, other)}) == 3
+
+
+def test_half_a_character_at_the_cut_is_no_part_of_what_rewards_see():
+    row = {"prompt": [{"role": "user", "content": "one \u00fc two"}]}
+    halves = 0
+    for size in range(1, len(read_prompts([row], tokenizer())[0].input_ids)):
+        (prompt,) = read_prompts([row], tokenizer(), size, "truncate")
+        if tokenizer().decode(prompt.input_ids).startswith("\ufffd"):
+            halves += 1
+            assert prompt.content[-1]["content"].strip() == "two"
+    assert halves == 1
+
+
+@pytest.mark.parametrize("asked", [{"eval_strategy": "steps", "eval_steps": 1}, {"eval_on_start": True}])
+def test_an_empty_evaluation_set_is_none(tmp_path, asked):
+    with pytest.raises(UserError, match=rf"^eval_dataset: {next(iter(asked))} needs one, but none was passed$"):
+        trainer(tmp_path, given={"eval_dataset": []}, **asked)
