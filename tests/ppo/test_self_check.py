@@ -151,3 +151,11 @@ def test_a_layer_of_whole_numbers_is_not_turned_round():
     layer = SimpleNamespace(get_base_layer=lambda: SimpleNamespace(weight=torch.ones(2, dtype=torch.uint8)))
     trained = SimpleNamespace(policy=SimpleNamespace(get_submodule={"a": layer}.get))
     self_check._check_silent(trained, "a")  # it would read the policy, which is not there
+
+
+def test_too_little_memory_is_no_fault_of_a_model():
+    with pytest.raises(torch.OutOfMemoryError), self_check._tried("model", tiny.llama()):
+        raise torch.OutOfMemoryError
+    words = r"^model: .* a LlamaForCausalLM fails in a try: KeyError: 'x'$"
+    with pytest.raises(UserError, match=words), self_check._tried("model", tiny.llama()):
+        raise KeyError("x")
