@@ -299,3 +299,14 @@ def test_half_a_character_at_the_cut_is_no_part_of_what_rewards_see():
 def test_an_empty_evaluation_set_is_none(tmp_path, asked):
     with pytest.raises(UserError, match=rf"^eval_dataset: {next(iter(asked))} needs one, but none was passed$"):
         trainer(tmp_path, given={"eval_dataset": []}, **asked)
+
+
+def test_what_a_reward_models_template_writes_counts_for_its_positions(tmp_path):
+    """200 words more than in the policy's: with a response of 100 tokens they are more than its 256 positions."""
+    judge = tiny.gpt2_tokenizer()
+    judge.chat_template = "{{ more }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    given = {"reward_model": tiny.gpt2_reward(), "reward_processing_classes": judge}
+    rows = [{"prompt": [{"role": "user", "content": "of"}]}]
+    trainer(tmp_path, given=given, rows=rows, response_length=100)
+    with pytest.raises(UserError, match="that response_length=100 more fit the reward reward's 256 positions"):
+        trainer(tmp_path, given=given, rows=rows, response_length=100, chat_template_kwargs={"more": "of " * 200})
