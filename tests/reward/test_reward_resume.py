@@ -13,7 +13,7 @@ from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
 from rlhf.errors import UserError
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.nonfinite import Losses
-from rlhf.reward.trainer import _problem, _resumable
+from rlhf.reward.trainer import PreferenceTrainer, _problem, _resumable
 from rlhf.storage.checkpoint import problem_of, write_step
 from rlhf.storage.disk import write_manifest
 
@@ -163,8 +163,19 @@ def test_a_checkpoint_that_could_not_be_written_is_removed(tmp_path, full):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_a_run_that_saved_only_models_begins_anew(train):  # noqa: F811
-    options, steps = {"max_steps": 1, "eval_steps": 1, "save_only_model": True}, []
-    for run in ("first", "second"):
-        train("cut", {1: lambda loss, run=run: (steps.append(run), loss)[1]}, **options)
-    assert steps == ["first", "second"]
+@pytest.mark.parametrize("saved", ["model.safetensors", "latest"])
+def test_a_run_that_saved_only_models_begins_anew(train, monkeypatch, saved):  # noqa: F811
+    folder, given = train.folder / "cut" / "checkpoint-2", []
+    folder.mkdir(parents=True)
+    facts = {"batch_size": 4, "engine": "NO", "processes": 1, "tokens": 0, "losses": asdict(Losses()), "metrics": {}}
+    write_step(folder, 2, facts)
+    (folder / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+    (folder / saved).touch()
+    write_manifest(folder)
+    monkeypatch.setattr(
+        PreferenceTrainer, "train", lambda _, resume_from_checkpoint: given.append(resume_from_checkpoint)
+    )
+    train("cut", save_only_model=True)
+    resumes = saved == "latest"  # the name of DeepSpeed
+    assert given == ([str(folder)] if resumes else [None])
+    assert folder.exists() == resumes  # else it is set aside
