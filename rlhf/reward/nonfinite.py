@@ -104,15 +104,15 @@ class UpdateGuard(TrainerCallback):
     def _facts(self) -> Iterator[SkippedRow]:
         """This rank's pairs of the step, with their scores and the loss of their micro-batch; no texts."""
         known = {_key(row["chosen_ids"], row["rejected_ids"]): i for i, row in enumerate(self.rows)}
-        names = self.pair_ids or range(len(known))
         for batch in self.micro_batches:
             sides = [ids[mask.bool()].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
             half = len(sides) // 2
             for chosen, rejected, *scores in zip(
                 sides[:half], sides[half:], batch.scores[:half], batch.scores[half:], strict=True
             ):
+                number = known[_key(chosen, rejected)]
                 yield {
-                    "pair_id": str(names[known[_key(chosen, rejected)]]),
+                    "pair_id": str(self.pair_ids[number] if self.pair_ids else number),
                     "chosen_tokens": len(chosen),
                     "rejected_tokens": len(rejected),
                     "scores": dict(zip(("chosen", "rejected"), map(json_number, scores), strict=True)),

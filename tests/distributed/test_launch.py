@@ -135,3 +135,8 @@ def test_a_block_is_of_one_precision():
     check_shardable(FSDP, mixed)
     with pytest.raises(UserError, match="engine: FSDP2 cannot shard quantised weights"):
         check_shardable(FSDP, Trained(whole, whole, quantised=True))
+    quantised = Trained(whole, whole)
+    quantised.critic.is_quantized = True
+    with pytest.raises(UserError, match="engine: FSDP2 cannot shard quantised weights"):
+        check_shardable(FSDP, quantised)
+    check_shardable(FSDP, Trained(whole, whole))

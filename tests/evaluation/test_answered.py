@@ -21,6 +21,7 @@ def test_what_was_answered_is_found_again_by_set_model_and_prompt(tmp_path):
     answered.add("test", [row("a"), row("b", said="ü\u2028")])
     answered.add("test", [row("a", "lora", "no")])
     answered.add("rating", [row("c")])
+    assert "\u00fc" in next(tmp_path.iterdir()).read_text(encoding="utf-8")  # as a person reads it
     again = Answered(tmp_path)
     assert again.of("test", "full", PROMPTS) == {"b": row("b", said="ü\u2028"), "a": row("a")}
     assert again.of("test", "lora", PROMPTS) == {"a": row("a", "lora", "no")}

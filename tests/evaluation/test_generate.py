@@ -13,7 +13,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.data.chat import encode_prompt, encode_response, prepare_tokenizer
 from rlhf.data.oasst import TextPrompt
 from rlhf.errors import UserError
-from rlhf.evaluation.generate import respond, weighted_rewards
+from rlhf.evaluation.generate import _check_positions, respond, weighted_rewards
 from rlhf.generation.decode import generate, uniforms
 from rlhf.reward.scoring import score_rows
 
@@ -207,3 +207,27 @@ def test_what_was_answered_before_is_kept_and_the_rest_has_its_options_columns_a
         assert (row["prompt_length"], row["response_length"], row["eos"]) == (len(prompt), len(said), said[-1] in eos)
         assert row["response"] == tokenizer.decode(said, skip_special_tokens=True).strip()
         assert row["score"] == pytest.approx(2 * score_rows(judge, [prompt + said], 1).item() - 3 * i, abs=1e-4)
+
+
+def test_prompt_and_response_may_fill_all_positions():
+    tokenizer, policy = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
+    prompts = [TextPrompt(prompt_id="p", tree_id="t", text="of"), TextPrompt(prompt_id="q", tree_id="t", text="of of")]
+    longest = len(encode_prompt(tokenizer, prompts[1].messages))
+    policy.config.max_position_embeddings = longest + 3
+    _check_positions(policy, [], tokenizer, prompts, EvaluationConfig(base_model="unused", eval_response_length=3))
+    words = f"^eval_response_length: expected at most 3, .* prompt, of {longest} tokens, .* of the model, found 4$"
+    with pytest.raises(UserError, match=words):
+        _check_positions(policy, [], tokenizer, prompts, EvaluationConfig(base_model="unused", eval_response_length=4))
+
+
+def test_a_sum_of_rewards_that_is_not_finite_names_all_of_them_and_its_prompt():
+    def size(completions, **_):
+        return [1.0, float("inf")][: len(completions)]
+
+    tokenizer, policy = prepare_tokenizer(tiny.chat_tokenizer()), tiny.llama()
+    config = EvaluationConfig(base_model="unused", eval_response_length=2)
+    rewards = weighted_rewards(tiny.llama_reward(), [size], policy, tokenizer, config)
+    prompts = [TextPrompt(prompt_id=name, tree_id="t", text="word") for name in ("p", "q")]
+    words = r"^rewards reward model, size: expected finite scores, found inf for prompt q$"
+    with pytest.raises(UserError, match=words):
+        respond("base", policy, tokenizer, rewards, prompts, config, [tokenizer.eos_token_id])

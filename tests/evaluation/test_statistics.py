@@ -229,6 +229,7 @@ def test_order_of_rows_does_not_matter_to_the_pairs() -> None:
         ([row("a", "base", 1.0), row("a", "base", 1.0)], r"one row for \('a', 'base'\), found two"),
         ([row("a", "base", 1.0)], r"a row for \('a', 'full'\), found none"),
         ([row("a", "base", math.nan)], r"finite score for \('a', 'base'\), found nan"),
+        ([row("a", "base", math.inf)], r"finite score for \('a', 'base'\), found inf"),
         ([row("a", "other", 1.0)], "rows of base, full, found none"),
     ],
 )

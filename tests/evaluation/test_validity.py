@@ -102,3 +102,9 @@ def test_the_effect_of_ending_agrees_with_the_normal_equations():
 def test_no_effect_of_ending_without_both_kinds():
     assert ending_effect([[{"score": 1.0, "eos": True}] * 5, [{"score": 0.0, "eos": False}] * 5], 0.95) is None
     assert ending_effect([[{"score": 1.0, "eos": True}, {"score": 0.0, "eos": False}]], 0.95) is None
+
+
+def test_one_degree_of_freedom_is_enough_for_the_effect_of_ending():
+    rows = [{"score": 1.0, "eos": True}, {"score": 3.0, "eos": True}, {"score": 0.5, "eos": False}]
+    found = ending_effect([rows], 0.95)
+    assert (found["ended"], found["truncated"], found["difference"]) == (2, 1, 1.5)

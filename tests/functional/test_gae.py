@@ -76,3 +76,10 @@ def test_a_device_without_float64_has_float32(monkeypatch):
 
     monkeypatch.setattr(torch, "zeros", zeros)
     assert widest.__wrapped__(torch.device("mps")) == torch.float32
+
+
+def test_an_empty_set_has_mean_0_and_what_rounding_takes_below_0_is_no_spread():
+    zero = tensor(0.0)
+    assert [x.item() for x in moments(zero, zero, zero)] == [0.0, 0.0]
+    assert [x.item() for x in moments(tensor(6.0), tensor(11.999), tensor(3.0))] == [2.0, 0.0]
+    assert [x.item() for x in moments(tensor(3.0), tensor(9.0), tensor(1.0))] == [3.0, 0.0]

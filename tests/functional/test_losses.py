@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from rlhf.functional.losses import pairwise_margin_ranking_loss, policy_loss, value_loss
+from rlhf.functional.losses import kl_penalty, pairwise_margin_ranking_loss, policy_loss, value_loss
 
 
 def test_policy_loss_by_hand():
@@ -72,3 +72,8 @@ def test_what_lies_beside_the_mask_gets_no_gradient():
     loss.backward()
     assert_close(loss, -tensor(0.1).exp())
     assert_close(logp.grad, tensor([[-math.exp(0.1), 0.0]]))
+
+
+def test_another_estimator_of_kl_is_refused():
+    with pytest.raises(ValueError, match=r"^kl_estimator: expected 'k1' or 'k3', found 'k2'$"):
+        kl_penalty(tensor(0.0), tensor(0.0), "k2")

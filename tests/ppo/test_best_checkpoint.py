@@ -1,11 +1,16 @@
 """The best checkpoint by an evaluation's metric: it is kept, its weights are loaded at the end, also after a resume."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_ppo import PROMPTS, trainer
 from transformers import TrainerCallback
 
 from rlhf.errors import UserError
+from rlhf.ppo.checkpointing import Checkpoints
 from rlhf.ppo.evaluation import check_metric
 
 BEST = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
@@ -112,3 +117,34 @@ def test_the_metrics_of_several_sets_are_named_after_them():
         with pytest.raises(UserError, match=rf"expected one of eval_long_.*eval_short_scores.*, found '{wanted}'"):
             check_metric(wanted, ["judge"], ["short", "long"])
     check_metric("eval_scores", ["judge"], [""])
+
+
+class StopIn(TrainerCallback):
+    def on_step_begin(self, args, state, *_, **__):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_run_that_was_told_to_stop_loads_no_best_weights_and_is_not_pushed_as_ended(tmp_path, monkeypatch, stops):
+    scores, pushed = [0.9, 0.1], []
+    monkeypatch.setattr("rlhf.ppo.trainer.evaluate", lambda _, __, prefix: {f"{prefix}/scores": scores.pop(0)})
+    given = {"eval_dataset": PROMPTS[:2], "callbacks": [StopIn()] if stops else []}
+    options = {"push_to_hub": True, "hub_strategy": "every_save" if stops else "end"}
+    run = trainer(tmp_path, given=given, max_steps=3 if stops else 2, **BEST | options)
+    monkeypatch.setattr(run, "push_to_hub", lambda message="at its end": pushed.append(message))
+    loaded = []
+    monkeypatch.setattr(run.checkpoints, "load_best", lambda: loaded.append("best") or "")
+    run.train()
+    assert run.stopped == stops
+    assert loaded == ([] if stops else ["best"])
+    assert pushed == (["Step 1", "Step 2"] if stops else ["at its end"])
+
+
+def test_without_an_evaluated_checkpoint_the_last_weights_stay_and_a_broken_one_is_named(tmp_path):
+    checkpoints, state = object.__new__(Checkpoints), SimpleNamespace(best_global_step=None)
+    checkpoints.callbacks, checkpoints.folder = SimpleNamespace(state=state), tmp_path
+    assert checkpoints.load_best() == "load_best_model_at_end: no checkpoint was evaluated, the last weights stay"
+    state.best_global_step = 2
+    with pytest.raises(UserError, match=r"step-2: broken, found .*; run again to keep the last weights instead$"):
+        checkpoints.load_best()

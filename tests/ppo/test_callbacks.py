@@ -321,3 +321,25 @@ def test_what_a_callback_answers_is_what_the_next_one_and_the_run_see():
     assert callbacks.control is answer
     assert callbacks.listens("on_log")
     assert not callbacks.listens("on_save")
+
+
+def test_callbacks_see_where_a_resumed_run_begins():
+    args = SimpleNamespace(per_device_train_batch_size=3, logging_steps=5, eval_steps=5, save_steps=5)
+    callbacks = Callbacks(args, [], True)
+    before = callbacks.control = TrainerControl(should_training_stop=True)
+    callbacks.event = lambda name: None
+    callbacks.begin(3, 7, 2)
+    state = callbacks.state
+    assert (state.global_step, state.max_steps, state.epoch, state.num_train_epochs) == (3, 7, 1.5, 4)
+    assert (state.train_batch_size, state.logging_steps) == (3, 5)
+    assert callbacks.control is not before
+    assert not callbacks.control.should_training_stop
+
+
+def test_responses_that_are_not_finite_are_counted(tmp_path):
+    def bad(completions, **_):
+        return [float("inf"), 1.0, float("inf"), 2.0][: len(completions)]
+
+    run = trainer(tmp_path, reward=bad, given={"eval_dataset": UNSEEN[:4]})
+    found = run.evaluate()
+    assert (found["eval/not_finite"], found["eval/scores"]) == (2.0, 1.5)

@@ -10,6 +10,8 @@ from peft import LoraConfig
 from tiny_ppo import PROMPTS, metrics, trainer
 
 from rlhf.errors import UserError
+from rlhf.ppo import checkpointing
+from rlhf.ppo.prompts import Prompt
 from rlhf.storage.disk import write_manifest
 
 OPTIONS = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -174,3 +176,24 @@ def test_more_steps_and_the_seed_by_its_other_name_are_no_other_data(tmp_path, c
     run.train(resume_from_checkpoint=checkpoint)
     assert run.state.global_step == 2
     assert run.episode == 7  # 4 and 3: every prompt once
+
+
+def test_too_little_memory_is_no_fault_of_a_checkpoint(tmp_path, monkeypatch):
+    for error, found in ((torch.OutOfMemoryError(), torch.OutOfMemoryError), (KeyError("x"), UserError)):
+
+        def load_state(*_, error=error, **options):
+            assert options == {"map_location": "cpu"}
+            raise error
+
+        monkeypatch.setattr(checkpointing, "load_state", load_state)
+        with pytest.raises(found):
+            checkpointing._load_state(None, tmp_path, map_location="cpu")
+
+
+def test_a_checkpoint_is_of_its_prompts_their_names_and_their_order():
+    one, other = (Prompt(name, [5, 6], "", {}, name) for name in "ab")
+    same = Prompt("a", [5, 6], "said otherwise", {"column": 1}, "c")
+    assert checkpointing.digest([one, other]) == checkpointing.digest([same, other])
+    rows = ([one, other], [other, one], [one, one], [one], [Prompt("a", [5], "", {}, "a"), other])
+    assert len({checkpointing.digest(row) for row in rows}) == 5
+    assert checkpointing.digest([one, other]).startswith("2 prompts ")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import workers
 from accelerate import PartialState
 from hub_server import HubServer
@@ -16,7 +17,7 @@ from peft import LoraConfig
 from tiny_ppo import trainer
 
 from rlhf.models.lora import add_lora
-from rlhf.ppo.export import save_policy
+from rlhf.ppo.export import push_policy, save_policy, with_weights, without_weights
 
 TESTS = Path(__file__).parents[1]
 # HF_ENDPOINT is read when huggingface_hub is imported, so each of these imports it itself.
@@ -149,3 +150,22 @@ def test_a_saved_policy_has_the_names_of_transformers_4_as_well(tmp_path, lora):
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (config["torch_dtype"], config["rope_theta"]) == ("float32", config["rope_parameters"]["rope_theta"])
     assert (tmp_path / "saved" / "adapter").is_dir() == lora
+
+
+def test_a_model_without_weights_takes_those_of_another():
+    policy, other = tiny.gpt2(), tiny.gpt2(seed=5)
+    policy.transformer.wpe.requires_grad_(False)
+    empty = without_weights(policy)
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in policy.parameters()]
+    assert {p.device.type for p in policy.parameters()} == {"cpu"}
+    full = with_weights(empty, other.state_dict())
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(full(ids).logits, other(ids).logits)
+    assert full.lm_head.weight is full.transformer.wte.weight
+    assert {p.device.type for p in empty.parameters()} == {"meta"}  # for the next time
+
+
+def test_other_ranks_push_nothing(tmp_path):
+    other = SimpleNamespace(is_main_process=False)
+    assert push_policy(tmp_path, None, other, "End", {"config": {}}, None, []) is None

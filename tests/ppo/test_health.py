@@ -7,7 +7,7 @@ from test_rollout import config
 from tiny_ppo import trainer
 
 from rlhf.generation.decode import Samples
-from rlhf.ppo.health import AGAIN, HealthMonitor, warning_line
+from rlhf.ppo.health import AGAIN, EXPLODED, HealthMonitor, warning_line
 
 # A step that nothing is to be said of.
 WELL = {
@@ -183,3 +183,17 @@ def test_answers_of_one_token_that_do_not_all_end_are_not_empty():
     assert said([one | {"objective/eos_rate": 0.5}] * 5) == []
     found = said([one | {"objective/eos_rate": 0.0, "val/all_responses_same": 1.0}] * 3)
     assert found == [(3, "all_same", 1), (3, "all_cut", 1)]
+
+
+def test_a_limit_that_is_just_met_is_not_passed():
+    assert said(kls(0.0, EXPLODED)) == []
+    assert said(kls(0.0, 0.6, 1.2)) == [(2, "kl_exploded", 2)]  # twice as large is not more than twice
+    low = {"objective/entropy": 2.0}  # 0.2 nats per token, a tenth of those at first
+    assert said([*[{}] * 4, *[low] * 4]) == []
+    assert said([{"objective/scores_std": 0.0}] * 3, n=2) == [(3, "scores_flat", 1)]
+
+
+@pytest.mark.parametrize("kind", ["kl_exploded", "kl_jumped"])
+def test_what_rose_is_not_said_to_be_high_as_well(kind):
+    values = {"kl_exploded": [0.02, 0.6], "kl_jumped": [0.03, 0.04, 0.05, 0.06, 0.1, 0.14, 0.15, 0.16]}[kind]
+    assert [found[1] for found in said(kls(*values, *[0.3] * 20))] == [kind]

@@ -342,3 +342,11 @@ def test_rows_of_a_skipped_step_have_their_largest_numbers_and_the_losses_of_the
         ["0", 3.0, 1.5, "nan", 4.0],
         ["1", 0.5, 2.0, "nan", 4.0],
     ]
+
+
+def test_a_kl_of_just_the_limit_does_not_stop_an_update():
+    learner = SimpleNamespace(accelerator=Rank(), args=SimpleNamespace(target_kl=0.5))
+    stops = [Learner._exceeds_target_kl(learner, torch.tensor(kl), 2) for kl in (1.5, 1.75)]
+    assert stops == [False, True]  # 0.75 and 0.875 a token; the limit is 1.5 times 0.5
+    learner.args.target_kl = None
+    assert not Learner._exceeds_target_kl(learner, torch.tensor(9.0), 1)

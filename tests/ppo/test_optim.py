@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 from torch import nn
+from transformers import Trainer
 
-from rlhf.ppo.optim import count_steps, optimizer_groups
+from rlhf.errors import UserError
+from rlhf.ppo.optim import count_steps, make_optimizer, optimizer_groups
 
 
 def test_matrices_alone_are_decayed_and_each_role_has_its_rate():
@@ -52,3 +54,12 @@ def test_max_steps_counts_before_episodes_and_these_before_epochs():
     assert count_steps(args, 100, 4) == 2
     args.total_episodes = 0
     assert count_steps(args, 100, 4) == 1
+
+
+def test_an_optimizer_that_is_not_there_is_named(monkeypatch):
+    def missing(args):
+        raise ImportError("install it")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", missing)
+    with pytest.raises(UserError, match=r"^optim: adamw_x is unavailable: install it$"):
+        make_optimizer(SimpleNamespace(optim="adamw_x"), None, (None, None), 1)

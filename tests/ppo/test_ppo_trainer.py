@@ -2,16 +2,20 @@
 
 import dataclasses
 import hashlib
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from tiny_ppo import FAMILIES, metrics, timeless, trainer
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DataCollatorWithPadding
 
 from rlhf.distributed.collectives import Shard
 from rlhf.errors import UserError
+from rlhf.ppo import trainer as module
+from rlhf.ppo.trainer import PPOTrainer
 from rlhf.storage.checkpoint import checkpoints
 
 
@@ -143,3 +147,59 @@ def test_a_step_of_two_ranks_counts_the_responses_of_both(tmp_path):
     assert counted == [8, 8]
     assert (row["episode"], row["epoch"]) == (8, 8 / 7)
     assert row["eps"] * sum(value for name, value in row.items() if name.startswith("time/")) == pytest.approx(8)
+
+
+def test_a_collator_that_would_not_be_used_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^data_collator: leave it out: function is not used, batches are built here$"):
+        trainer(tmp_path, given={"data_collator": lambda rows: rows})
+    trainer(tmp_path, given={"data_collator": DataCollatorWithPadding(tiny.chat_tokenizer())})
+
+
+def test_the_bar_says_score_and_kl_per_token_and_goes_on_where_a_run_was(tmp_path):
+    said = []
+
+    class Bar(nullcontext):
+        def set_postfix_str(self, text):
+            said.append(text)
+
+        def update(self):
+            said.append("one more")
+
+    run = trainer(tmp_path, given={"ref_model": tiny.llama(4)}, max_steps=3)
+    assert (run._bar(2).n, run._bar(2).total) == (2, 3)
+    run._bar = lambda first: Bar(Bar())
+    run.train()
+    rows = metrics(tmp_path)
+    words = [f"reward {row['objective/scores']:.3f} kl {row['objective/kl_per_token']:.4f}" for row in rows]
+    assert said == [text for one in words for text in (one, "one more")]
+
+
+def test_checkpoints_of_a_run_before_are_set_aside_up_to_the_limit(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "set_later_aside", lambda *given: calls.append(given))
+    run = trainer(tmp_path, max_steps=3, save_total_limit=2)
+    run._begin(1)
+    assert calls == [(tmp_path / "checkpoints", "step-", 1, 2)]
+
+
+def test_a_run_without_prompts_has_none_to_scale_scores_by_and_none_on_its_card(tmp_path):
+    given = {"train_dataset": None, "value_model": tiny.llama_reward()}
+    run = trainer(tmp_path, given=given, max_steps=1, score_norm_samples=4)
+    with pytest.raises(UserError, match=r"^score_norm_samples: pass a train_dataset to sample from$"):
+        run._begin(0)
+    assert run._card_facts()["data"] == {"prompts": {}}
+
+
+@pytest.mark.parametrize(("mode", "longest"), [("colocate", 40), ("server", 256)])
+def test_vllm_beside_the_trainer_has_positions_of_its_own(tmp_path, mode, longest):
+    run = trainer(tmp_path)
+    run.args.use_vllm, run.args.vllm_mode, run.args.vllm_max_model_length = True, mode, 40
+    assert min(run._positions().values()) == longest
+
+
+def test_the_first_step_is_left_out_of_the_throughput_if_there_are_others(monkeypatch):
+    monkeypatch.setattr(module, "report", lambda work, _: [work])
+    monkeypatch.setattr(module, "conditions", lambda *_: None)
+    monkeypatch.setattr(module, "total", list)
+    for work, counted in (([1, 2, 3], [[2, 3]]), ([1], [[1]]), ([], [])):
+        assert PPOTrainer.throughput(SimpleNamespace(work=work, args=None, meter=None)) == counted

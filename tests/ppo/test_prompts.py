@@ -282,3 +282,31 @@ def test_the_second_epoch_of_a_seed_is_not_the_first_of_the_next():
     (other,) = batches(prompts, 50, 2, 1)
     assert sorted(first) == sorted(second) == sorted(other) == prompts
     assert len({tuple(order) for order in (first, second, other)}) == 3
+
+
+def test_half_a_character_at_the_cut_is_no_part_of_what_rewards_see():
+    row = {"prompt": [{"role": "user", "content": "one \u00fc two"}]}
+    halves = 0
+    for size in range(1, len(read_prompts([row], tokenizer())[0].input_ids)):
+        (prompt,) = read_prompts([row], tokenizer(), size, "truncate")
+        if tokenizer().decode(prompt.input_ids).startswith("\ufffd"):
+            halves += 1
+            assert prompt.content[-1]["content"].strip() == "two"
+    assert halves == 1
+
+
+@pytest.mark.parametrize("asked", [{"eval_strategy": "steps", "eval_steps": 1}, {"eval_on_start": True}])
+def test_an_empty_evaluation_set_is_none(tmp_path, asked):
+    with pytest.raises(UserError, match=rf"^eval_dataset: {next(iter(asked))} needs one, but none was passed$"):
+        trainer(tmp_path, given={"eval_dataset": []}, **asked)
+
+
+def test_what_a_reward_models_template_writes_counts_for_its_positions(tmp_path):
+    """200 words more than in the policy's: with a response of 100 tokens they are more than its 256 positions."""
+    judge = tiny.gpt2_tokenizer()
+    judge.chat_template = "{{ more }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    given = {"reward_model": tiny.gpt2_reward(), "reward_processing_classes": judge}
+    rows = [{"prompt": [{"role": "user", "content": "of"}]}]
+    trainer(tmp_path, given=given, rows=rows, response_length=100)
+    with pytest.raises(UserError, match="that response_length=100 more fit the reward reward's 256 positions"):
+        trainer(tmp_path, given=given, rows=rows, response_length=100, chat_template_kwargs={"more": "of " * 200})

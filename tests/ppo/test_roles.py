@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ValueHead
 from rlhf.models.lora import save_adapter
-from rlhf.ppo.roles import build_roles, describe_roles, parameter_lines
+from rlhf.ppo import roles
+from rlhf.ppo.roles import build_roles, check_apart, critic_from, describe_roles, parameter_lines
 
 
 def moved_adapter(seed=3, **options):
@@ -354,3 +355,47 @@ def test_the_adapter_that_is_the_reference_is_named():
     roles = build_roles(config(), moved_adapter(), None, None, None, None)
     lines = parameter_lines(describe_roles(roles))
     assert lines[2] == "reference: LlamaForCausalLM, adapter reference, 0 parameters, 0 trained"
+
+
+def test_weights_in_common_say_what_one_may_have_meant():
+    model, judge = tiny.llama(), tiny.llama_reward()
+    for trained, frozen, words in (
+        ({"model": model}, {"ref_model": model}, ", or leave it out: the reference then is the policy as it is now"),
+        (
+            {"value_model": judge},
+            {"reward_model": judge},
+            ", or leave value_model out: the critic then starts as a copy of the reward model",
+        ),
+        ({"model": model, "value_model": model}, {}, ""),
+    ):
+        with pytest.raises(UserError) as refused:
+            check_apart(trained, list(frozen.items()))
+        assert str(refused.value).endswith("training would change both; pass a copy (copy.deepcopy)" + words)
+
+
+def test_what_no_critic_can_be_made_of_is_named(monkeypatch):
+    with pytest.raises(UserError, match=r"^value_model: expected a model with a head 'score', found LlamaForCausalLM$"):
+        build_roles(config(), tiny.llama(), None, None, tiny.llama(4), None)
+    with pytest.raises(UserError, match=r"^value_model: .* transformers has no critic for a MambaForCausalLM$"):
+        critic_from(tiny.mamba())
+    monkeypatch.setattr(roles, "is_quantised", lambda _: True)
+    with pytest.raises(UserError, match=r"^value_model: .*: a quantised policy cannot be copied$"):
+        critic_from(tiny.llama())
+    for is_own, name in ((True, "value_model"), (False, "reward_model")):
+        with pytest.raises(UserError, match=rf"^{name}: pass a peft_config: the quantised weights of the critic"):
+            roles._full_critic(tiny.llama(), tiny.llama_reward(), is_own)
+
+
+def test_sharded_weights_are_asked_for(monkeypatch):
+    monkeypatch.setattr(roles, "is_sharded", lambda _: True)
+    reward, other = tiny.llama_reward(), tiny.llama(4)
+    for given, name in (((None, reward, None), "ref_model"), ((other, reward, None), "value_model")):
+        with pytest.raises(UserError, match=f"^pass {name} explicitly: ZeRO-3 weights cannot be copied$"):
+            build_roles(config(), tiny.llama(), *given, None)
+    build_roles(config(), tiny.llama(), other, reward, tiny.llama_reward(5), None)
+
+
+def test_a_reference_of_ones_own_needs_no_adapter():
+    other = tiny.llama(4)
+    found = build_roles(config(ref_adapter_name="default"), moved_adapter(), other, tiny.llama_reward(), None, None)
+    assert found.reference.model is other

@@ -293,3 +293,9 @@ def test_a_row_that_fills_up_a_batch_has_no_tokens_that_count(tmp_path):
     assert found.mask.tolist() == [[True, True], [False, False]]
     assert found.attention[:, -2:].all()
     assert found.is_valid.tolist() == [True, False]
+
+
+def test_functions_are_not_asked_where_no_row_is_real(tmp_path):
+    run = tiny_ppo.trainer(tmp_path, reward=lambda completions: 1 / 0)
+    found = run.collector.score(run.prompts[:2], [[5], [6]], tensor([False, False]))
+    assert found.scores.tolist() == [[0.0], [0.0]]

@@ -8,6 +8,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 from rlhf.config import PPOConfig
+from rlhf.errors import UserError
 from rlhf.generation.decode import generate, uniforms
 from rlhf.ppo.advantages import ScoreScaler
 from rlhf.ppo.prompts import read_prompts
@@ -137,3 +138,11 @@ def test_a_spread_that_is_small_beside_the_mean_is_a_scale():
     assert one.fit(raw, ALL, alone) == pytest.approx((10000.0, 1.0), abs=1e-6)
     assert_close(one(raw, ALL, alone), tensor([-1.0, 1.0]))
     assert_close(running(raw, ALL, alone), tensor([-1.0, 1.0]))
+
+
+def test_what_is_found_of_the_reference_is_told_as_it_is():
+    assert scaler().fit(tensor([3.0, 3.0]), ALL, alone) == (3.0, 0.0)  # although nothing is divided by 0
+    with pytest.raises(
+        UserError, match=r"^score_norm_samples: expected finite scores, found mean inf and deviation na"
+    ):
+        scaler().fit(tensor([3.0, float("inf")]), ALL, alone)

@@ -1,6 +1,7 @@
 """A model is refused at start where one way of computing gives other numbers than another."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -20,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.ppo import self_check
 from rlhf.ppo.self_check import check_models
 
 IDS = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -143,3 +145,17 @@ def test_the_check_leaves_no_trace(tmp_path):
     check_models(roles.trained, roles.reference)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in roles.trained.modules())
+
+
+def test_a_layer_of_whole_numbers_is_not_turned_round():
+    layer = SimpleNamespace(get_base_layer=lambda: SimpleNamespace(weight=torch.ones(2, dtype=torch.uint8)))
+    trained = SimpleNamespace(policy=SimpleNamespace(get_submodule={"a": layer}.get))
+    self_check._check_silent(trained, "a")  # it would read the policy, which is not there
+
+
+def test_too_little_memory_is_no_fault_of_a_model():
+    with pytest.raises(torch.OutOfMemoryError), self_check._tried("model", tiny.llama()):
+        raise torch.OutOfMemoryError
+    words = r"^model: .* a LlamaForCausalLM fails in a try: KeyError: 'x'$"
+    with pytest.raises(UserError, match=words), self_check._tried("model", tiny.llama()):
+        raise KeyError("x")

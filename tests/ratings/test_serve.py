@@ -95,3 +95,12 @@ def test_nothing_else_can_be_read(server):
 def test_a_port_in_use_is_said(server):
     with pytest.raises(UserError, match=f"port: {server.server_port} cannot be used"):
         SheetServer("", KEY, server.folder, server.server_port)
+
+
+def test_an_error_of_ours_is_one_line_without_the_request_and_a_client_that_left_is_none(server, capsys):
+    for error in (ValueError("token"), ConnectionResetError("token")):
+        try:
+            raise error
+        except (ValueError, OSError):
+            server.handle_error(None, None)
+    assert capsys.readouterr().err == "error: request: ValueError\n"

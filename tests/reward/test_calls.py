@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import json
+import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -73,6 +75,8 @@ def test_a_function_gets_the_arguments_that_it_takes():
         accepted("f", lambda prompts, answer, **rest: 0, given)
     with pytest.raises(UserError, match=r"reward f: the function takes 'prompts' by position, but arguments come by"):
         accepted("f", lambda prompts, /, **rest: 0, given)
+    assert accepted("f", lambda extra=1, /, prompts=2: 0, given) == {"prompts": 1}
+    assert accepted("f", max, given) == given  # it says nothing of its arguments
 
 
 def test_a_missing_column_is_said_before_training(tmp_path):
@@ -217,7 +221,7 @@ def test_a_judge_that_never_answers_ends_the_run_or_gives_no_score(wait, why):
     assert asked == 6
 
 
-@pytest.mark.parametrize("options", [{"max_concurrency": 0}, {"max_retries": -1}, {"timeout": 0}])
+@pytest.mark.parametrize("options", [{"max_concurrency": 0}, {"max_retries": -1}, {"timeout": 0}, {"timeout": -1}])
 def test_limits_are_checked(options):
     with pytest.raises(UserError, match=f"RemoteReward: {next(iter(options))}: expected"):
         RemoteReward(judge, **options)
@@ -236,3 +240,47 @@ def test_a_remote_judge_is_given_more_time_before_each_further_try(monkeypatch):
     monkeypatch.setattr("rlhf.reward.remote.asyncio.sleep", soon)
     assert ask(RemoteReward(grade, max_retries=7, wait=0.5, required=False), 1) == [None]
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+def test_true_is_one_number_and_what_is_not_finite_is_not_logged():
+    assert as_scores("f", True, 1).tolist() == [1.0]
+    logged = Logged()
+    for value in (INF, 2.0, -INF, NAN):
+        logged.metric("a", value)
+    assert logged.metrics == {"a": [2.0]}
+
+
+def test_a_wait_that_is_broken_off_ends_the_function(monkeypatch):
+    ended = threading.Event()
+
+    async def judge():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    def interrupted(future):
+        raise KeyboardInterrupt
+
+    result = call("f", judge, {})
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result()
+    assert ended.wait(30)
+
+
+def test_one_answer_that_fails_ends_the_other_requests():
+    ended = threading.Event()
+
+    async def grade(prompt, completion):
+        if prompt == "p0":
+            await asyncio.sleep(0.01)
+            raise ConnectionError("busy")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(UserError, match="ConnectionError: busy"):
+        ask(RemoteReward(grade, max_retries=0), 2)
+    assert ended.wait(30)

@@ -83,3 +83,9 @@ def test_adapters_on_sharded_weights_are_refused(monkeypatch):
     check_adapter_engine(ModelConfig())
     with pytest.raises(UserError, match=r"use_peft: .* without ZeRO-3 or FSDP"):
         check_adapter_engine(ModelConfig(use_peft=True))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    check_adapter_engine(ModelConfig(use_peft=True))
+    monkeypatch.setattr("rlhf.reward.adapters.is_deepspeed_zero3_enabled", lambda: True)
+    check_adapter_engine(ModelConfig())
+    with pytest.raises(UserError, match=r"use_peft: .* without ZeRO-3 or FSDP"):
+        check_adapter_engine(ModelConfig(use_peft=True))

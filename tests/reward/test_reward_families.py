@@ -21,7 +21,14 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from rlhf.data.chat import decode_response, encode_prompt, encode_response, give_distinct_pad, prepare_tokenizer
+from rlhf.data.chat import (
+    decode_response,
+    encode_dialogue,
+    encode_prompt,
+    encode_response,
+    give_distinct_pad,
+    prepare_tokenizer,
+)
 from rlhf.data.hh_rlhf import Pair
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import FrozenRole
@@ -275,3 +282,27 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path):
     empty = AutoTokenizer.from_pretrained(tmp_path / "judge")
     with pytest.raises(UserError, match=r"its tokenizer has no vocabulary; put the tokenizer files into .*judge"):
         trainer(tmp_path, "llama", reward=model, given={"reward_processing_classes": empty})
+
+
+def test_an_encoder_with_a_template_reads_a_dialogue_in_it():
+    policy = prepare_tokenizer(tiny.chat_tokenizer())
+    kind, config, pairs = bert()
+    pairs.chat_template = "{{ a }}{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    said = [*policy(" It floats.")["input_ids"], policy.eos_token_id]
+    completions = Completions([Q], [[]], [said], ended=[True], columns=[{}], options=[{"a": "so "}])
+    (ids,) = TextReward("judge", FrozenRole(kind(config)), 2, pairs, policy).encode(completions)
+    assert ids == encode_dialogue(pairs, [*Q, {"role": "assistant", "content": "It floats."}], {"a": "so "})
+    assert ids != encode_dialogue(pairs, [*Q, {"role": "assistant", "content": "It floats."}], {"a": "no "})
+
+
+def test_a_text_may_fill_all_positions_and_an_encoders_tokenizer_may_know_of_fewer():
+    completions = Completions(["x"], [[5, 6]], [[7]], ended=[False], columns=[{}])
+    judge = TokenReward("judge", FrozenRole(tiny.llama_reward()), 2)
+    for judge.positions in (None, 3):
+        assert judge.plan(completions)[0] == [[5, 6, 7]]
+    judge.positions = 2
+    with pytest.raises(UserError, match=r"reward judge: .* of at most 2 tokens, found 3; lower"):
+        judge.plan(completions)
+    kind, config, pairs = bert()
+    pairs.model_max_length = 7
+    assert TextReward("judge", FrozenRole(kind(config)), 2, pairs, tiny.chat_tokenizer()).positions == 7

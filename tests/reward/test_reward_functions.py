@@ -258,6 +258,10 @@ def test_a_vocabulary_is_the_same_only_with_the_same_numbers():
     assert not same_vocabulary(policy, known(a=0, e=2))
     assert same_vocabulary(known("p", a=0, p=9), known(a=0))  # a pad token of its own is hidden by masks
     assert not same_vocabulary(known("e", a=0, e=2), known(a=0))  # one that is the EOS is not
+    for name in ("bos_token", "unk_token"):  # nor another one that a text may have
+        policy = known("x", a=0, x=2)
+        setattr(policy, name, "x")
+        assert not same_vocabulary(policy, known(a=0))
 
 
 @pytest.mark.parametrize(("shared", "fits"), [(10, True), (9, True), (8, False)])
@@ -323,3 +327,14 @@ def test_what_a_function_does_to_its_arguments_stays_with_it():
     assert FunctionReward("f", spoil, tiny.chat_tokenizer())(batch).tolist() == [1.0]
     assert (prompt, columns) == ([{"role": "user", "content": "a"}], {"terms": {"weights": [0.5]}, "names": ["b"]})
     assert batch.response_ids == [[6, 2]]
+
+
+def test_one_of_several_eos_of_a_model_may_be_the_policys():
+    model, policy = tiny.llama_reward(), SimpleNamespace(eos_token_id=2)
+    for ids in ([7, 2], 2, None):
+        model.config.eos_token_id = ids
+        tokenizers._check_eos("x", model, policy, "")
+    for ids in ([7, 9], 7):
+        model.config.eos_token_id = ids
+        with pytest.raises(UserError, match=r"^x: expected .* with EOS id 2, found "):
+            tokenizers._check_eos("x", model, policy, "")

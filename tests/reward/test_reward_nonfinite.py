@@ -180,3 +180,34 @@ def test_the_loss_of_an_update_is_the_mean_of_all_ranks(monkeypatch, lost, taken
     assert guard.losses.row() == ({"loss": pytest.approx(0.6)} if taken else {}) | {"skipped_updates": int(not taken)}
     assert guard.losses.row() == {"skipped_updates": 0}
     assert guard.skips.in_a_row == int(not taken)
+
+
+@pytest.mark.parametrize("ids", [None, ["a", "b", "c"]])
+def test_pairs_of_a_skipped_step_are_described_one_by_one(ids):
+    """The first two rows are equal; the pads are on the right, and count for nothing."""
+    rows = [{"chosen_ids": [5, 6], "rejected_ids": [7]}] * 2 + [{"chosen_ids": [8], "rejected_ids": [9, 5, 6]}]
+    guard = UpdateGuard(Skips(3, of="pair"), rows, ids)
+    batch = torch.tensor([[5, 6, 0], [8, 0, 0], [7, 0, 0], [9, 5, 6]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]])
+    scores = torch.tensor([1.0, 2.0, -1.0, math.inf])
+    guard.micro_batches = [MicroBatch(batch[[0, 2]], mask[[0, 2]], scores[[0, 2]], torch.tensor(0.5), {})]
+    guard.micro_batches += [MicroBatch(batch[[1, 3]], mask[[1, 3]], scores[[1, 3]], torch.tensor(math.nan), {})]
+    names = ids or ["0", "1", "2"]
+    assert list(guard._facts()) == [
+        {
+            "pair_id": names[1],
+            "chosen_tokens": 2,
+            "rejected_tokens": 1,
+            "scores": {"chosen": 1.0, "rejected": -1.0},
+            "loss": 0.5,
+        },
+        {
+            "pair_id": names[2],
+            "chosen_tokens": 1,
+            "rejected_tokens": 3,
+            "scores": {"chosen": 2.0, "rejected": "inf"},
+            "loss": "nan",
+        },
+    ]
+    guard.on_step_begin(None, None, None)
+    assert list(guard._facts()) == []

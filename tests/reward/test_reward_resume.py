@@ -13,8 +13,8 @@ from test_reward_nonfinite import strict, train  # noqa: F401  a fixture
 from rlhf.errors import UserError
 from rlhf.reward.manifest_callback import ManifestCallback, step_facts
 from rlhf.reward.nonfinite import Losses
-from rlhf.reward.trainer import _problem, _resumable
-from rlhf.storage.checkpoint import write_step
+from rlhf.reward.trainer import PreferenceTrainer, _problem, _resumable
+from rlhf.storage.checkpoint import problem_of, write_step
 from rlhf.storage.disk import write_manifest
 
 
@@ -129,3 +129,53 @@ def test_the_batch_of_a_checkpoint_is_what_all_processes_read_for_an_update(monk
     monkeypatch.setattr("rlhf.reward.manifest_callback.run_facts", lambda accelerator: {"engine": "FSDP"})
     args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=3, per_device_eval_batch_size=7)
     assert step_facts(SimpleNamespace(num_processes=5), args) == {"batch_size": 30, "engine": "FSDP"}
+
+
+def test_a_checkpoint_is_completed_and_the_best_one_is_never_over_the_limit(tmp_path):
+    args = SimpleNamespace(save_total_limit=1, output_dir=str(tmp_path))
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with ManifestCallback(args) as manifests:
+        assert args.save_total_limit is None  # the trainer would delete too early
+        manifests.facts = lambda: {"batch_size": 2, "engine": "NO", "processes": 1}
+        state = SimpleNamespace(global_step=3, best_model_checkpoint="elsewhere/checkpoint-1")
+        manifests.on_save(args, state, None)
+    assert args.save_total_limit == 1
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    newest = tmp_path / "checkpoint-3"
+    assert (newest / "metrics.jsonl").read_text() == "{}\n"
+    assert json.loads((newest / "step.json").read_text()) == {"step": 3} | manifests.facts()
+    assert problem_of(newest) is None
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_checkpoint_that_could_not_be_written_is_removed(tmp_path, full):
+    args = SimpleNamespace(save_total_limit=2, output_dir=str(tmp_path))
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    write_manifest(tmp_path / "checkpoint-1")
+    words = r"checkpoint-2: cannot write the checkpoint: disk full .* earlier checkpoints are kept: checkpoint-1$"
+    with pytest.raises(UserError if full else ZeroDivisionError, match=words if full else None), ManifestCallback(args):
+        raise OSError(28, "disk full") if full else ZeroDivisionError
+    assert args.save_total_limit == 2
+    names = ["checkpoint-1"] if full else ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("saved", ["model.safetensors", "latest"])
+def test_a_run_that_saved_only_models_begins_anew(train, monkeypatch, saved):  # noqa: F811
+    folder, given = train.folder / "cut" / "checkpoint-2", []
+    folder.mkdir(parents=True)
+    facts = {"batch_size": 4, "engine": "NO", "processes": 1, "tokens": 0, "losses": asdict(Losses()), "metrics": {}}
+    write_step(folder, 2, facts)
+    (folder / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+    (folder / saved).touch()
+    write_manifest(folder)
+    monkeypatch.setattr(
+        PreferenceTrainer, "train", lambda _, resume_from_checkpoint: given.append(resume_from_checkpoint)
+    )
+    train("cut", save_only_model=True)
+    resumes = saved == "latest"  # the name of DeepSpeed
+    assert given == ([str(folder)] if resumes else [None])
+    assert folder.exists() == resumes  # else it is set aside

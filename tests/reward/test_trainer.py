@@ -15,6 +15,7 @@ from rlhf.data.chat import prepare_tokenizer
 from rlhf.data.hh_rlhf import Pair, load_pairs
 from rlhf.errors import UserError
 from rlhf.models.load import load_reward_model, new_reward_model
+from rlhf.reward.metrics import pair_metrics
 from rlhf.reward.nonfinite import Losses
 from rlhf.reward.scoring import score_rows
 from rlhf.reward.trainer import (
@@ -237,3 +238,19 @@ def test_the_best_step_of_a_run_without_checkpoints_is_that_of_the_lowest_loss(l
     history = [{"step": i, "eval_loss": loss} for i, loss in enumerate(losses, 1)] + [{"step": 9, "loss": 0.0}]
     state = SimpleNamespace(log_history=history, best_model_checkpoint=None)
     assert tuple(best_step(SimpleNamespace(state=state)).values()) == best
+
+
+def test_the_best_step_is_that_of_the_best_checkpoint(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
+    history = [{"step": step, "eval_loss": step / 10} for step in (2, 3)]
+    state = SimpleNamespace(log_history=history, best_model_checkpoint=str(tmp_path), best_metric=0.3, global_step=4)
+    assert best_step(SimpleNamespace(state=state)) == {"step": 3, "eval_loss": 0.3}
+
+
+def test_sides_are_shown_in_the_order_of_the_runs_seed(tmp_path, monkeypatch):
+    sides = torch.arange(24.0).view(2, 12)
+    monkeypatch.setattr("rlhf.reward.trainer.score_pairs", lambda *_, **__: sides)
+    found = evaluate_pairs(tiny.llama_reward(), [], config(tmp_path, seed=3))
+    expected = pair_metrics(sides[0].numpy(), sides[1].numpy(), seed=3)
+    assert found["confusion_matrix"] == expected["confusion_matrix"]
+    assert found["confusion_matrix"] != pair_metrics(sides[0].numpy(), sides[1].numpy(), seed=0)["confusion_matrix"]
