@@ -446,7 +446,6 @@ def test_what_a_run_says_of_itself_is_in_the_card(tmp_path):
         "* Length: `max_prompt_length` `7`, `response_length` `9`; longer",
         "* Language: prompts in `en`, or without",
         "Licence: that of the base model, `apache-2.0`.",
-        ".gguf`, dequantised.",
         "| `prompt_dataset` | `~/a/b` |",
         "Started as `scripts/train.py --run tiny`.",
         "| `stage` | `ppo_full` |\n| `seed` | `1` |\n| `git_commit` | `abc123` |\n| `started` |",
@@ -454,6 +453,7 @@ def test_what_a_run_says_of_itself_is_in_the_card(tmp_path):
         "| `torch` | `2.13.0` |",
     ):
         assert line in text, line
+    assert re.search(r"weights of `[^`/]+\.gguf`, dequantised\.", text)
     assert "Not recorded" not in text
     assert "Saved as" not in text
 
