@@ -223,7 +223,7 @@ def test_short_texts_and_samples_and_tables_are_not_broken_over_two_pages():
     rows = "".join(f"<tr><td>{{0}} row {n}</td></tr>" for n in range(6))
     for make in (
         lambda i: f'<p class="text">{words.format(i)}</p>',
-        lambda i: sample(words.format(i), ("base", "So."), ("full", f"{i} last")),
+        lambda i: sample(words.format(i), ("base", words.format(i)), ("full", f"{i} last")),
         lambda i: f"<table>{rows.format(i)}</table>",
     ):
         lines = placed(spread(make, 24))
@@ -329,10 +329,11 @@ def test_columns_are_as_wide_as_their_texts_where_all_fit():
 
 
 def test_columns_that_do_not_fit_share_the_page():
-    document, found = widths(["x" * 60] * 6)
-    assert found == pytest.approx([document.epw / 6] * 6)
-    document, found = widths(["word", *["some words " * 30] * 4])
+    document, found = widths([*["x" * 60] * 4, "word"])  # too wide even if each word of 45 mm or more is broken
     padding = 2 * document.c_margin + 1
+    least = [*[45 + padding] * 4, document.get_string_width("word") + padding]
+    assert found == pytest.approx([width * document.epw / sum(least) for width in least])
+    document, found = widths(["word", *["some words " * 30] * 4])
     assert sum(found) == pytest.approx(document.epw)
     assert found[0] == pytest.approx(document.get_string_width("word") + padding)  # no more is to be had
     assert found[1:] == pytest.approx([found[1]] * 4)
