@@ -1647,6 +1647,13 @@ LINES = [
         "reporting/test_files.py",
     ),
     Mutant("reporting/files.py", ".unlink(missing_ok=True)", ".unlink()", "reporting/test_files.py"),
+    Mutant(
+        "reporting/tables.py",
+        'if key.startswith("time/"))',
+        'if key.startswith("time/act"))',
+        "reporting/test_tables.py",
+    ),
+    Mutant("reporting/seeds.py", "if done(run, POLICIES[name])}", "}", "reporting/test_seeds.py"),
 ]
 
 
