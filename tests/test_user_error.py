@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, did_you_mean, printable
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,25 @@ from rlhf.errors import UserError
 def test_one_line(message, line):
     assert str(UserError(message)) == line
     assert isinstance(UserError(message), ValueError)
+
+
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [
+        ("lorra", "'Lora'"),
+        ("LORA", "'Lora'"),
+        ("bf", "'bf16'"),  # short words may be less alike
+        ("bf1xx", ""),
+        ("seed", "'eval_seed' or 'prompt_seed'"),
+        ("size", ""),  # three end with it
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_what_may_be_meant(found, meant):
+    known = ("Lora", "bf16", "eval_seed", "prompt_seed", "first_size", "second_size", "third_size")
+    assert did_you_mean(found, known) == (f"; did you mean {meant}?" if meant else "")
+
+
+def test_joiners_and_kept_characters_stay():
+    assert printable("a\u200cb\u200dc\u202e\t\x1b", keep="\t") == "a\u200cb\u200dc\\u202e\t\\x1b"

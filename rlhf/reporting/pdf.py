@@ -23,11 +23,11 @@ from matplotlib import get_data_path
 from rlhf.reporting.plots.style import COLOURS
 from rlhf.reporting.values import NAMES
 
-_TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "pre", "li", "figcaption", "caption", "th", "td", "summary"}
+_TEXT_TAGS = {"h1", "h2", "h3", "h4", "p", "li", "figcaption", "caption", "th", "td", "summary"}
 _SKIPPED = {"style", "title", "script", "svg", "nav"}
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 _SIZES = {"h1": 17.0, "h2": 13.0, "summary": 11.0, "h3": 10.0, "h4": 9.0}  # points
-_BODY, _SMALL, _CELL, _CODE = 9.0, 7.5, 7.5, 6.5
+_BODY, _SMALL, _CELL = 9.0, 7.5, 7.5
 _INK, _SOFT, _LINE = (29, 33, 41), (90, 97, 109), (216, 220, 226)
 _COLOURS: dict[str, Any] = {NAMES[model]: colour for model, colour in COLOURS.items()}  # of the line over a response
 _MARGIN = 16.0  # mm at the bottom of a page
@@ -131,7 +131,6 @@ class _Document(FPDF):
         fonts = Path(get_data_path()) / "fonts" / "ttf"
         self.add_font("sans", "", fonts / "DejaVuSans.ttf")
         self.add_font("sans", "B", fonts / "DejaVuSans-Bold.ttf")
-        self.add_font("mono", "", fonts / "DejaVuSansMono.ttf")
         self.set_title(title)
         self.set_lang("en")
         self.set_margin(15)
@@ -239,16 +238,14 @@ def _beginning(pdf: _Document, blocks: Sequence[Block]) -> float:
 
 
 def _paragraph(pdf: _Document, block: Block) -> None:
-    soft = bool(block.names & {"how", "author"}) or block.kind == "figcaption"
+    soft = bool(block.names & {"how", "author"})
     size = _SMALL if soft else _BODY
-    family, style = "sans", ""
+    style = ""
     if "verdict" in block.names:
         size, style = 11.5, "B"
     elif "prompt" in block.names:
         style = "B"
-    elif block.kind == "pre":
-        family, size = "mono", _CODE
-    pdf.set_font(family, style, size)
+    pdf.set_font("sans", style, size)
     pdf.set_text_color(*(_SOFT if soft else _INK))
     text = f"• {block.text}" if block.kind == "li" else block.text
     pdf.keep(min(_height(pdf, text, pdf.epw, size / 2), 60.0))  # a short text is not broken over two pages

@@ -3,10 +3,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
-from rlhf.data.sources import checked_text, fetch, is_hub_id, read_rows, text_field
+from rlhf.data.hh_rlhf import SUBSETS, fetch_pairs
+from rlhf.data.oasst import fetch_prompts
+from rlhf.data.sources import (
+    DATA_SUFFIXES,
+    checked_text,
+    fetch,
+    fetch_data,
+    is_hub_id,
+    one_line,
+    read_rows,
+    text_field,
+)
 from rlhf.errors import UserError
 
 
@@ -151,3 +165,110 @@ def test_text_fields() -> None:
         assert str(caught.value) == f"f:1: field 'a': expected text, found {found}"
     with pytest.raises(UserError, match=r"^f:2: expected Unicode text, found the lone surrogate \\ud800$"):
         checked_text(json.loads(r'"a\ud800"'), "f:2")
+
+
+def test_a_table_between_tabs_is_read(tmp_path: Path) -> None:
+    assert list(read_rows(written(tmp_path / "a.csv", b"a\tb,c\td\n1\t2,3\t4\n"))) == [
+        (2, {"a": "1", "b,c": "2,3", "d": "4"})
+    ]
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "..", "a/../..", "no"])
+def test_a_folder_outside_its_source_is_refused(tmp_path: Path, folder: str) -> None:
+    written(tmp_path / "source/a/b.txt", b"x")
+    with pytest.raises(UserError, match=rf"source: expected a folder '{folder}' in it \(prompt_dir\), found none$"):
+        fetch_data(str(tmp_path / "source"), ["*.txt"], folder, None, "prompt_dir")
+
+
+def test_a_line_of_an_error_is_cut_to_its_limit() -> None:
+    assert one_line("a\n b", 3) == "a b"
+    assert one_line("abcd ef", 5) == "abcd…"
+
+
+def test_files_beside_a_saved_data_set_are_no_data(tmp_path: Path) -> None:
+    for name in ("dataset_info.json", "state.json", "cache-1.arrow", "tmp2.arrow", "a/dataset_dict.json", "a/b.json"):
+        written(tmp_path / name, b"")
+    assert fetch(str(tmp_path), ["*"]) == [tmp_path / "a/b.json"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Any]]:
+    """A folder that stands for every data set of the hub, and what was asked of it."""
+    asked: list[Any] = []
+
+    def download(name: str, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, repo_type, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return tmp_path, asked
+
+
+def test_of_a_hub_data_set_the_first_format_that_it_has_is_read(hub: tuple[Path, list[Any]]) -> None:
+    folder, asked = hub
+    patterns = [f"*{suffix}" for suffix in DATA_SUFFIXES]
+    for name, kept in (("a/b.txt", "a/b.txt"), ("a/b.json.gz", "a/b.json.gz"), ("b.parquet", "b.parquet")):
+        written(folder / name, b"")
+        assert fetch_data("our/prefs", patterns, None, "v1", "data_dir") == [folder / kept]
+    assert asked == [("our/prefs", "dataset", "v1", patterns)] * 3
+    assert fetch_data("our/prefs", ["*.txt"], "a/", None, "data_dir") == [folder / "a/b.txt"]
+    assert fetch_data("our/prefs", ["*.txt"], "a/*.json*", None, "data_dir") == [folder / "a/b.json.gz"]
+    assert asked[3:] == [("our/prefs", "dataset", None, ["a/*.txt"]), ("our/prefs", "dataset", None, ["a/*.json*"])]
+    with pytest.raises(UserError, match=r"^our/prefs: expected files matching \*\.csv, found none$"):
+        fetch_data("our/prefs", ["*.csv"], None, None, "data_dir")
+    with pytest.raises(UserError, match=r"^our/prefs: expected a folder '\.\./a' in it"):
+        fetch_data("our/prefs", ["*.csv"], "../a", None, "data_dir")
+
+
+def test_which_files_the_data_sets_of_the_papers_are(hub: tuple[Path, list[Any]]) -> None:
+    folder, asked = hub
+    for name in ("data/a.parquet", "b.jsonl", "red-team-attempts/c.jsonl", "helpful-base/d.csv"):
+        written(folder / name, b"")
+    assert fetch_pairs("Anthropic/hh-rlhf", None, "v2") == [folder / "helpful-base/d.csv"]
+    assert [pattern for pattern in asked[-1][3] if pattern.endswith("*.jsonl.gz")] == [
+        f"{subset}/*.jsonl.gz" for subset in SUBSETS
+    ]
+    assert asked[-1][2] == "v2"
+    assert not [pattern for pattern in asked[-1][3] if ".txt" in pattern]
+    assert fetch_pairs("Anthropic/hh-rlhf", "red-team-attempts", None) == [folder / "red-team-attempts/c.jsonl"]
+    assert fetch_prompts(["OpenAssistant/oasst1"], "v3") == [folder / "data/a.parquet"]
+    assert asked[-1] == ("OpenAssistant/oasst1", "dataset", "v3", ["data/*.parquet"])
+    assert fetch_prompts(["OpenAssistant/oasst1", "our/prompts"], None, "*.jsonl") == [
+        *[folder / "b.jsonl", folder / "red-team-attempts/c.jsonl"] * 2
+    ]
+    fetch_prompts(["our/prompts"], None)
+    assert asked[-1][3] == [f"*{suffix}" for suffix in DATA_SUFFIXES]
+
+
+def test_only_the_red_teams_files_are_no_pairs(tmp_path: Path) -> None:
+    written(tmp_path / "red-team-attempts/a.jsonl", b"")
+    with pytest.raises(UserError, match=r": expected files of preference pairs, found only red-team-attempts$"):
+        fetch_pairs(str(tmp_path), None, None)
+
+
+@pytest.mark.parametrize(("revision", "at"), [("v9", " at revision 'v9'"), (None, "")])
+def test_a_data_set_that_cannot_be_had_is_named_with_its_revision(
+    monkeypatch: pytest.MonkeyPatch, revision: str | None, at: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise RuntimeError("no\nway")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError) as caught:
+        fetch("our/prefs", ["*"], revision)
+    start = f"our/prefs: expected a local path or a hub data set{at} that can be downloaded or is cached, found neither"
+    assert str(caught.value).startswith(f"{start} (RuntimeError: no way); check the name, or run `rlhf prepare`")
+
+
+def test_the_whole_of_a_table_is_measured(tmp_path: Path) -> None:
+    """Of parquet all groups of rows, of arrow all batches: each by itself is no bomb."""
+    table = pyarrow.table({"a": ["x" * 1000] * 20_000})
+    groups, batches = tmp_path / "a.parquet", tmp_path / "a.arrow"
+    parquet.write_table(table, groups, row_group_size=4000, compression="gzip", use_dictionary=False)
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with pyarrow.ipc.new_stream(batches, table.schema, options=options) as file:
+        file.write_table(table, max_chunksize=4000)
+    for path, kind in ((groups, "parquet"), (batches, "arrow")):
+        assert error_of(path) == f"{path}: expected {kind} of at most 100 times the file's size, found more; " + (
+            "unpack it first"
+        )

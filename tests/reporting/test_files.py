@@ -62,6 +62,43 @@ def test_no_older_report_stays_beside_a_new_one(run_dir: Path) -> None:
     assert names(run_dir) == {"mine.html", "report.html", "report.pdf", "report.ipynb"}
 
 
+def test_of_older_reports_only_what_was_made_here_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    old = b'<body><section id="stages">\n<h2>What was run</h2>'  # before pages had a mark
+    for name, content in (
+        ("old.html", old),
+        ("old.pdf", b""),
+        ("old.ipynb", b""),
+        ("mine.html", b"x"),
+        ("mine.pdf", b""),
+    ):
+        (folder / name).write_bytes(content)
+    (folder / "bare.html").write_bytes(b'<meta content="rlhf report">')  # its PDF was moved away
+    for name in ("reward_old", "evaluation_old", "seeds_kl", "my_ppo_plot"):
+        (folder / f"{name}.png").write_bytes(b"")
+    write_report(tmp_path)
+    assert names(tmp_path) == {"mine.html", "mine.pdf", "report.html", "report.pdf", "report.ipynb"}
+    assert {path.stem for path in folder.glob("*.png")} == {"seeds_kl", "my_ppo_plot"}
+
+
+def test_a_report_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report" / "old.html").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"report: cannot remove the report that is there: Is a directory"):
+        write_report(tmp_path)
+
+
+def test_a_title_and_an_author_are_in_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "first"
+    (run / "reward").mkdir(parents=True)
+    monkeypatch.chdir(run)
+    for title, heading in (("Ga\u0308ins", "Gäins"), (None, "RLHF run first")):
+        page, pdf, notebook = write_report(Path(), title, "A\u0308nn")
+        assert f"<h1>{heading}</h1>" in page.read_text(encoding="utf-8")
+        assert PdfReader(pdf).metadata.title == heading
+        assert nbformat.read(notebook, as_version=4).cells[0].source.split("\n\n")[:2] == [f"# {heading}", "Änn"]
+
+
 def test_nothing_is_written_or_removed_if_a_part_cannot_be_made(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(run_dir)
     before = {path: path.read_bytes() for path in (run_dir / "report").iterdir()}

@@ -14,7 +14,7 @@ from rlhf.ratings.analyse import analyse
 from rlhf.ratings.collect import check_sheet
 from rlhf.reporting import samples, tables
 from rlhf.reporting.report import build_report, draw
-from rlhf.reporting.run import read_run
+from rlhf.reporting.run import labels, printable_run, read_run
 
 ATTACK = "<script>alert(1)</script>\n\"'><img src=http://example.com/x>"
 PLOTS = {f"reward_{name}" for name in ("loss", "accuracy", "calibration")} | {"evaluation_gains", "evaluation_length"}
@@ -273,6 +273,39 @@ def test_warnings_and_skipped_updates_are_shown(run_dir: Path) -> None:
     assert "PPO, LoRA: no warnings and no skipped updates." in page.text
 
 
+def test_troubles_stand_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    write(tmp_path / "reward_gold/metrics.jsonl", [{"step": 1}])
+    found = [{"step": step, "seen": str(step), "since": 2} for step in (7, 3, None)]
+    write(tmp_path / "reward_gold/warnings.jsonl", found)
+    write(tmp_path / "reward_gold/skipped.jsonl", [{"step": 5, "not_finite": ["loss"], "rows": [{}, {}, {}]}])
+    rows = read_run(tmp_path).troubles["reward_gold"]
+    assert [row["step"] for row in rows] == [None, 3, 5, 7]
+    assert [row["words"] for row in rows][1:3] == ["3, since step 2", "update skipped: loss not finite, with 3 pairs"]
+
+
+def test_each_file_of_a_run_is_read_into_its_own_place(tmp_path: Path) -> None:
+    result = {"n": 1, "labels": ["a\x1b"], "confusion_matrix": [[2]], "split": None}
+    write(tmp_path / "reward/evaluation.json", result)
+    write(tmp_path / "reward_gold/evaluation.json", result | {"n": 2})
+    (tmp_path / "ppo_full").mkdir()
+    (tmp_path / "ppo_full/metrics.jsonl").write_text("\n")
+    write(tmp_path / "ppo_lora/metrics.jsonl", [{"step": 1, "loss": None}])
+    write(tmp_path / "evaluation/responses.jsonl", [{"prompt": "a"}])
+    write(tmp_path / "evaluation/rating_responses.jsonl", [{"prompt": "b"}])
+    run = read_run(tmp_path)
+    assert (run.reward["n"], run.gold["n"], "split" in run.reward) == (1, 2, False)
+    assert run.ppo == {"lora": [{"step": 1}]}  # without what was not measured
+    assert (run.responses, run.rating_responses) == ([{"prompt": "a"}], [{"prompt": "b"}])
+    assert set(run.stages) == {"reward", "reward_gold", "ppo_full", "ppo_lora", "evaluation"}
+    assert labels(run.reward) == ["a\\x1b"]
+    assert labels({"confusion_matrix": [[1, 2], [3, 4]]}) == ["0", "1"]
+
+
+def test_names_and_texts_of_a_printable_run_have_no_control_characters(tmp_path: Path) -> None:
+    write(tmp_path / "evaluation/responses.jsonl", [{"a\x1b": ["b\x1b\tc\nd", 1, None]}])
+    assert printable_run(read_run(tmp_path)).responses == [{"a\\x1b": ["b\\x1b\tc\nd", 1, None]}]
+
+
 def test_weights_and_checkpoints_of_either_trainer_are_measured_apart(tmp_path: Path) -> None:
     files = {"model.safetensors": 5, "adapter/adapter_model.safetensors": 3, "checkpoints/step-9/model.safetensors": 70}
     files |= {"checkpoints/step-10/model.safetensors": 7, "checkpoints/step-10/optimizer/state.bin": 11}
@@ -391,9 +424,31 @@ def test_a_failed_stage_is_named_and_a_policy_without_gain_left_out(run_dir: Pat
         ("evaluation/evaluation.json", '{"gains": {"full": 1}}', r"expected gains\.full as an object"),
         ("evaluation/evaluation.json", '{"models": {"base": {"interval": [1]}}}', r"models\.base\.interval"),
         ("ppo_lora/metrics.jsonl", b"\xff\xfe{}", r"metrics\.jsonl:1: expected JSON"),
+        ("evaluation/run.json", "[" * 10**5, r"evaluation/run\.json: expected JSON"),
+        ("evaluation/run.json", '{"models": {}}', r"expected models as a list, found \{\}"),
+        ("reward/evaluation.json", '{"labels": {}}', r"expected labels as a list, found \{\}"),
+        ("reward/evaluation.json", '{"audit": []}', r"expected audit as an object, found \[\]"),
+        ("reward/evaluation.json", '{"confusion_matrix": [[1, 2], [3, "4"]]}', "2 rows of 2 counts"),
+        ("reward/evaluation.json", '{"confusion_matrix": [[1, 2], [3]]}', "2 rows of 2 counts"),
+        ("reward/evaluation.json", '{"calibration": {"bins": [[1]]}}', r"calibration\.bins as a list of objects"),
+        ("reward/evaluation.json", '{"calibration": {"bins": {"n": 1}}}', r"calibration\.bins as a list of objects"),
+        ("evaluation/evaluation.json", '{"validity": []}', r"expected validity as an object, found \[\]"),
+        ("evaluation/evaluation.json", '{"models": {"base": []}}', r"expected models\.base as an object"),
+        (
+            "evaluation/evaluation.json",
+            '{"gains": {"full": {"interval": [0, "1"]}}}',
+            r"as \[low, high\], found \[0, '1'\]",
+        ),
+        (
+            "evaluation/evaluation.json",
+            '{"gains": {"full": {"interval": [0, 1, 2]}}}',
+            r"gains\.full\.interval as \[low",
+        ),
+        ("ratings/ratings.json", '{"words": {}}', r"ratings\.json: expected words as a list"),
     ],
 )
 def test_a_broken_file_is_named(run_dir: Path, file: str, content: str | bytes, message: str) -> None:
+    (run_dir / file).parent.mkdir(exist_ok=True)
     (run_dir / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as caught:
         build_report(run_dir)

@@ -396,3 +396,77 @@ def test_runs_without_a_difference_are_not_counted_among_those_that_have_one(run
 def test_the_plot_of_the_kl_shows_0_and_the_whole_band() -> None:
     low, high = seed_plots.kl({"full": [[ppo_row(i, 0.05) for i in (1, 2)]]}).axes[0].get_ylim()
     assert (low, high) == pytest.approx((-0.03, 0.13))
+
+
+def test_a_reward_model_that_was_computed_again_is_a_copy(runs: list[Path]) -> None:
+    """What counts are the results after training, and not how long they took."""
+    for i, path in enumerate(runs[:2]):
+        write(path / "reward_gold/run.json", run_json("reward_gold") | {"seed": 1, "id": f"start {i}"})
+        write(path / "reward_gold/evaluation.json", {"before": {"accuracy": 0.4 + i}, "after": {"accuracy": 0.6}})
+        change(path / "reward/run.json", lambda r: r.update(seed=1))
+        times = dict.fromkeys(("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"), i + 0.5)
+        times |= {"perf/x": i, "time/y": i, "eps": i}
+        write(path / "reward/metrics.jsonl", [{"step": 1, "eval_loss": 0.5} | times])
+    found = [read_run(path) for path in runs[:2]]
+    assert seeds.copies(found) == {"study-2": {"reward": "study-1", "reward_gold": "study-1"}}
+    write(runs[1] / "reward_gold/evaluation.json", {"before": {"accuracy": 0.4}, "after": {"accuracy": 0.7}})
+    assert seeds.copies([read_run(path) for path in runs[:2]]) == {"study-2": {"reward": "study-1"}}
+    without = seeds.without_copies(found, {"study-2": {"reward": "study-1"}})
+    assert (without[1].reward, without[1].reward_log) == ({}, [])
+    assert without[0] is found[0]
+
+
+def test_only_results_of_finished_stages_are_kept(runs: list[Path]) -> None:
+    for stage in ("reward", "ppo_lora"):
+        change(runs[0] / stage / "run.json", lambda r: r.update(status="failed"))
+    run = seeds.finished(read_run(runs[0]))
+    assert (run.reward, run.reward_log, list(run.ppo)) == ({}, [], ["full"])
+    assert run.evaluation["gains"]
+    change(runs[0] / "evaluation/run.json", lambda r: r.update(status="failed"))
+    assert seeds.finished(read_run(runs[0])).evaluation == {}
+
+
+def test_settings_and_seeds_that_are_not_there(runs: list[Path]) -> None:
+    change(runs[1] / "reward/run.json", lambda r: r["config"].update(extra={"x": 1}))
+    for path in runs[:2]:
+        change(path / "ppo_full/run.json", lambda r: r.update(seed=None))
+    found = [read_run(path) for path in runs]
+    said = [line for line in seeds.setting_differences(found) if "extra" in line]
+    assert said == ["Reward model, extra.x: not set in study-1 and study-3; 1 in study-2"]
+    assert seeds.same_seeds(found) == []
+
+
+def test_a_t_test_needs_two_values_that_differ() -> None:
+    assert seeds.t_interval([1.0]) is seeds.t_p_value([1.0]) is seeds.t_p_value([1.0, 1.0]) is None
+
+
+def test_each_measure_is_read_from_its_own_place(runs: list[Path]) -> None:
+    def edit(found: Any) -> None:
+        found["models"]["lora"].update(mean_reward=9.0, eos_rate=0.25)
+        found["validity"] = {"full": {"gold": {"gain": 7.0}}}
+
+    change(runs[0] / "evaluation/evaluation.json", edit)
+    run = read_run(runs[0])
+    assert seeds.measure(run, "gold_gain", "full") == 7
+    assert seeds.measure(run, "gold_gain", "lora") is None
+    assert (seeds.measure(run, "mean_reward", "lora"), seeds.measure(run, "eos_rate", "lora")) == (9, 0.25)
+    assert seeds.measure(run, "kl_per_token", "base") is None
+    by_name = {row.name: row.values for row in seeds.differences([run])}
+    assert by_name["EOS rate (share)"] == [0.25 - 0.9]
+    assert by_name["Gain in mean reward"] == [0.5]
+    assert "Gain by the second reward model" not in by_name
+
+
+def test_learning_curves_and_gains_of_several_runs() -> None:
+    logs = [[{"step": i, "eval_loss": x / i, "eval_accuracy": x / 8} for i in (1, 2)] for x in (1.0, 3.0)]
+    for key, unit, mean in (("loss", "validation pair", [2, 1]), ("accuracy", "validation pairs", [0.25, 0.25])):
+        figure = seed_plots.learning(logs, key)
+        assert figure.texts[1].get_text().endswith(unit)
+        assert lines(figure)["validation, mean"] == ([1, 2], mean)
+    full, lora = (seeds.summary_of("", "signed", values) for values in ([1.0, 2.0], [1.0, 1.0]))
+    assert full
+    assert lora
+    shown = lines(seed_plots.gains(["a", "b"], {"full": full, "lora": lora}))
+    assert (shown["_full mean"], shown["_lora mean"]) == (([1.5], [2]), ([1], [2.16]))
+    assert "_lora interval" not in shown  # equal values
+    assert shown["_place"][0] == [0, 0]

@@ -147,3 +147,63 @@ def test_right_and_wrong_of_each_place(run):
         ["the first is better", "10", "6", "4", "0.750", "0.600", "0.500"],
         ["the second is better", "20", "18", "2", "0.250", "0.125", "0.400"],
     ]
+
+
+def test_groups_of_a_reward_model_that_was_not_evaluated_as_a_whole(run):
+    row = {"n": 5, "accuracy": 0.5, "interval": [0.25, 0.75]}
+    audit = {"groups": {"subset": {"a": row, "b": row}}, "baselines": {"longer": row}}
+    found = tables.reward_groups(replace(run, reward={"audit": audit}))
+    assert [name for name, _ in found] == ["subset: a", "subset: b", "rule: longer"]
+    assert tables.reward_groups(replace(run, reward={"after": {"accuracy": 0.5}})) == []
+    leaked = tables.reward_audit(replace(run, reward={"audit": {"leaked": {"opening": 3, "chosen_response": 4}}}))
+    assert (
+        "opening with a training pair: 3; whose chosen response is among the training responses: 4." in leaked[1].note
+    )
+
+
+def test_counts_that_are_no_counts_are_left_out(run):
+    stages = {"reward": {"data": {"pairs": 7, "more": {"rows": 0, "kept": 3}}}}
+    assert tables.data(replace(run, stages=stages)).rows == [["Reward model", "more", "kept", "3", "–"]]
+
+
+def test_the_last_row_of_each_policy_and_the_first_six(run):
+    def row(step, **more):
+        return {"step": step, "objective/kl": step / 2} | more
+
+    ppo = {"full": [row(i) for i in range(9)], "lora": [row(3), row(4, **{"time/rollout": 1.5, "time/update": 2.5})]}
+    found = replace(run, ppo=ppo)
+    table = tables.ppo_last(found)
+    rows = {line[0]: line[2:] for line in table.rows}
+    assert rows["step"] == ["8", "4"]
+    assert rows["objective/kl"] == ["4.000", "2.000"]
+    assert rows["time/update"] == ["–", "2.500"]
+    assert table.columns[2:] == ["full", "LoRA"]
+    assert [line[0] for line in tables.ppo_first(found, "full").rows] == list("012345")
+    assert tables.ppo_first(found, "lora").caption == "First PPO steps, LoRA"
+
+
+def test_the_state_of_every_stage(run):
+    done = {"status": "done", "started": "2031-05-01T10:00:00+00:00", "seconds": 65, "world_size": 2, "device": "cuda"}
+    stages = {"reward": done | {"seed": 0, "command": "/a/b/python x"}, "ppo_full": {"status": "running"}}
+    table = tables.stages(replace(run, stages=stages))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["Reward model"] == ["done", "2031-05-01 10:00:00 UTC", "1 min 05 s", "0", "2 × cuda"]
+    assert rows["PPO, full"] == ["running", "–", "–", "–", "– × –"]
+    assert rows["Evaluation"] == ["not run", *["–"] * 4]
+    assert tables.commands(replace(run, stages=stages)).rows == [["Reward model", "…/python x"]]
+    assert tables.stages(run).rows == []
+
+
+def test_settings_stand_beside_one_another_and_only_changed_ones_in_the_first_table(run):
+    stages = {
+        "reward": {"config": {"lr": 1, "lora": {"r": 2}, "names": ["a", "/x/y/b"]}, "changed": ["lora"]},
+        "ppo_full": {"config": {"lr": 3, "kl": None}, "changed": ["lr"]},
+    }
+    found = replace(run, stages=stages)
+    assert tables.settings(found, True).rows == [["lr", "1", "3"], ["lora.r", "2", ""]]
+    assert tables.settings(found, False).rows == [
+        ["lr", "1", "3"],
+        ["lora.r", "2", ""],
+        ["names", "a, …/b", ""],
+        ["kl", "", "None"],
+    ]
