@@ -309,3 +309,8 @@ def test_slurm_is_told_what_the_command_line_says(machine, monkeypatch, tmp_path
     with pytest.raises(SystemExit):
         machine(0, "--executor", "slurm")
     assert "RLHF_VENV" not in told[-1][1]
+
+
+def test_runs_of_seeds_have_a_name_even_if_there_is_one_seed(machine):
+    with pytest.raises(UserError, match=r"^run: give --run a name for these runs, not 'default'$"):
+        machine(8, "--run", "default", "--seeds", "2")

@@ -419,3 +419,11 @@ def test_one_slow_call_after_the_first_does_not_end_the_measurement():
 
     assert module._speed(lambda: work("fp32"), lambda: work("bf16"), lambda: now[0]) == 2.0
     assert made.count("bf16") == module._TRIES + 1
+
+
+def test_an_evaluation_on_the_cpu_of_a_machine_with_a_gpu_measures_the_cpu(gpu, monkeypatch, measured):
+    gpu(type("Device", (), {"is_bf16_supported": staticmethod(lambda including_emulation: True)}))
+    measured(0.5)
+    assert evaluation_precision("auto") == {"taken": "bf16", "why": "this device has bf16"}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert evaluation_precision("auto") == {"taken": "fp32", "why": "bf16 measured: 0.5 times as fast"}
