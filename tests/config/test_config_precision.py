@@ -267,6 +267,13 @@ def test_a_flag_comes_before_what_the_run_began_with(tmp_path, measured, flags):
     assert (args.bf16, asked, precision_line(args)) == (False, [], None)
 
 
+def test_fp16_that_is_switched_off_is_not_taken_up_again(tmp_path, measured):
+    asked = measured(9.0)
+    begun(tmp_path, "ppo_full", bf16=False, fp16=True)
+    args = read(tmp_path, "--fp16", "false")
+    assert (precision(args)["taken"], asked) == ("fp32", [])
+
+
 def test_a_broken_run_file_is_one_line(tmp_path, measured):
     measured(1.0)
     begun(tmp_path, "ppo_full")
