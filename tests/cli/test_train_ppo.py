@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from test_model_options import answer, run_folder  # noqa: F401
+from trl import ModelConfig
 
 from rlhf.cli import train_ppo
 from rlhf.cli.train_ppo import assumed_reward, cost, hold_out, main, reward_model
@@ -85,3 +86,63 @@ def test_where_the_time_went_is_said_in_order(monkeypatch):
     monkeypatch.setattr(train_ppo, "peak_memory", lambda device: 2_340_000_000)
     trainer = SimpleNamespace(work=work, accelerator=SimpleNamespace(device="cpu"))
     assert cost(trainer) == "peak 2.3 GB · learn 65 %, sample 30 %, score 5 %"
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """What `build` passes on to the trainer, with names in place of models."""
+
+    def build(names=("base", "judge"), sharded=False, critic="separate", trusted=False, **settings):
+        def loaded(kind):
+            return lambda name, **options: (kind, name, options)
+
+        monkeypatch.setattr(train_ppo, "PPOTrainer", lambda **given: given)
+        monkeypatch.setattr(train_ppo, "is_deepspeed_zero3_enabled", lambda: sharded)
+        for kind in ("load_causal_lm", "load_reward_model", "saved_tokenizer"):
+            monkeypatch.setattr(train_ppo, kind, loaded(kind.split("_")[1]))
+        args = SimpleNamespace(critic=critic, trust_remote_code=trusted)
+        prompts = [TextPrompt(f"p{i}", f"tree {i}", f"text {i}") for i in range(3)]
+        model_args = ModelConfig(**settings)
+        return train_ppo.build(args, model_args, names, [len], "tokenizer", prompts[:2], prompts[2:])
+
+    return build
+
+
+def test_the_trainer_gets_each_model_in_its_place(built):
+    given = built(trusted=True, model_revision="v2", dtype="bfloat16")
+    kind, name, options = given["model"]
+    assert (kind, name, options["revision"], options["trust_remote_code"]) == ("causal", "base", "v2", True)
+    assert options["keep_adapter"] is False
+    judge, function = given["reward_model"]
+    assert (judge[:2], function) == (("reward", "judge"), len)
+    assert "revision" not in judge[2]  # it comes from another place
+    assert judge[2]["dtype"] == options["dtype"]
+    assert given["reward_processing_classes"] == ("tokenizer", "judge", {"trust_remote_code": True})
+    assert [row["prompt_id"] for row in given["train_dataset"]] == ["p0", "p1"]
+    assert [row["prompt_id"] for row in given["eval_dataset"]] == ["p2"]
+    assert given["ref_model"] is given["value_model"] is given["peft_config"] is None
+
+
+def test_without_a_reward_model_functions_score_alone(built):
+    given = built(names=("base", None))
+    assert given["reward_model"] == [len]
+    assert given["reward_processing_classes"] is given["value_model"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({}, ("base", "judge")),
+        ({"critic": "shared"}, ("base", None)),
+        ({"names": ("base", None)}, ("base", None)),
+        ({"use_peft": True}, (None, None)),  # the policy without its adapters is the reference
+    ],
+)
+def test_where_weights_are_sharded_as_they_load_each_role_has_its_own(built, options, own):
+    given = built(sharded=True, **options)
+    roles = (given["ref_model"], given["value_model"])
+    assert tuple(role and role[1] for role in roles) == own
+    assert given["model"][2]["keep_adapter"] is options.get("use_peft", False)
+    if own[0]:
+        assert given["ref_model"][0] == "causal"
+        assert "keep_adapter" not in given["ref_model"][2]
