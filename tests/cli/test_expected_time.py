@@ -130,7 +130,8 @@ def test_pairs_without_a_limit_are_cut_at_512_tokens(tmp_path):
 
 
 def test_a_pipeline_of_two_models_counts_each_and_one_on_the_hub_is_not_fetched(prompts, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_counted", lambda name: name)
+    fetched = []
+    monkeypatch.setattr(module, "_counted", lambda name: fetched.append(name) or name)
     monkeypatch.setattr(module, "layer_speed", lambda dtype: 1.0)
     monkeypatch.setattr(module, "OUTSIDE", 0.0)
     monkeypatch.setattr(module, "REST", 0.0)
@@ -139,5 +140,7 @@ def test_a_pipeline_of_two_models_counts_each_and_one_on_the_hub_is_not_fetched(
     (tmp_path / "b").mkdir()
     stages = [(None, prompts, EvaluationConfig(base_model=base)) for base in seconds]
     assert expected_time(stages, RECIPE) == "about 12 min"
+    fetched.clear()
     stages.append((None, prompts, EvaluationConfig(base_model="someone/model")))
     assert expected_time(stages, RECIPE) == ""
+    assert fetched == []
