@@ -1809,6 +1809,90 @@ LINES = [
         "key=lambda item: item[0]",
         "cli/test_train_ppo.py",
     ),
+    Mutant(
+        "cli/compare.py",
+        "next((model for model in models[:-1] if Path(model).exists()), models[-1])",
+        "models[-1]",
+        "cli/test_compare.py",
+    ),
+    Mutant(
+        "cli/compare.py",
+        "if given is None:\n        return",
+        "if given is None or not Path(given).exists():\n        return",
+        "cli/test_compare.py",
+    ),
+    Mutant(
+        "cli/compare.py",
+        "for name in models if name in POLICIES}",
+        "for name in POLICIES if (folder.parent / POLICIES[name]).exists()}",
+        "cli/test_compare.py",
+    ),
+    Mutant(
+        "cli/__main__.py",
+        'COMMANDS[name].module == "pipeline" and not asked_for_help(sys.argv)',
+        'COMMANDS[name].module == "pipeline"',
+        "cli/test_help.py",
+    ),
+    Mutant(
+        "cli/__main__.py",
+        "not any(name in os.environ for name in names)",
+        "not all(name in os.environ for name in names)",
+        "cli/test_help.py",
+    ),
+    Mutant(
+        "cli/__main__.py",
+        "*sys.orig_argv[1:]]",
+        "*sys.argv[1:]]",
+        "cli/test_help.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        "if not screen.is_part():  #",
+        "if True:  #",
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        "if end.code == _MISTAKE:",
+        "if end.code:",
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        'screen.error(f"error: {error}")\n        quiet.discard()',
+        'screen.error(f"error: {error}")',
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        '["..."] * (len(message) > _MESSAGE)',
+        '["..."] * (len(message) >= _MESSAGE)',
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        'if "RANK" in os.environ else ""',
+        'if quiet.rank() > 9 else ""',
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/script.py",
+        "traceback.print_exception(error, file=quiet.copies.err)",
+        "traceback.print_exception(error)",
+        "cli/test_script.py",
+    ),
+    Mutant(
+        "cli/evaluate.py",
+        'if gold else ["", ""]',
+        'if gold else [""]',
+        "cli/test_evaluate.py",
+    ),
+    Mutant(
+        "cli/evaluate.py",
+        "if reward_path is None and not functions:",
+        "if reward_path is None:",
+        "cli/test_evaluate.py",
+    ),
 ]
 
 
