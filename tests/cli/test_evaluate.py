@@ -30,6 +30,7 @@ def test_a_second_reward_model_of_the_same_conversations_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"reward_gold: 2 openings of its training pairs are also in .*reward's; "):
         reward_models(tmp_path, None)
     assert reward_models(tmp_path, "other") == ("other", str(tmp_path / "reward_gold"))  # trained on who knows what
+    assert reward_models(tmp_path, None, ["a:b"]) == (None, str(tmp_path / "reward_gold"))  # the first one scores not
 
 
 def test_the_prompt_that_is_shown_has_the_median_gain():
@@ -66,7 +67,9 @@ def test_both_reward_models_figures_stand_in_the_table_each_under_its_own():
         },
         "validity": {"full": {"gold": {"gain": -0.75, "interval": [-1.5, 0.1]}}, "lora": {}},
     }
-    assert [line.split() for line in gains_table(summary).split("\n")] == [
+    lines = gains_table(summary).split("\n")
+    assert len(set(map(len, lines))) == 1  # the last column is below its head in each
+    assert [line.split() for line in lines] == [
         ["reward", "gain", "[90", "%]", "second", "model", "[90", "%]", "wins", "ended"],
         ["base", "0.25", "100", "%"],
         ["full", "1.50", "+1.25", "[+0.50,", "+2.00]", "-0.75", "[-1.50,", "+0.10]", "80", "%", "75", "%"],

@@ -102,3 +102,45 @@ def test_what_cannot_be_known_ends_nothing(prompts, capsys, tmp_path):
     assert capsys.readouterr().err == ""
     assert asked(str(tmp_path / "none")) == ""
     assert "UserError" in capsys.readouterr().err  # of the stage's log
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "looks"),
+    [
+        ({"max_steps": 3}, 3, 1 + 1),
+        ({"max_steps": 3, "eval_strategy": "epoch"}, 3, 1 + 2),  # an epoch has 2 steps
+        ({"eval_steps": None, "logging_steps": 2}, 4, 1 + 2),
+        ({"eval_steps": 1}, 4, 1 + 4),
+        ({"eval_steps": 0.5}, 4, 1),  # a share is not counted
+        ({"num_train_epochs": 0.5}, 1, 1 + 1),
+    ],
+)
+def test_how_often_a_reward_model_trains_and_is_looked_at(tmp_path, changes, steps, looks):
+    given = {"max_length": 5, "max_steps": -1, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 3}
+    args = SimpleNamespace(**given | {"logging_steps": 1} | BATCH | changes)
+    assert _flops(pairs(tmp_path), args, MODEL, RECIPE) == 200 * 7 * (3 * steps * 4 + 3 * looks + 2 * 2)
+
+
+def test_pairs_without_a_limit_are_cut_at_512_tokens(tmp_path):
+    data = pairs(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": "x" * 4000, "rejected": "x" * 8}) + "\n")
+    args = SimpleNamespace(max_length=None, max_steps=1, eval_strategy="no", eval_steps=1, logging_steps=1, **BATCH)
+    args.num_train_epochs = 1
+    assert _flops(data, args, MODEL, RECIPE) == 200 * (512 + 2) * (3 * 4 + 3 + 2 * 2)
+
+
+def test_a_pipeline_of_two_models_counts_each_and_one_on_the_hub_is_not_fetched(prompts, monkeypatch, tmp_path):
+    fetched = []
+    monkeypatch.setattr(module, "_counted", lambda name: fetched.append(name) or name)
+    monkeypatch.setattr(module, "layer_speed", lambda dtype: 1.0)
+    monkeypatch.setattr(module, "OUTSIDE", 0.0)
+    monkeypatch.setattr(module, "REST", 0.0)
+    seconds = {str(tmp_path): 120.0, str(tmp_path / "b"): 600.0}
+    monkeypatch.setattr(module, "_flops", lambda data, args, model, recipe: seconds[model])
+    (tmp_path / "b").mkdir()
+    stages = [(None, prompts, EvaluationConfig(base_model=base)) for base in seconds]
+    assert expected_time(stages, RECIPE) == "about 12 min"
+    fetched.clear()
+    stages.append((None, prompts, EvaluationConfig(base_model="someone/model")))
+    assert expected_time(stages, RECIPE) == ""
+    assert fetched == []

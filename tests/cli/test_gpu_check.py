@@ -87,6 +87,11 @@ def test_tests_have_a_verdict_a_file():
     assert read_tests(XML.replace("failure", "skipped").replace("error", "skipped"))["verdict"] == "ok"
     with pytest.raises(ItemError, match="no test"):
         read_tests("<testsuites/>")
+    none = XML.replace("</testsuite>", "").replace("</testsuites>", "").splitlines()[3]
+    only = f"<a>{none}{none.replace('on a GPU only', 'two GPUs')}{none}</a>"
+    found = read_tests(only)
+    assert (found["verdict"], found["says"]) == ("left out", "0 passed, 0 failed, 3 skipped")
+    assert found["parts"]["engines"]["skipped"] == {"on a GPU only": 2, "two GPUs": 1}
 
 
 def result(learn, **changes):
@@ -178,3 +183,21 @@ def test_a_gpu_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="device: PyTorch sees no GPU"):
         gpu_check.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_at_the_limit_is_not_slow_and_the_largest_memory_counts(monkeypatch):
+    peaks = iter([3 * 2**30, 2**30])
+    monkeypatch.setattr(gpu_check, "run_side", lambda *given: result(2.0, memory_peak=next(peaks)))
+    steps = Steps({"shape": "tiny"}, None, slower=3.0)
+    assert steps.pair(60)["verdict"] == "ok"  # 3 s at a floor of 1 s
+    found = steps.pair(60)
+    assert found["memory (GiB)"] == {"rlhf": 3.0}
+    assert found["without TRL"] == "TRL 1.12 is not here"
+    assert found["response tokens"] == {"rlhf": [[5, 6], [5, 6]]}
+    assert found["seconds"] == {"rlhf": {"generate": 1.0, "learn": 2.0}, "floor": {"generate": 0.5, "learn": 0.5}}
+
+
+def test_times_of_the_two_sides_are_compared_the_right_way_round(monkeypatch):
+    monkeypatch.setattr(gpu_check, "run_side", lambda name, *given: result({"rlhf": 1.0, "trl": 4.0}[name]))
+    found = Steps({"shape": "tiny"}, Path("trl"), slower=3.0).pair(60)
+    assert found["says"] == "2.00 s per step, 2.0 x the floor of 1 s; TRL 1.12 5.00 s, 2.50 times as long"

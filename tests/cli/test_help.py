@@ -1,6 +1,7 @@
 """The command `rlhf`: its help, how soon it comes, and what it says to a slip of the pen."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -226,3 +227,74 @@ def test_a_field_that_has_no_effect_is_not_offered():
     assert kind.WITHOUT_EFFECT
     names = {field.name for field in fields(kind)} | {field.name for field in fields(config.ModelConfig)}
     assert names >= kind.WITHOUT_EFFECT
+
+
+def called(monkeypatch, *argv):
+    monkeypatch.setattr("sys.argv", ["rlhf", *argv])
+    command.main()
+
+
+@pytest.mark.parametrize("argv", [(), ("-h",), ("--help",)])
+def test_without_a_command_all_are_listed(monkeypatch, capsys, argv):
+    called(monkeypatch, *argv)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "usage: rlhf COMMAND [--field value ...]"
+    assert [line.split()[0] for line in said[2 : 2 + len(COMMANDS)]] == list(COMMANDS)
+    assert said[-1].startswith("rlhf COMMAND --help lists ")
+
+
+def test_a_command_gets_the_rest_of_the_line_and_only_a_pipeline_begins_anew(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: ran.append("memory"))
+    monkeypatch.setattr(command, "run", lambda name: ran.append([name, *sys.argv]))
+    called(monkeypatch, "ppo", "--run", "x")
+    called(monkeypatch, "pipeline", "--run", "x")
+    called(monkeypatch, "pipeline", "--help")
+    assert ran == [
+        ["ppo", "rlhf ppo", "--run", "x"],
+        "memory",
+        ["pipeline", "rlhf pipeline", "--run", "x"],
+        ["pipeline", "rlhf pipeline", "--help"],
+    ]
+    called(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"{rlhf.__version__}\n"
+    with pytest.raises(SystemExit) as ended:
+        called(monkeypatch, "pipline")
+    assert ended.value.code == 2
+    words = "found 'pipline'; did you mean 'pipeline'?\n"
+    assert capsys.readouterr().err == f"error: rlhf: expected a command, one of {', '.join(COMMANDS)}, {words}"
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "again"),
+    [
+        ("linux", (), True),
+        ("linux", ("MALLOC_TRIM_THRESHOLD_",), False),  # the second start, or the user's own
+        ("linux", ("MALLOC_MMAP_THRESHOLD_",), False),
+        ("darwin", (), False),
+    ],
+)
+def test_freed_memory_is_kept_from_the_second_start_on(monkeypatch, platform, given, again):
+    started = []
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.setenv(name, "1")
+        if name not in given:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-P", "rlhf", "pipeline"])
+    monkeypatch.setattr("os.execv", lambda *given: started.append((*given, dict(os.environ))))
+    command.keep_freed_memory()
+    assert bool(started) is again
+    if again:
+        ((program, argv, environment),) = started
+        assert (program, argv) == (sys.executable, [sys.executable, "-P", "rlhf", "pipeline"])
+        assert environment["MALLOC_TRIM_THRESHOLD_"] == environment["MALLOC_MMAP_THRESHOLD_"] == "4294967296"
+
+
+def test_a_mistake_is_told_before_anything_slow_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rlhf compare", "--prmpt", "x"])
+    monkeypatch.setattr(command, "import_module", None)
+    with pytest.raises(SystemExit) as ended:
+        command.run("compare")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: command line: unknown field '--prmpt'; did you mean '--prompt'?\n"

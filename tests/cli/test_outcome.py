@@ -1,11 +1,18 @@
 """The last lines of a pipeline: each policy's own figures, and what to open."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from rlhf.cli.outcome import show_outcome
+from rlhf import __version__
+from rlhf.cli import outcome, stage_head
+from rlhf.cli.outcome import show_header, show_outcome
 from rlhf.config import RunConfig
+from rlhf.console import quiet, screen
 
 
 def write(path, record):
@@ -66,3 +73,60 @@ def test_without_an_evaluation_there_is_nothing_to_compare(tmp_path, monkeypatch
     assert "Report" in said
     assert "compare" not in said
     assert "gain" not in said
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "kind", "precision", "on"),
+    [
+        (1, 1, "cpu", None, ["1 CPU thread"]),
+        (4, 1, "cpu", "fp32", ["4 CPU threads", "fp32"]),
+        (4, 2, "cpu", "fp32", ["2 processes, each on 4 CPU threads", "fp32"]),
+        (4, 1, "meta", "bf16", ["a meta", "bf16"]),
+        (4, 8, "meta", None, ["8 processes, each on a meta"]),
+    ],
+)
+def test_a_stage_that_runs_alone_says_what_it_runs_on(monkeypatch, capsys, threads, processes, kind, precision, on):
+    shown = []
+    monkeypatch.setattr(stage_head, "show_header", lambda *given: shown.append(given))
+    monkeypatch.setattr(stage_head, "device_name", lambda device: f"a {device}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.delenv(screen.STAGE, raising=False)
+    stage_head.show_stage("PPO", "3 steps", torch.device(kind), precision, Path("runs/study"))
+    assert shown == [("study", on, Path("runs/study"))]
+    monkeypatch.setenv(screen.STAGE, "3/5")  # whose pipeline has printed it
+    stage_head.show_stage("PPO", "3 steps", torch.device(kind), precision, Path("runs/study"))
+    assert len(shown) == 1
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["PPO", "3", "steps"],
+        ["[3/5]", "PPO", "3", "steps"],
+    ]
+
+
+def test_the_header_says_what_and_where_and_how_long(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLHF_SHELL_CWD", raising=False)
+    sizes = {"SC_PHYS_PAGES": 4_000_000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    show_header("demo", ["2 CPU threads", "bf16"], tmp_path / "runs" / "x", "about 3 min")
+    line = f"rlhf {__version__}  demo on 2 CPU threads, bf16, 16 GB   about 3 min   logs: runs/x/logs"
+    assert capsys.readouterr().out == f"{line}\n\n"
+    monkeypatch.setattr(quiet, "is_dropped", lambda: True)
+    show_header("demo", [], tmp_path / "runs" / "x")
+    assert capsys.readouterr().out == f"rlhf {__version__}  demo on 16 GB\n\n"
+
+
+def test_a_program_is_called_by_its_name_where_the_shell_finds_it(monkeypatch, tmp_path):
+    ours, theirs = tmp_path / "venv" / "bin", tmp_path / "bin"
+    for folder in (ours, theirs):
+        folder.mkdir(parents=True)
+        (folder / "rlhf").write_text("")
+        (folder / "rlhf").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLHF_SHELL_CWD", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    for path, called in ((ours, "rlhf"), (theirs, "venv/bin/rlhf"), (tmp_path, "venv/bin/rlhf")):
+        monkeypatch.setenv("RLHF_SHELL_PATH", str(path))
+        assert outcome._command("rlhf") == called
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "none"))
+    assert outcome._command("rlhf") == "rlhf"

@@ -1,9 +1,11 @@
 """Flags and recipes as settings, beside transformers' own parser of dataclasses."""
 
+import re
+
 import pytest
 from transformers import HfArgumentParser
 
-from rlhf.cli.parsing import parse
+from rlhf.cli.parsing import parse, read_asked, read_recipe
 from rlhf.config import (
     EvaluationConfig,
     ModelConfig,
@@ -12,6 +14,7 @@ from rlhf.config import (
     PromptConfig,
     ReportConfig,
     RewardStageConfig,
+    StageRunConfig,
 )
 from rlhf.errors import UserError
 
@@ -90,3 +93,49 @@ def test_lists_take_all_up_to_the_next_flag():
 def test_a_second_value_is_not_dropped():
     with pytest.raises(UserError, match="unknown field 'b'; --title a takes one value"):
         parse([ReportConfig], ["--title", "a", "b"])
+
+
+def test_starting_over_is_a_flag_alone(tmp_path):
+    """A recipe that said it would run a stage again for ever."""
+    (tmp_path / "r.yaml").write_text("redo: yes\n")
+    recipe = ["--config", str(tmp_path / "r.yaml")]
+    assert read_asked([StageRunConfig], recipe).redo is False
+    assert read_asked([StageRunConfig], [*recipe, "--redo"]).redo is True
+    assert read_asked([StageRunConfig], [*recipe, "--redo", "no"]).redo is False
+
+
+def test_the_largest_numbers_and_the_largest_recipe(tmp_path):
+    for text in ("1000000000000", "-1000000000000"):
+        assert parse([PreferenceConfig], ["--split_seed", text])[0].split_seed == int(text)
+    for text in ("1000000000001", "-1000000000001"):
+        with pytest.raises(UserError, match=r"^--split_seed: expected a number between ±1e\+12, found"):
+            parse([PreferenceConfig], ["--split_seed", text])
+    recipe = tmp_path / "r.yaml"
+    recipe.write_bytes(b"gold: yes #".ljust(1 << 20))
+    assert read_recipe(recipe) == {"gold": True}
+    recipe.write_bytes(b"gold: yes #".ljust((1 << 20) + 1))
+    with pytest.raises(UserError, match="expected at most 1,048,576 bytes; the file is larger"):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("title: [a]", "field 'title': expected one value, found ['a']"),
+        ("runs: []", "field 'runs': expected values, found []"),
+        ("runs: [[a]]", "field 'runs': expected plain values, found [['a']]"),
+        ("runs: {a: [b]}", "field 'runs': expected plain values, found {'a': ['b']}"),
+        ("runs: !!set {a}", "field 'runs': expected plain values, found {'a'}"),
+    ],
+)
+def test_lists_in_recipes_are_of_plain_values_where_a_field_takes_several(tmp_path, line, words):
+    (tmp_path / "r.yaml").write_text(line + "\n")
+    with pytest.raises(UserError, match=re.escape(words) + "$"):
+        parse([ReportConfig], ["--config", str(tmp_path / "r.yaml")])
+    (tmp_path / "r.yaml").write_text("runs: [a, b]\n")
+    assert parse([ReportConfig], ["--config", str(tmp_path / "r.yaml")])[0].runs == ["a", "b"]
+
+
+def test_no_before_a_switch_takes_no_value():
+    with pytest.raises(UserError, match="unknown field '--no_gold'"):
+        parse([PreferenceConfig], ["--no_gold", "yes"])

@@ -51,6 +51,8 @@ def test_from_responses_to_ratings(run_dir, rate):
     key = json.loads((ratings / "key.json").read_text())
     assert len(key["items"]) == (4 + 2) * 3
     assert key["sheet_id"] in (ratings / "sheet.html").read_text()
+    assert (ratings / "key.json").stat().st_mode & 0o077 == 0  # which raters must not see
+    assert (ratings / "sheet.html").stat().st_mode & 0o044
 
     code, _, error = rate("sheet")  # another key would orphan the sheets that are out
     assert code == 2
@@ -74,6 +76,27 @@ def test_from_responses_to_ratings(run_dir, rate):
     assert found["raters"] == ["Ann", "Bob"]
     assert found["models"]["base"]["overall"]["mean"] == 3.5
     assert "no difference between full and base" in output
+
+
+def test_what_is_asked_for_reaches_the_analysis(run_dir, rate, monkeypatch):
+    before = os.umask(0o022)
+    try:
+        assert rate("sheet", "--rating_repeats", "1")[0] == 0
+        assert os.umask(0o022) == 0o022  # files that come after the key may be read
+    finally:
+        os.umask(before)
+    key = json.loads((run_dir / "r" / "ratings" / "key.json").read_text())
+    assert len(key["items"]) == (4 + 1) * 3
+    asked = []
+
+    def analyse(key, sheets, *given):
+        asked.append(given)
+        return {"raters": ["Eve"], "incomplete": ["Ann", "Bob"], "words": ["a", "b"]}
+
+    monkeypatch.setattr("rlhf.cli.rate.analyse", analyse)
+    code, said, _ = rate("import", "--rating_confidence", "0.5", "--rating_seed", "7")
+    assert (code, said) == (0, "complete sheets: 1, incomplete: Ann, Bob\na\nb\n")
+    assert asked == [(["base", "full", "lora"], 0.5, 7)]
 
 
 def test_serve_until_it_is_stopped(run_dir, rate):

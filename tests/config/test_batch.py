@@ -105,6 +105,21 @@ def test_what_was_derived_can_be_read_again(processes):
     assert (args.local_batch_size, args.batch_size) == (16, 64)
 
 
+def test_sizes_of_a_rank_and_of_all(processes):
+    processes(4)
+    args = config(PPOConfig, per_device_train_batch_size=2, gradient_accumulation_steps=3, num_mini_batches=3)
+    assert (args.local_batch_size, args.local_mini_batch_size) == (6, 2)
+    assert (args.batch_size, args.mini_batch_size, args.micro_batch_size) == (24, 8, 8)
+
+
+def test_the_kl_horizon_is_longer_than_a_fifth_of_all_ranks_samples(processes):
+    processes(4)
+    given = {"per_device_train_batch_size": 5, "kl_target": 0.1}
+    with pytest.raises(UserError, match=r"^kl_horizon: expected more than 0\.2 x 20 samples per step = 4, found 4$"):
+        config(PPOConfig, kl_horizon=4.0, **given)
+    assert config(PPOConfig, kl_horizon=4.1, **given).kl_horizon == 4.1
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_states_the_global_batch_and_no_accumulation(path: Path):
     recipe = read_recipe(path)

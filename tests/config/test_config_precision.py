@@ -267,6 +267,13 @@ def test_a_flag_comes_before_what_the_run_began_with(tmp_path, measured, flags):
     assert (args.bf16, asked, precision_line(args)) == (False, [], None)
 
 
+def test_fp16_that_is_switched_off_is_not_taken_up_again(tmp_path, measured):
+    asked = measured(9.0)
+    begun(tmp_path, "ppo_full", bf16=False, fp16=True)
+    args = read(tmp_path, "--fp16", "false")
+    assert (precision(args)["taken"], asked) == ("fp32", [])
+
+
 def test_a_broken_run_file_is_one_line(tmp_path, measured):
     measured(1.0)
     begun(tmp_path, "ppo_full")
@@ -362,3 +369,68 @@ def test_an_evaluation_measures_only_where_it_may_choose(measured, monkeypatch, 
     measurements = measured(speed)
     assert evaluation_precision(asked) == found
     assert measurements == ([speed] if asked == "auto" else [])
+
+
+@pytest.mark.parametrize(("word", "taken"), [("bf16", "bf16"), ("no", "fp32"), ("fp16", "fp32")])
+def test_an_evaluation_that_may_choose_asks_the_launcher_first(measured, launched, word, taken):
+    asked = measured(9.0)
+    launched(word)
+    assert evaluation_precision("auto") == {"taken": taken, "why": f"accelerate launch: {word}"}
+    assert evaluation_precision("fp32") == {"taken": "fp32", "why": None}
+    assert asked == []
+
+
+def test_a_launcher_that_asks_for_what_the_device_lacks_is_one_line(gpu, launched):
+    gpu()
+    launched("bf16")
+    args = TrainingArguments(output_dir="unused", use_cpu=True)
+    args.use_cpu, args.bf16 = False, None
+    words = "^mixed_precision: accelerate launch asks for bf16, and this device has no bf16; use fp16 or no$"
+    with pytest.raises(UserError, match=words):
+        choose_hardware(args)
+    launched("fp16")
+    choose_hardware(args)
+    assert (args.bf16, args.fp16) == (False, True)
+    launched("bf16")
+    args.use_cpu, args.bf16, args.fp16 = True, None, False  # the CPU can do it, however slowly
+    choose_hardware(args)
+    assert args.bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("there", "line"), [(False, "fp32 (this device has no bf16)"), (True, "bf16 (this device has bf16)")]
+)
+def test_of_a_device_its_hardware_is_the_reason(gpu, there, line):
+    gpu(type("Device", (), {"is_bf16_supported": staticmethod(lambda including_emulation: there)}))
+    args = TrainingArguments(output_dir="unused", use_cpu=True)
+    args.use_cpu, args.bf16 = False, None
+    choose_hardware(args)
+    assert precision_line(args) == line
+
+
+@pytest.mark.parametrize("kind", [PPOConfig, RewardStageConfig])
+def test_recomputation_is_asked_for_by_either_name(kind):
+    assert config(kind, bf16=False, gradient_checkpointing=True).activation_checkpointing is True
+    assert config(kind, bf16=False, gradient_checkpointing=False).activation_checkpointing is False
+    both = config(kind, bf16=False, gradient_checkpointing=True, activation_checkpointing=False)
+    assert both.activation_checkpointing is False
+
+
+def test_one_slow_call_after_the_first_does_not_end_the_measurement():
+    now, made = [0.0], []
+    seconds = {"fp32": itertools.repeat(0.01), "bf16": iter([0.02, 1.0, *[0.005] * 9])}
+
+    def work(name):
+        made.append(name)
+        now[0] += next(seconds[name])
+
+    assert module._speed(lambda: work("fp32"), lambda: work("bf16"), lambda: now[0]) == 2.0
+    assert made.count("bf16") == module._TRIES + 1
+
+
+def test_an_evaluation_on_the_cpu_of_a_machine_with_a_gpu_measures_the_cpu(gpu, monkeypatch, measured):
+    gpu(type("Device", (), {"is_bf16_supported": staticmethod(lambda including_emulation: True)}))
+    measured(0.5)
+    assert evaluation_precision("auto") == {"taken": "bf16", "why": "this device has bf16"}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert evaluation_precision("auto") == {"taken": "fp32", "why": "bf16 measured: 0.5 times as fast"}

@@ -6,10 +6,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+import torch
+from torch.optim import SGD
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
-from rlhf.config import PPOConfig, PPOStageConfig
+from rlhf.config import PPOConfig, PPOStageConfig, trackers
+from rlhf.config.schedule import make_schedule
 from rlhf.config.training_args import HONOURED, INERT
 from rlhf.errors import UserError
 
@@ -120,6 +123,11 @@ def config(**options):
         ({"lr_scheduler_type": "constant", "warmup_steps": 3}, "warmup_steps: expected 0 .*constant_with_warmup"),
         ({"learning_rate": -1.0}, "learning_rate: expected 0 or more"),
         ({"save_on_each_node": True}, "save_on_each_node: expected False"),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"num_cycles": 2}},
+            "lr_scheduler_kwargs: expected none with lr_scheduler_type constant_with_warmup",
+        ),
+        ({"report_to": "nnone"}, r"found 'nnone'; did you mean 'none'\?"),
     ],
 )
 def test_what_would_fail_or_be_dropped_later_is_one_line_at_the_start(options, words, monkeypatch):
@@ -133,8 +141,22 @@ def test_report_to_names_trackers_that_are_there(monkeypatch):
     monkeypatch.setattr("rlhf.config.trackers.get_available_trackers", lambda: ["tensorboard", "trackio"])
     for asked, found in (("all", ["tensorboard", "trackio"]), ("none", []), (None, []), ("trackio", ["trackio"])):
         assert config(report_to=asked).report_to == found
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "mine", object)  # that the user has registered
+    assert config(report_to=["mine", "tensorboard"]).report_to == ["mine", "tensorboard"]
 
 
 def test_options_of_the_schedule_are_kept():
     args = config(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs='{"min_lr_rate": 0.1}')
     assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
+@pytest.mark.parametrize("warmup", [2, 0.5])  # steps, or their share
+def test_the_learning_rate_rises_over_the_warmup_steps(warmup):
+    args = config(lr_scheduler_type="constant_with_warmup", warmup_steps=warmup, learning_rate=1.0)
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    schedule, found = make_schedule(args, optimizer, 4), []
+    for _ in range(4):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert found == [0.0, 0.5, 1.0, 1.0]

@@ -155,6 +155,8 @@ def test_mini_batches_divide_the_rollout_of_a_rank_as_in_trl():
         ({"metric_for_best_model": "scores"}, "metric_for_best_model: set eval_strategy"),
         ({"metric_for_best_model": "eval_kl", "eval_strategy": "epoch"}, "greater_is_better: expected true or false"),
         ({"ds3_gather_for_generation": False}, "ds3_gather_for_generation: expected True"),
+        ({"hub_strategy": "checkpoint"}, "hub_strategy: expected end or every_save, found checkpoint"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end: .*, found no and no"),
     ],
 )
 def test_impossible_values_are_refused(options, words):
@@ -176,3 +178,45 @@ def test_without_eval_steps_evaluations_come_as_often_as_rows_are_logged(steps, 
         return
     with pytest.raises(UserError, match="save_steps: expected a multiple of eval_steps 3 "):
         config(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 2.5},  # vLLM's limit holds for vLLM alone
+        {"use_vllm": True, "temperature": 2.0},
+        {"use_vllm": True, "temperature": 0.01},
+        {"vllm_server_base_url": "https://gpu7:8000"},
+        {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3},
+        {"metric_for_best_model": "eval_rewards/mean", "eval_strategy": "steps"},
+        {"metric_for_best_model": "eval_reward", "eval_strategy": "steps"},
+    ],
+)
+def test_what_is_possible_is_allowed(options):
+    found = config(**options)
+    assert found.greater_is_better is (
+        True if "metric_for_best_model" in options or found.load_best_model_at_end else None
+    )
+
+
+def test_whether_greater_is_better_is_the_users_word_before_the_metrics_name():
+    args = config(metric_for_best_model="eval_scores", eval_strategy="steps", greater_is_better=False)
+    assert args.greater_is_better is False
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"do_predict": True}, "do_predict"),
+        ({"do_predict": True, "eval_strategy": "steps"}, "do_predict"),
+        ({"do_eval": True}, "do_eval"),
+        ({"do_eval": True, "eval_strategy": "steps"}, None),
+    ],
+)
+def test_a_stage_evaluates_by_its_strategy_alone(options, words):
+    options |= {"output_dir": "unused", "use_cpu": True, "bf16": False}
+    if words is None:
+        assert PPOStageConfig(**options).do_eval
+        return
+    with pytest.raises(UserError, match=f"^{words}: expected false, found true: use eval_strategy$"):
+        PPOStageConfig(**options)

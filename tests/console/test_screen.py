@@ -189,3 +189,41 @@ def test_outside_a_command_nothing_is_redirected(tmp_path):
     quiet.log_to(tmp_path / "logs", "x")
     assert quiet.copies is None
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_title_that_reaches_the_facts_pushes_them_on(monkeypatch, capsys):
+    monkeypatch.delenv(screen.STAGE, raising=False)
+    screen.stage("x" * 33, "facts")
+    screen.stage("x" * 34, "facts")
+    monkeypatch.setenv(screen.STAGE, "2/5")
+    screen.stage("Reward model", "facts")
+    assert capsys.readouterr().out.splitlines() == [
+        "x" * 33 + " facts",
+        "x" * 34 + "  facts",
+        "[2/5] Reward model" + 16 * " " + "facts",
+    ]
+
+
+def test_the_seconds_of_a_stage_end_in_one_column(monkeypatch, capsys):
+    monkeypatch.setattr(screen, "_began", 100.0)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: 175.0)
+    for width in (70, 73, 74):  # 6 blanks before it, and 4 characters of 1:15
+        screen.ended("x" * width)
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [84, 84, 6 + 74 + 3 + 4]
+
+
+def test_a_bar_goes_before_an_error_is_shown(monkeypatch, capsys):
+    gone = []
+    monkeypatch.setattr(screen, "on_error", [lambda: gone.append("first"), lambda: gone.append("last")])
+    screen.error("error: x")
+    assert gone == ["last", "first"]
+    screen.error("error: y")
+    assert len(gone) == 2
+    assert capsys.readouterr().err == "error: x\nerror: y\n"
+
+
+def test_long_lines_go_on_below_their_beginning():
+    assert screen._wrapped("    one two three", 12) == ["    one two", "      three"]
+    assert screen._wrapped("a " + "x" * 20, 12) == ["a", "  " + "x" * 20]  # a path stays whole
+    assert screen._wrapped("well-known fact", 8) == ["well-known", "  fact"]
+    assert screen._wrapped("", 12) == [""]

@@ -228,6 +228,12 @@ def test_a_folder_of_data_is_all_its_files(tmp_path):
     assert data_digest(str(tmp_path)) == found
     (tmp_path / "a" / "y.txt").write_text("1")
     assert data_digest(str(tmp_path)) != found
+    found = data_digest(str(tmp_path))
+    (tmp_path / "a" / "y.txt").write_text("2")  # as long as it was
+    assert data_digest(str(tmp_path)) != found
+    (tmp_path / "a" / "y.txt").write_text("1")
+    (tmp_path / "a").rename(tmp_path / "b")  # a folder's name may be that of a split
+    assert data_digest(str(tmp_path)) != found
     assert data_digest("someone/hub-set") is None
     assert data_digest("demo:preferences.jsonl") is not None
     assert data_digest("none.jsonl") is None
@@ -486,7 +492,10 @@ def test_a_model_on_the_hub_or_in_one_file(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     first = basis.model_digest(str(tmp_path / "a.gguf"))
     (tmp_path / "a.gguf").write_bytes(b"gguf")
-    assert first != basis.model_digest(str(tmp_path / "a.gguf")) is not None
+    second = basis.model_digest(str(tmp_path / "a.gguf"))
+    assert first != second is not None
+    (tmp_path / "a.gguf").rename(tmp_path / "b.gguf")
+    assert basis.model_digest(str(tmp_path / "b.gguf")) != second  # another name is another quantisation
 
 
 def test_other_weights_are_seen_wherever_in_a_large_file_they_are(tmp_path):

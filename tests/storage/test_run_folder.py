@@ -161,3 +161,26 @@ def test_an_end_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         stage.__exit__(None, None, None)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_other_processes_than_the_job_has_asked_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"RLHF_WORLD_SIZE"):
+        Stage(tmp_path, "reward", {}, seed=0)
+    monkeypatch.setenv("RLHF_WORLD_SIZE", "1")
+    Stage(tmp_path, "reward", {}, seed=0)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "runs").write_text("")
+    stage = Stage(tmp_path / "runs" / "reward", "reward", {}, seed=0)
+    words = f"^run folder {tmp_path / 'runs' / 'reward'}: cannot write: Not a directory$"
+    with pytest.raises(UserError, match=words), stage:
+        pass
+
+
+def test_a_device_that_nobody_uses_is_pointed_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf.storage.run_folder.unused_devices", lambda device: "3 devices are unused")
+    with Stage(tmp_path, "reward", {}, seed=0):
+        pass
+    assert "! 3 devices are unused\n" in capsys.readouterr().out
