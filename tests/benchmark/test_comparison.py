@@ -104,7 +104,7 @@ def result(learn, **changes):
 
 
 RUN = {"shape": "tiny", "work": "ppo_full", "precision": "fp32", "steps": 3}
-MACHINE = {"device": "abacus", "fp32_flops": 2e9, "bf16_flops": 3e9, "bandwidth": 5e9}
+MACHINE = {"device": "abacus", "fp32_flops": 2e9, "bf16_flops": 3e9, "bandwidth": 60e9}
 
 
 def test_seconds_and_rows_of_a_step():
@@ -171,7 +171,7 @@ def test_the_table_by_hand(monkeypatch):
         "  GFLOP needed by the last step: score 2, learn 3,500",
         "  perf/learn/limit 0.25",
         "  perf/learn/padding 3",
-        "  on abacus: matrix products 2 GFLOP/s in fp32, 3 in bf16; memory 5 GB/s",
+        "  on abacus: matrix products 2 GFLOP/s in fp32, 3 in bf16; memory 60 GB/s",
     ]
 
 
