@@ -80,7 +80,8 @@ def dry_run(
         def kept(pairs: int) -> int:
             texts = [side for row in largest[-pairs:] for side in row.values()]
             ids, mask = right_pad(texts, 0)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+            # fp16 takes as many bytes, and not every operator has it on a CPU.
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16 or args.fp16)):
                 return kept_bytes(lambda: column_values(unwrap_peft(model), ids, mask.sum(1)), model)
 
         return by_rows(kept, min(args.per_device_train_batch_size, len(rows)))

@@ -16,10 +16,11 @@ def estimate(tmp_path, monkeypatch):
     monkeypatch.setattr(reward, "verdict", lambda parts, *_: seen.update({part.name: part for part in parts}))
     monkeypatch.setattr(screen, "say", said.append)
 
-    def make(pairs, peft_config=None, **options):
+    def make(pairs, peft_config=None, half="", use_cpu=True, **options):
         args = RewardStageConfig(
             output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, eval_strategy="no", **options
         )
+        args.bf16, args.fp16, args.use_cpu = half == "bf16", half == "fp16", use_cpu  # of a GPU
         rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in pairs]
         reward.dry_run(args, tiny.llama_reward().config, rows, peft_config)
         return dict(seen), "\n".join(map(str, said))
@@ -60,3 +61,31 @@ def test_an_adapter_has_few_gradients_and_the_optimizer_is_the_one_of_the_settin
     full, lora = (estimate([(3, 4)], peft, optim="lion_32bit")[0]["reward"] for peft in (None, adapter))
     assert full.weights == full.gradients == full.optimizer
     assert 0 < lora.gradients == lora.optimizer < lora.weights / 5
+
+
+def test_a_pass_keeps_as_much_in_fp16_as_in_bf16(estimate):
+    """Of so small a model more than in float32: autocast keeps the weights that it has cast, too."""
+    kept = {half: estimate([(90, 95)], half=half)[0]["activations"].learning for half in ("", "bf16", "fp16")}
+    assert kept["fp16"] == kept["bf16"] != kept[""]
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_only_a_cpu_has_its_own_attention(estimate, monkeypatch, use_cpu):
+    asked = []
+    monkeypatch.setattr(reward, "use_cpu_attention", asked.append)
+    estimate([(3, 4)], use_cpu=use_cpu)
+    assert bool(asked) == use_cpu
+
+
+def test_one_step_is_one_step(estimate):
+    assert "5 pairs, 1 steps of 2" in estimate([(3, 4)] * 5, per_device_train_batch_size=2, max_steps=1)[1]
+
+
+def test_the_checks_of_a_start_are_made(estimate, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reward, "check_engine", lambda accelerator: asked.append("engine"))
+    monkeypatch.setattr(reward, "prepare_offload", lambda plugin, optim: asked.append((plugin, str(optim))))
+    monkeypatch.setattr(reward, "check_writable", lambda folder: asked.append(folder.name))
+    estimate([(3, 4)], optim="sgd")
+    assert [asked[0], asked[1][0], asked[1][1].rpartition(".")[2].lower()] == ["engine", None, "sgd"]
+    assert len(asked) == 3
