@@ -37,8 +37,8 @@ def test_prompts_have_their_template_and_at_most_so_many_tokens():
     tokenizer = work.tokenizer_of(TINY)
     assert (len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id) == (512, 510, 511)
     for prompt, length in ((5, 9), (0, None), (300, work.MAX_PROMPT)):
-        found = work.prompts_of(replace(TINY, prompt=prompt), tokenizer, 0)
-        lengths = [min(n + 4, work.MAX_PROMPT) for n in work.prompt_lengths(8, 0)] if length is None else [length] * 8
+        found = work.prompts_of(replace(TINY, prompt=prompt), tokenizer, 3)
+        lengths = [min(n + 4, work.MAX_PROMPT) for n in work.prompt_lengths(8, 3)] if length is None else [length] * 8
         assert [len(row) for row in found] == lengths
         for row in found:
             assert row[:2] == [1, 2]

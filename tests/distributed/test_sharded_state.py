@@ -1,6 +1,5 @@
 """A rank's part of a checkpoint, as one process writes and reads it; launched processes have tests of their own."""
 
-
 import pytest
 import torch
 from accelerate.utils import DistributedType
