@@ -52,7 +52,8 @@ def test_prompts_have_their_template_and_at_most_so_many_tokens():
 def test_a_pair_is_one_prompt_with_two_responses_that_end():
     tokenizer = work.tokenizer_of(TINY)
     lengths, rows = work.prompt_lengths(50, 3), work.pairs_of(TINY, tokenizer, 3, 50)
-    assert rows == work.pairs_of(TINY, tokenizer, 3, 50) != work.pairs_of(TINY, tokenizer, 4, 50)
+    assert rows == work.pairs_of(TINY, tokenizer, 3, 50)
+    assert rows[0]["chosen_ids"][0] != work.pairs_of(TINY, tokenizer, 4, 50)[0]["chosen_ids"][0]
     answers = []
     for n, row in zip(lengths, rows, strict=True):
         chosen, rejected = row["chosen_ids"], row["rejected_ids"]

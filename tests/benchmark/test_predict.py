@@ -171,16 +171,16 @@ def test_lines_of_the_table_by_hand():
     times = {"launch": 1.0, "compute": 0.5, "memory": 0.25, "waiting": 0.125, "predicted": 1.125, "floor": 0.5}
     row = {"kernels": 20, "waits": 4, "captured": False}
     rows = [
-        row | times | {"name": "generate, prompts"},
-        row | times | {"name": "generate, tokens", "captured": True, "kernels": 300, "waits": 3, "memory": 2.0},
+        row | times | {"name": "generate, prompts", "memory": 2.0},
+        row | times | {"name": "generate, tokens", "captured": True, "kernels": 300, "waits": 3},
         row | times | {"name": "learn", "compute": 1.25},
     ]
     found = {"gpu": gpu, "versions": {"torch": "2"}, "works": {"full": rows}}
     lines = predict.prediction_table(found, work.SHAPES["tiny"], "card").splitlines()
-    assert [line.split()[-1] for line in lines[3:6]] == ["launch", "memory", "compute"]
+    assert [line.split()[-1] for line in lines[3:6]] == ["memory", "launch", "compute"]
     assert lines[6].split() == ["a", "step", "340", "11", "3.375", "1.500", "2.2", "x", "the", "floor"]
-    # By a host half as fast again 1.5 + 2 + 1.5, by one twice as fast 0.5 + 2 + 1.25; and three waits.
-    assert lines[7] == ("  20 kernels and 0.20 waits per token; a step 4.12 s at 5 us, 5.38 s at 15 us per launch")
+    # By a host twice as fast 2 + 1 + 1.25, by one half as fast 2 + 1 + 1.5: a graph is replayed by the device.
+    assert lines[7] == ("  20 kernels and 0.20 waits per token; a step 4.62 s at 5 us, 4.88 s at 15 us per launch")
 
 
 def test_the_table_names_what_is_assumed():

@@ -226,6 +226,14 @@ def test_cache_sizes_by_hand():
     assert cache_size(1, 64) == (1, 64)
 
 
+def test_a_window_has_to_hold_the_whole_text():
+    model = tiny.llama()
+    assert static.is_static(model, 99)
+    model.config.sliding_window = 9
+    assert [static.is_static(model, longest) for longest in (9, 10)] == [True, False]
+    assert not static.is_static(tiny.mamba(), 9)
+
+
 def test_what_cannot_be_copied_is_sampled_as_it_is():
     assert not can_copy(add_lora(tiny.llama(), LoraConfig(target_modules=["q_proj"], use_dora=True)))
     two = adapted(tiny.llama)
