@@ -1389,6 +1389,266 @@ LINES = [
     ),
     Mutant("data/hh_rlhf.py", "path.parts[len(local_path(source).parts) :]", "path.parts", "data/test_hh_rlhf.py"),
     Mutant("distributed/offload.py", 'device not in (None, "none")', 'device == "cpu"', "distributed/test_offload.py"),
+    Mutant(
+        "memory_estimate/account.py",
+        "min(p.element_size(), 2 if self.half else 8)",
+        "(2 if self.half else p.element_size())",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py", 'options | {"revision": "main"}', "options", "memory_estimate/test_account.py"
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        'base = adapter_base(path, options.get("revision"))',
+        "base = adapter_base(path)",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        'adapter_base(resolve_model(name), options.get("revision")) is not None',
+        "adapter_base(resolve_model(name)) is not None",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        ".strip().splitlines()[0]",
+        ".strip().splitlines()[-1]",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py", "found a {kinds[0]}", "found a {kinds[-1]}", "memory_estimate/test_account.py"
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "kept[storage.data_ptr()] = storage.nbytes()",
+        "kept[storage.data_ptr()] = tensor.nbytes",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        "float(line.split()[1]) * 1024",
+        "float(line.split()[1]) * 1000",
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py",
+        'if line.startswith("VmRSS")',
+        'if line.startswith("VmSize")',
+        "memory_estimate/test_account.py",
+    ),
+    Mutant(
+        "memory_estimate/account.py", "device = None if use_cpu else", "device =", "memory_estimate/test_account.py"
+    ),
+    Mutant("memory_estimate/account.py", "os.W_OK | os.X_OK", "os.X_OK", "memory_estimate/test_account.py"),
+    Mutant(
+        "memory_estimate/ppo.py",
+        '(("model", policy), ("reward model", reward))',
+        '(("model", policy), ("model", reward))',
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant("benchmark/growth.py", '"mean_response": n // 2,', '"mean_response": n,', "benchmark/test_growth.py"),
+    Mutant(
+        "benchmark/growth.py",
+        '_BASE | {"batch": n, "micro": 8}',
+        '_BASE | {"batch": n, "micro": n}',
+        "benchmark/test_growth.py",
+    ),
+    Mutant("benchmark/growth.py", '"heads": n // sizes.head', '"heads": sizes.head', "benchmark/test_growth.py"),
+    Mutant("benchmark/growth.py", '"positions": 2048}', "}", "benchmark/test_growth.py"),
+    Mutant(
+        "benchmark/counts.py",
+        "{one['flops'] / 1e6:10,.1f}",
+        "{one['flops'] / 1e9:10,.1f}",
+        "benchmark/test_counts_of_work.py",
+    ),
+    Mutant(
+        "benchmark/counts.py",
+        'if "positions" in one else ""',
+        'if "positions" not in one else ""',
+        "benchmark/test_counts_of_work.py",
+    ),
+    Mutant("benchmark/predict.py", "if gpu.share > 1:", "if gpu.share >= 1:", "benchmark/test_predict.py"),
+    Mutant("benchmark/predict.py", "-(-n // shape.micro)", "n // shape.micro", "benchmark/test_predict.py"),
+    Mutant(
+        "benchmark/predict.py",
+        "numbers = shape.width * shape.layers",
+        "numbers = shape.width",
+        "benchmark/test_predict.py",
+    ),
+    Mutant(
+        "benchmark/predict.py",
+        "scored = sum(map(_weights, models)) * passes",
+        "scored = sum(map(_weights, models))",
+        "benchmark/test_predict.py",
+    ),
+    Mutant("benchmark/predict.py", "2 * logits * _LOGIT\n", "logits * _LOGIT\n", "benchmark/test_predict.py"),
+    Mutant("benchmark/predict.py", "(_CAST + 2 * _USED)", "(_CAST + _USED)", "benchmark/test_predict.py"),
+    Mutant("benchmark/predict.py", "trained * _OPTIMIZER", "_weights(model) * _OPTIMIZER", "benchmark/test_predict.py"),
+    Mutant(
+        "benchmark/predict.py",
+        "sum(texts) * numbers * _STATE_TRAINED",
+        "sum(texts) * numbers * _STATE",
+        "benchmark/test_predict.py",
+    ),
+    Mutant(
+        "benchmark/predict.py",
+        "sum(prompts) * (policy.key_values * 2",
+        "n * (policy.key_values * 2",
+        "benchmark/test_predict.py",
+    ),
+    Mutant(
+        "benchmark/predict.py", "learned = float(epochs * logits", "learned = float(logits", "benchmark/test_predict.py"
+    ),
+    Mutant(
+        "benchmark/predict.py", "max(times, key=lambda column: times[column])", '"launch"', "benchmark/test_predict.py"
+    ),
+    Mutant(
+        "benchmark/predict.py", "answers = shape.response - 1", "answers = shape.response", "benchmark/test_predict.py"
+    ),
+    Mutant(
+        "benchmark/predict.py",
+        'sum(longest) + sum(row["waiting"] for row in rows)',
+        "sum(longest)",
+        "benchmark/test_predict.py",
+    ),
+    Mutant(
+        "benchmark/predict.py",
+        'f"{step:.2f} s at {factor * gpu.launch_us:g} us"',
+        'f"{step:.2f} s at {gpu.launch_us:g} us"',
+        "benchmark/test_predict.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        "memory {of['bandwidth'] / 1e9:.0f}",
+        "memory {of['bandwidth'] / 2**30:.0f}",
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/work.py",
+        "prompt_lengths(shape.batch, seed)",
+        "prompt_lengths(shape.batch, 0)",
+        "benchmark/test_benchmark.py",
+    ),
+    Mutant("benchmark/work.py", "default_rng(seed + 2)", "default_rng(2)", "benchmark/test_benchmark.py"),
+    Mutant(
+        "benchmark/compare.py",
+        'if side == "trl" and trl is not None and given["work"].startswith("ppo") else []',
+        'if side == "trl" and trl is not None else []',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        '[*first, root, os.environ.get("PYTHONPATH", "")]',
+        '[root, *first, os.environ.get("PYTHONPATH", "")]',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant("benchmark/compare.py", "timeout=limit, check", "timeout=_LIMIT, check", "benchmark/test_comparison.py"),
+    Mutant("benchmark/compare.py", "if done.returncode or not lines:", "if not lines:", "benchmark/test_comparison.py"),
+    Mutant("benchmark/compare.py", 'or ["no output"])[-1]', 'or ["no output"])[0]', "benchmark/test_comparison.py"),
+    Mutant("benchmark/compare.py", "json.loads(lines[-1]", "json.loads(lines[0]", "benchmark/test_comparison.py"),
+    Mutant("benchmark/compare.py", "counts |= run_side", "counts = run_side", "benchmark/test_comparison.py"),
+    Mutant(
+        "benchmark/compare.py",
+        'given | {"seed": seed}, trl) for side',
+        'given | {"seed": 0}, trl) for side',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant("benchmark/compare.py", "        check_equal(pair)\n", "        pass\n", "benchmark/test_comparison.py"),
+    Mutant(
+        "benchmark/compare.py",
+        'pair["rlhf"]["memory_peak"] / pair["trl"]["memory_peak"]',
+        'pair["rlhf"]["memory_peak"] / pair["rlhf"]["memory_before"]',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        '"bf16_flops": matmul_peak(device, torch.bfloat16)',
+        '"bf16_flops": matmul_peak(device, torch.float32)',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        'result["response_tokens"][1:]\n',
+        'result["response_tokens"]\n',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        "whole = statistics.median(map(seconds, results))",
+        "whole = max(map(seconds, results))",
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/compare.py",
+        'last = found["pairs"][-1]["rlhf"]',
+        'last = found["pairs"][0]["rlhf"]',
+        "benchmark/test_comparison.py",
+    ),
+    Mutant("benchmark/compare.py", "{flops / 1e9:,.0f}", "{flops / 1e6:,.0f}", "benchmark/test_comparison.py"),
+    Mutant(
+        "benchmark/compare.py",
+        "{of['bf16_flops'] / 1e9:.0f} in bf16",
+        "{of['fp32_flops'] / 1e9:.0f} in bf16",
+        "benchmark/test_comparison.py",
+    ),
+    Mutant(
+        "benchmark/others.py",
+        '[step for step in clock.steps if step][1:],\n        "prompt_tokens": sum(map(len, sides)) / run.steps',
+        '[step for step in clock.steps if step],\n        "prompt_tokens": sum(map(len, sides)) / run.steps',
+        "benchmark/test_sides.py",
+    ),
+    Mutant(
+        "benchmark/others.py", "sum(map(len, sides)) / run.steps", "sum(map(len, sides))", "benchmark/test_sides.py"
+    ),
+    Mutant(
+        "benchmark/others.py",
+        "row[: row.index(eos) + 1] if eos in row",
+        "row[: row.index(eos)] if eos in row",
+        "benchmark/test_sides.py",
+    ),
+    Mutant("benchmark/others.py", "uniforms(run.seed, step,", "uniforms(run.seed, 0,", "benchmark/test_sides.py"),
+    Mutant("benchmark/others.py", "run.seed * 1000 + step", "run.seed * 1000", "benchmark/test_sides.py"),
+    Mutant("benchmark/others.py", '"top_k": 0,', '"top_k": 50,', "benchmark/test_sides.py"),
+    Mutant(
+        "benchmark/ppo.py",
+        "row.index(self.eos) + 1 if self.eos in row",
+        "row.index(self.eos) if self.eos in row",
+        "benchmark/test_sides.py",
+    ),
+    Mutant("benchmark/ppo.py", 'step["rest"] -= sum(phases.values())', "pass", "benchmark/test_sides.py"),
+    Mutant("benchmark/ppo.py", "ref_model=None if lora else", "ref_model=", "benchmark/test_sides.py"),
+    Mutant(
+        "benchmark/ppo.py",
+        'run.rank) if run.work == "ppo_lora" else None',
+        '8) if run.work == "ppo_lora" else None',
+        "benchmark/test_sides.py",
+    ),
+    Mutant("benchmark/ppo.py", 'self.clock.mark("generate")', 'self.clock.mark("score")', "benchmark/test_sides.py"),
+    Mutant("benchmark/probe.py", "return seconds / n", "return seconds", "benchmark/test_sides.py"),
+    Mutant("benchmark/probe.py", "if wait:\n", "if not wait:\n", "benchmark/test_sides.py"),
+    Mutant(
+        "benchmark/probe.py", 'result["response_tokens"][1]', 'result["response_tokens"][0]', "benchmark/test_sides.py"
+    ),
+    Mutant("benchmark/probe.py", '"launch (us)": 1e6 *', '"launch (us)": 1e3 *', "benchmark/test_sides.py"),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "enabled=bool(args.bf16 or args.fp16)",
+        "enabled=bool(args.bf16)",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "size = 2 if args.bf16 or args.fp16 else 4\n    inner",
+        "size = 2 if args.bf16 else 4\n    inner",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/reward.py",
+        "enabled=bool(args.bf16 or args.fp16)",
+        "enabled=bool(args.bf16)",
+        "memory_estimate/test_reward_memory.py",
+    ),
 ]
 
 
