@@ -1253,8 +1253,8 @@ LINES = [
     ),
     Mutant(
         "memory_estimate/ppo.py",
-        "size = 2 if args.bf16 or args.fp16 else 4",
-        "size = 2 if args.bf16 else 4",
+        "return 2 if args.bf16 or args.fp16 else 4",
+        "return 2 if args.bf16 else 4",
         "memory_estimate/test_ppo_memory.py",
     ),
     Mutant(
@@ -1635,12 +1635,6 @@ LINES = [
         "memory_estimate/ppo.py",
         "enabled=bool(args.bf16 or args.fp16)",
         "enabled=bool(args.bf16)",
-        "memory_estimate/test_ppo_memory.py",
-    ),
-    Mutant(
-        "memory_estimate/ppo.py",
-        "size = 2 if args.bf16 or args.fp16 else 4\n    inner",
-        "size = 2 if args.bf16 else 4\n    inner",
         "memory_estimate/test_ppo_memory.py",
     ),
     Mutant(
