@@ -1766,8 +1766,8 @@ LINES = [
     ),
     Mutant(
         "models/sampling_copy.py",
-        'and not any(\n        getattr(config, "modules_to_save", None) for config in policy.peft_config.values()\n    )',
-        "",
+        'getattr(config, "modules_to_save", None) for config',
+        "False for config",
         "generation/test_static.py",
     ),
     Mutant("models/sampling_copy.py", "self.model.eval()\n", "pass\n", "generation/test_static.py"),
