@@ -1771,6 +1771,12 @@ LINES = [
         "generation/test_static.py",
     ),
     Mutant("models/sampling_copy.py", "self.model.eval()\n", "pass\n", "generation/test_static.py"),
+    Mutant(
+        "models/sampling_copy.py",
+        "own.active_adapters[0]\n",
+        'next(iter(own.lora_A), "")\n',
+        "generation/test_static.py",
+    ),
 ]
 
 
