@@ -117,7 +117,8 @@ def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int) -
     """Bytes that autograd saves for these texts."""
     prompts, responses = [[0] * width] * rows, [[0] * args.response_length] * rows
     (texts,) = texts_of(prompts, responses, [list(range(rows))], args.response_length, "cpu")
-    with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+    # fp16 takes as many bytes, and not every operator has it on a CPU.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16 or args.fp16)):
         return kept_bytes(lambda: trained.train()(texts), trained)
 
 
@@ -142,9 +143,14 @@ def _cast(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
     return [Part("weights, cast", rollout=scoring, learning=2 * layout_bytes(roles.trained, 1, frozen=True))]
 
 
+def _size(args: PPOConfig) -> int:
+    """Bytes of a number as it is computed in."""
+    return 2 if args.bf16 or args.fp16 else 4
+
+
 def _keys_and_values(args: PPOConfig, config: PretrainedConfig, width: int) -> float:
     """Bytes of a batch's static KV cache, whose sizes are rounded up."""
-    size = 2 if args.bf16 or args.fp16 else 4
+    size = _size(args)
     rows, columns = cache_size(args.local_batch_size, width + args.response_length)
     return float(rows * columns * key_values(config.get_text_config(decoder=True)) * size)
 
@@ -159,7 +165,7 @@ def _rollout(args: PPOConfig, config: PretrainedConfig, width: int, kept: bool) 
 
     kept: keys and values stay between rollouts and are counted elsewhere.
     """
-    size = 2 if args.bf16 else 4
+    size = _size(args)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     per_token = key_values(config.get_text_config(decoder=True)) * size
     rows, tokens = args.local_batch_size, width + args.response_length

@@ -87,7 +87,8 @@ def dry_run(
 
         def kept(pairs: list[TokenPair]) -> int:
             ids, mask = right_pad([side for row in pairs for side in row.values()], 0)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+            # fp16 takes as many bytes, and not every operator has it on a CPU.
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16 or args.fp16)):
                 return kept_bytes(lambda: column_values(unwrap_peft(model), ids, mask.sum(1)), model)
 
         size, longest = min(args.per_device_train_batch_size, len(rows)), sorted(rows, key=_longer)

@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,93 @@ def test_both_sides_get_the_same_prompts_and_models():
     assert work.prompts_of(TINY, tokenizer, 3) != work.prompts_of(TINY, tokenizer, 4)
     one, two = (work.models_of(TINY, tokenizer, 3)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_prompts_have_their_template_and_at_most_so_many_tokens():
+    tokenizer = work.tokenizer_of(TINY)
+    assert (len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id) == (512, 510, 511)
+    for prompt, length in ((5, 9), (0, None), (300, work.MAX_PROMPT)):
+        found = work.prompts_of(replace(TINY, prompt=prompt), tokenizer, 3)
+        lengths = [min(n + 4, work.MAX_PROMPT) for n in work.prompt_lengths(8, 3)] if length is None else [length] * 8
+        assert [len(row) for row in found] == lengths
+        for row in found:
+            assert row[:2] == [1, 2]
+            assert len(row) == work.MAX_PROMPT or row[-2:] == [3, 4]
+            assert max(row) < 510
+    same = [work.prompts_of(replace(TINY, prompt=5), tokenizer, seed) for seed in (0, 1)]
+    assert same[0] != same[1]
+    assert min(work.prompt_lengths(2000, 1)) >= 1
+
+
+def test_a_pair_is_one_prompt_with_two_responses_that_end():
+    tokenizer = work.tokenizer_of(TINY)
+    lengths, rows = work.prompt_lengths(50, 3), work.pairs_of(TINY, tokenizer, 3, 50)
+    assert rows == work.pairs_of(TINY, tokenizer, 3, 50)
+    assert rows[0]["chosen_ids"][0] != work.pairs_of(TINY, tokenizer, 4, 50)[0]["chosen_ids"][0]
+    answers = []
+    for n, row in zip(lengths, rows, strict=True):
+        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
+        assert chosen[:n] == rejected[:n]
+        assert chosen.count(510) == rejected.count(510) == 1
+        assert chosen[-1] == rejected[-1] == 510
+        answers += [(len(chosen) - n - 1, len(rejected) - n - 1)]
+    assert min(map(min, answers)) >= 1
+    assert max(map(max, answers)) <= 15
+    assert sum(one != other for one, other in answers) > 30
+
+
+def test_models_are_of_the_shape_and_the_seed():
+    tokenizer = work.tokenizer_of(TINY)
+    policy, reward = work.models_of(replace(TINY, positions=77, layers=1), tokenizer, 3)
+    assert policy.transformer.wpe.weight.shape == (77, 32)
+    assert (len(policy.transformer.h), policy.config.n_head, policy.config.vocab_size) == (1, 2, 512)
+    assert reward.score.out_features == reward.config.num_labels == 1
+    other, _ = work.models_of(replace(TINY, positions=77, layers=1), tokenizer, 4)
+    assert not torch.equal(policy.transformer.wpe.weight, other.transformer.wpe.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [3, work.ENDLESS])
+def test_a_short_mean_is_met_and_without_one_nothing_ends(mean):
+    policy, _ = work.models_of(replace(TINY, mean_response=mean), work.tokenizer_of(TINY), 0)
+    ids = torch.randint(0, 500, (4, 32), generator=torch.Generator().manual_seed(0))
+    p = policy.eval()(ids).logits.softmax(-1)[..., 510]
+    assert p.mean().item() == pytest.approx(1 / mean, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "on_cpu", "there", "expected"),
+    [
+        ("default", False, True, {"use_cpu": False}),
+        ("bf16", False, False, {"use_cpu": True, "bf16": True}),
+        ("fp32", True, True, {"use_cpu": True, "bf16": False}),
+    ],
+)
+def test_settings_of_both_sides_by_hand(monkeypatch, precision, on_cpu, there, expected):
+    monkeypatch.setattr(work.torch.accelerator, "is_available", lambda: there)
+    shape = work.Shape("own", batch=12, micro=3, response=20, n_ppo_epochs=5, mean_response=7)
+    run = work.Run(shape, steps=6, seed=9, precision=precision, on_cpu=on_cpu)
+    assert work.precision(run) == expected
+    assert work.settings(run, "here") == expected | {
+        "output_dir": "here",
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 4,
+        "local_rollout_forward_batch_size": 3,
+        "num_ppo_epochs": 5,
+        "num_mini_batches": 1,
+        "total_episodes": 72,
+        "response_length": 20,
+        "stop_token": "eos",
+        "temperature": 1.0,
+        "learning_rate": 1e-5,
+        "kl_coef": 0.05,
+        "num_sample_generations": 0,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 9,
+    }
 
 
 @torch.no_grad()

@@ -30,6 +30,16 @@ def test_events_are_added_up_by_phase():
     }
 
 
+def test_a_line_for_each_work_positions_where_they_are_counted():
+    one = {"operations": 12345, "flops": 67.89e6, "bytes": 1.25e6, "passes": 3}
+    found = counts.counts_table({"counts": {"reward": one, "ppo_full learn": one | {"positions": 1316}}})
+    assert [line.split() for line in found.splitlines()[1:]] == [
+        ["reward", "12,345", "67.9", "1.2", "3"],
+        ["ppo_full", "learn", "12,345", "67.9", "1.2", "3", "1,316"],
+    ]
+    assert len({len(line) for line in found.splitlines()[::2]}) == 1
+
+
 def stored(**numbers):
     return {"versions": {"torch": "2"}, "counts": {"reward": numbers}}
 

@@ -98,6 +98,89 @@ def test_figures_of_a_gpu_of_ones_own(tmp_path):
         predict.gpu_of("h1000")
     with pytest.raises(UserError, match=r"^bandwidth_gbs: expected a positive number, found 0"):
         predict.gpu_of("h100", bandwidth_gbs=0)
+    for value in ("true", "1e999", '"1"'):
+        file.write_text(f'{{"peak_tflops": {value}, "bandwidth_gbs": 1}}')
+        with pytest.raises(UserError, match=r"^peak_tflops: expected a positive number, found"):
+            predict.gpu_of(str(file))
+    with pytest.raises(UserError, match=r"found 'h20'; did you mean 'h200'\?$"):
+        predict.gpu_of("h20")
+
+
+def test_a_share_is_of_the_whole():
+    assert predict.gpu_of("h100", share=1).share == 1
+    with pytest.raises(UserError, match=r"^share: expected at most 1, found 1.5$"):
+        predict.gpu_of("h100", share=1.5)
+
+
+@pytest.mark.parametrize(("captured", "expected"), [(None, "stored"), (True, True), (False, False)])
+def test_decoding_is_captured_as_asked_or_as_stored(monkeypatch, captured, expected):
+    stored = predict.stored_kernels()
+    for found in (True, False):
+        monkeypatch.setattr(predict, "stored_kernels", lambda found=found: stored | {"decoding is captured": found})
+        phases = {one.name: one.captured for one in predict.phases(work.SHAPES["tiny"], "full", captured)}
+        assert phases.pop("generate, tokens") == (found if expected == "stored" else expected)
+        assert not any(phases.values())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_bytes_of_a_step_by_hand(kind):
+    """10 rows in passes of 4, so 3 of them; prompts of 256 tokens and responses of 16; two layers 32 wide."""
+    shape = dataclasses.replace(work.SHAPES["tiny"], batch=10, micro=4)
+    found = {one.name: one for one in predict.phases(shape, kind)}
+    head, adapters = 512 * 32, 0 if kind == "full" else 2 * 2 * 8 * 2 * 32  # two layers, query and value, rank 8
+    base = 2 * 12 * 32**2
+    policy, critic = base + adapters + head, base + adapters
+    frozen = base + head, base
+    tokens, logits = 10 * (256 + 16), 10 * 16 * 512
+    prompts = 10 * 256
+    # Weights in bf16; of each token the keys and values in 2 bytes, and the states of two layers.
+    assert found["generate, prompts"].bytes == policy * 2 + prompts * (2 * 2 * 32 * 2 + 2 * 32 * 70)
+    # Each weight cast and used in each pass; logits of policy and reference; states of four models.
+    scored = (policy + critic + sum(frozen)) * 3 * (6 + 2) + 2 * logits * 32 + 4 * tokens * 2 * 32 * 70
+    assert found["score"].bytes == scored
+    trained = (policy, critic) if kind == "full" else (adapters, adapters)
+    learned = sum(
+        3 * (weights * (6 + 2 * 2) + own * 20) + own * 40 + tokens * 2 * 32 * 210
+        for weights, own in zip((policy, critic), trained, strict=True)
+    )
+    assert found["learn"].bytes == 2 * (learned + logits * 70)  # two epochs
+    assert found["generate, tokens"].least_bytes == found["generate, tokens"].bytes > 0
+    assert found["rest"].bytes == found["rest"].flops == 0
+
+
+def test_kernels_of_a_step_are_those_of_its_units():
+    """Of tokens 16, the first of which reads the prompts; of passes 3, of micro-batches as many an optimizer step."""
+    shape = dataclasses.replace(work.SHAPES["tiny"], batch=10, micro=4)
+    units = predict.stored_kernels()["works"]["full"]
+
+    def cost(phase, unit):
+        one = units[phase][unit]["kernels"]
+        return one["fixed"] + 2 * one["layer"]
+
+    found = {one.name: one.kernels for one in predict.phases(shape, "full")}
+    assert found["generate, prompts"] == pytest.approx(cost("generate", "tokens") + cost("generate", "step"))
+    assert found["generate, tokens"] == pytest.approx(15 * cost("generate", "tokens"))
+    assert found["score"] == pytest.approx(3 * cost("score", "passes") + cost("score", "step"))
+    learn = 2 * (3 * cost("learn", "micro_batches") + cost("learn", "optimizer_steps")) + cost("learn", "step")
+    assert found["learn"] == pytest.approx(learn)
+
+
+def test_lines_of_the_table_by_hand():
+    """16 response tokens; the second phase is the one that a graph replays."""
+    gpu = dataclasses.asdict(PLAIN)
+    times = {"launch": 1.0, "compute": 0.5, "memory": 0.25, "waiting": 0.125, "predicted": 1.125, "floor": 0.5}
+    row = {"kernels": 20, "waits": 4, "captured": False}
+    rows = [
+        row | times | {"name": "generate, prompts", "memory": 2.0},
+        row | times | {"name": "generate, tokens", "captured": True, "kernels": 300, "waits": 3},
+        row | times | {"name": "learn", "compute": 1.25},
+    ]
+    found = {"gpu": gpu, "versions": {"torch": "2"}, "works": {"full": rows}}
+    lines = predict.prediction_table(found, work.SHAPES["tiny"], "card").splitlines()
+    assert [line.split()[-1] for line in lines[3:6]] == ["memory", "launch", "compute"]
+    assert lines[6].split() == ["a", "step", "340", "11", "3.375", "1.500", "2.2", "x", "the", "floor"]
+    # By a host twice as fast 2 + 1 + 1.25, by one half as fast 2 + 1 + 1.5: a graph is replayed by the device.
+    assert lines[7] == ("  20 kernels and 0.20 waits per token; a step 4.62 s at 5 us, 4.88 s at 15 us per launch")
 
 
 def test_the_table_names_what_is_assumed():

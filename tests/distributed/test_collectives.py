@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlhf.cli import evaluate
-from rlhf.distributed.collectives import Shard, all_sum, join_processes, sum_and_max
+from rlhf.distributed import collectives
+from rlhf.distributed.collectives import Shard, all_sum, gradient_norm, join_processes, sum_and_max
 from rlhf.functional.gae import wide, widest
 
 
@@ -134,3 +135,24 @@ def test_sums_and_maxima_over_ranks_by_one_reduction():
         found, sent = rank_of(index, total)
         assert found == ([1, 2, 3], [5, 7])
         assert len(sent) == 1
+
+
+def test_the_norm_of_all_gradients_is_of_those_there_are():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    model[0].weight.grad, model[1].bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    assert gradient_norm(model) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("word", "cpu"), [("true", True), ("1", True), ("YES", True), ("on", True), ("false", False), ("0", False)]
+)
+def test_a_launcher_may_ask_for_the_cpu(monkeypatch, word, cpu):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", word)
+    asked = []
+    monkeypatch.setattr(collectives.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(collectives, "check_processes", asked.append)
+    monkeypatch.setattr(collectives, "PartialState", lambda **given: asked.append(given["cpu"]))
+    join_processes()
+    assert asked == [cpu, cpu]
+    join_processes(use_cpu=True)
+    assert asked[2:] == [True, True]

@@ -37,6 +37,13 @@ def test_an_engine_that_does_not_cast_gets_weights_in_its_precision(engine, prec
         assert one[2].running_mean.dtype == torch.float32  # buffers stay
 
 
+def test_fsdp_casts_a_model_of_which_a_part_is_trained_by_itself():
+    partly = model()
+    partly[0].bias.requires_grad_(True)
+    cast_weights(SimpleNamespace(distributed_type=DistributedType.FSDP, mixed_precision="bf16"), [partly])
+    assert partly[0].weight.dtype == torch.float32
+
+
 def test_weights_that_were_sharded_while_loading_stay():
     one = model()
     one[0].weight.ds_id, one[0].weight.ds_numel = 7, 400

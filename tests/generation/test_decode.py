@@ -1,11 +1,13 @@
 """Decoding: in a batch as alone, as the slow way, and with nothing of the model's own sampling settings."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
+from rlhf.generation import decode as module
 from rlhf.generation.decode import _Layer, decode, generate, in_whole_numbers, inverse_cdf, uniforms
 from rlhf.models.kernels.attention import use_cpu_attention
 
@@ -158,3 +160,21 @@ def test_keys_and_values_are_kept_as_attention_computes_them():
     assert keys.tolist() == [[[[1.0, 1.0]]]]
     keys, _ = _Layer(5).update(states, states)
     assert torch.equal(keys, states)
+
+
+def test_elsewhere_a_decoder_of_fixed_shapes_answers_up_to_each_end(monkeypatch):
+    """Texts of at most 3 + 4 tokens. What is never sampled has no quantile there either."""
+    asked, given = [], []
+    monkeypatch.setattr(module, "is_static", lambda model, longest: asked.append(longest) or True)
+    model = SimpleNamespace(device=torch.device("cuda"))
+
+    def answer(*args):
+        given.append(args[:5])
+        assert args[5](torch.zeros(1, 3), torch.tensor([0.99]), 1.0).tolist() == [1]
+        return [[5, 2, 7, 2], [5, 6, 7, 8]], [(2, 3), (2, 1)]
+
+    u = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    decoder, never = SimpleNamespace(decode=answer), torch.tensor([2])
+    found = decode(model, [[1, 2, 3], [4]], u, [2, 9], 0.7, decoder, never)
+    assert found == ([[5, 2], [5, 6, 7, 8]], [(2, 3), (2, 1)])
+    assert (asked, given) == ([7], [(model, [[1, 2, 3], [4]], u, [2, 9], 0.7)])

@@ -157,6 +157,24 @@ def test_a_copy_follows_the_policy(family, lora):
     assert {p.data_ptr() for p in twin.model.parameters()} == {p.data_ptr() for p in model.parameters()} or lora
 
 
+@torch.no_grad()
+def test_a_copy_computes_without_dropout_with_the_active_adapter_in_the_precision_asked_for():
+    model = adapted(tiny.gpt2).train()
+    model.add_adapter("other", LORA)
+    model.set_adapter("other")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or name.endswith("bias"):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+    twin, ids = SamplingCopy(model, None), torch.tensor([PROMPTS[2]])
+    twin.refresh()
+    assert not any(module.training for module in twin.model.modules())
+    assert_close(twin.model(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=0)
+    half = SamplingCopy(tiny.gpt2(), torch.bfloat16)
+    layers = [module for module in half.model.modules() if type(module).__name__ == "Conv1D"]
+    assert {x.dtype for layer in layers for x in (layer.weight, layer.bias)} == {torch.bfloat16}
+    assert half.model.transformer.wte.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_copy_in_bf16_is_as_near_to_float32_as_autocast(lora):
     """Adapters are added in before the one rounding that autocast makes, too."""
@@ -208,12 +226,24 @@ def test_cache_sizes_by_hand():
     assert cache_size(1, 64) == (1, 64)
 
 
+def test_a_window_has_to_hold_the_whole_text():
+    model = tiny.llama()
+    assert static.is_static(model, 99)
+    model.config.sliding_window = 9
+    assert [static.is_static(model, longest) for longest in (9, 10)] == [True, False]
+    assert not static.is_static(tiny.mamba(), 9)
+
+
 def test_what_cannot_be_copied_is_sampled_as_it_is():
     assert not can_copy(add_lora(tiny.llama(), LoraConfig(target_modules=["q_proj"], use_dora=True)))
     two = adapted(tiny.llama)
     two.add_adapter("other", LORA)
     two.base_model.set_adapter(["default", "other"])
     assert not can_copy(two)
+    quantised = tiny.llama()
+    quantised.is_quantized = True
+    assert not can_copy(quantised)
+    assert not can_copy(add_lora(tiny.llama(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])))
     merged = adapted(tiny.llama)
     merged.merge_adapter()  # adding it to the weights once more would count it twice
     assert not can_copy(merged)

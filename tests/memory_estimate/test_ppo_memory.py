@@ -8,6 +8,7 @@ import torch
 from tiny_ppo import LORA
 
 from rlhf import PPOConfig
+from rlhf.errors import UserError
 from rlhf.memory_estimate import ppo
 from rlhf.memory_estimate.account import Part, Sharding
 from rlhf.memory_estimate.ppo import _cast, _keys_and_values, _to_sample_on_a_gpu
@@ -21,9 +22,9 @@ def config(**options):
     return PPOConfig(output_dir="unused", report_to="none", use_cpu=True, bf16=False, **options)
 
 
-def parts_of(lora, half=False, bf16=False):
+def parts_of(lora, half=False, bf16=False, fp16=False):
     args = config()
-    args.bf16 = bf16  # a GPU has it, whatever this CPU has
+    args.bf16, args.fp16 = bf16, fp16  # a GPU has them, whatever this CPU has
     roles = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, copy.deepcopy(LORA) if lora else None)
     sharding = Sharding(2 if half else 0, 1, half=half)
     return {part.name: part for part in _to_sample_on_a_gpu(args, roles, 7.0, sharding) + _cast(args, roles, sharding)}
@@ -146,3 +147,106 @@ def test_a_step_takes_prompts_on_every_process(tmp_path, monkeypatch, processes,
     args.output_dir = str(tmp_path)
     ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5] * 10, "float32", None)
     assert any(f"{processes} processes, {steps} PPO steps" in line for line in said), said
+
+
+def test_fp16_takes_what_bf16_takes(monkeypatch):
+    monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
+    for lora in (False, True):
+        assert parts_of(lora, fp16=True) == parts_of(lora, bf16=True) != parts_of(lora)
+    args = config(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        response_length=4,
+        local_rollout_forward_batch_size=1,
+    )
+    trained = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, None).trained
+    found = {}
+    for half in ("bf16", "fp16", ""):
+        args.bf16, args.fp16 = half == "bf16", half == "fp16"
+        shape = tiny.gpt2().config
+        found[half] = ppo._rollout(args, shape, 90, kept=False), ppo._activations(args, trained, 1, 90)
+    assert found["fp16"] == found["bf16"]
+    assert found["fp16"][0] == found[""][0] / 2  # sampling, which holds no logits
+    assert found["fp16"][1] != found[""][1]
+
+
+@pytest.mark.parametrize(
+    ("use_cpu", "stage", "lora", "more"),
+    [
+        (True, 0, False, ["layouts of weights"]),
+        (True, 3, False, []),
+        (True, 0, True, ["layouts of weights", "merged copy"]),
+        (False, 0, True, ["copy to sample from", "keys and values", "weights, cast"]),
+        (False, 3, False, []),
+    ],
+)
+def test_what_there_is_beside_the_models(tmp_path, monkeypatch, use_cpu, stage, lora, more):
+    seen = {}
+    monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.update({part.name: part for part in parts}))
+    monkeypatch.setattr(ppo, "make_accelerator", lambda args: None)
+    monkeypatch.setattr(ppo, "engine_name", lambda accelerator: "NO")
+    monkeypatch.setattr(ppo, "available", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(ppo.Sharding, "of", lambda args: Sharding(stage, 1))
+    monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
+    args = config(
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        response_length=20,
+        local_rollout_forward_batch_size=1,
+        max_steps=1,
+    )
+    args.output_dir, args.use_cpu, args.bf16 = str(tmp_path), use_cpu, not use_cpu
+    policy = tiny.llama()
+    adapter = copy.deepcopy(LORA) if lora else None
+    ppo.dry_run(args, policy.config, tiny.llama_reward().config, [60, 5], "float32", adapter)
+    models = ["policy", "critic"] if lora else ["policy", "critic", "reference", "reward"]
+    assert list(seen) == [*models, "activations, logits", *more]
+    # On a GPU keys and values are counted by themselves, where they stay.
+    kept = "keys and values" in more
+    assert seen["activations, logits"].rollout == ppo._rollout(args, policy.config, 60, kept=kept)
+    assert ppo._rollout(args, policy.config, 60, kept=True) < ppo._rollout(args, policy.config, 60, kept=False)
+    if "merged copy" in more:  # of the policy, which has the adapters beside it
+        assert seen["merged copy"] == Part("merged copy", saving=seen["policy"].weights)
+    if "layouts of weights" in more:
+        weights = sum(x.weight.numel() for x in policy.modules() if isinstance(x, torch.nn.Linear))
+        adapters = seen["policy"].gradients if lora else 0
+        assert seen["layouts of weights"].rollout == 4 * weights + adapters
+    if kept:  # rows of a whole rollout, 6, in a cache of 8 times 128
+        assert seen["keys and values"].weights == 8 * 128 * 2 * 2 * 16 * 2
+
+
+def test_layouts_are_in_the_precision_of_the_run(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.update({part.name: part.rollout for part in parts}))
+    monkeypatch.setattr(ppo, "make_accelerator", lambda args: None)
+    monkeypatch.setattr(ppo, "engine_name", lambda accelerator: "NO")
+    monkeypatch.setattr(onednn_linear, "_FEWEST", 0)
+    found = {}
+    for bf16, there in ((False, torch.float32), (True, torch.bfloat16), (True, torch.float32)):
+        monkeypatch.setattr(ppo, "available", lambda dtype, there=there: dtype == there)
+        seen.clear()
+        args = config(per_device_train_batch_size=1, response_length=4, max_steps=1)
+        args.output_dir, args.bf16 = str(tmp_path), bf16
+        ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
+        found[bf16, there] = seen.get("layouts of weights")
+    assert found[True, torch.bfloat16] == found[False, torch.float32] / 2 > 0
+    assert found[True, torch.float32] is None
+
+
+def test_each_model_has_to_have_the_positions(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(ppo, "verdict", lambda *_: None)
+    monkeypatch.setattr(ppo.screen, "say", said.append)
+    args = config(per_device_train_batch_size=1, response_length=20, max_steps=1)
+    args.output_dir = str(tmp_path)
+    policy, reward = tiny.llama().config, tiny.llama_reward().config
+    policy.name_or_path, reward.name_or_path = "one/policy", "one/reward"
+    ppo.dry_run(args, policy, reward, [30], "float32", None)
+    assert all(any(name in line for line in said) for name in ("one/policy", "one/reward"))
+    reward.max_position_embeddings = 40
+    with pytest.raises(UserError, match="reward model"):
+        ppo.dry_run(args, policy, reward, [30], "float32", None)
+    policy.max_position_embeddings = 40
+    with pytest.raises(UserError) as error:
+        ppo.dry_run(args, policy, reward, [30], "float32", None)
+    assert "reward model" not in str(error.value)

@@ -17,10 +17,11 @@ def estimate(tmp_path, monkeypatch):
     monkeypatch.setattr(reward, "verdict", lambda parts, *_: seen.update({part.name: part for part in parts}))
     monkeypatch.setattr(screen, "say", said.append)
 
-    def make(pairs, peft_config=None, config=tiny.llama_reward, **options):
+    def make(pairs, peft_config=None, half="", use_cpu=True, config=tiny.llama_reward, **options):
         args = RewardStageConfig(
             output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, eval_strategy="no", **options
         )
+        args.bf16, args.fp16, args.use_cpu = half == "bf16", half == "fp16", use_cpu  # of a GPU
         texts = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]
         # Every text begins with a token of its own: what texts share is computed once.
         own = iter(range(1, 20))
@@ -31,13 +32,17 @@ def estimate(tmp_path, monkeypatch):
     return make
 
 
-def test_the_longest_pairs_decide_and_the_longer_side_of_each(estimate):
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_the_longest_pairs_decide_and_the_longer_side_of_each(estimate, use_cpu):
+    def learning(pairs, size):
+        found = estimate(pairs, per_device_train_batch_size=size, use_cpu=use_cpu)
+        return found[0]["activations"].learning
+
     long, short = (5, 40), (6, 7)
-    alone = estimate([long], per_device_train_batch_size=1)[0]["activations"].learning
-    assert estimate([short, long, short], per_device_train_batch_size=1)[0]["activations"].learning == alone
-    assert estimate([short], per_device_train_batch_size=1)[0]["activations"].learning < alone / 2
-    two = estimate([long, long], per_device_train_batch_size=2)[0]["activations"].learning
-    assert estimate([long, short, long], per_device_train_batch_size=2)[0]["activations"].learning == two
+    alone = learning([long], 1)
+    assert learning([short, long, short], 1) == alone
+    assert learning([short], 1) < alone / 2
+    assert learning([long, short, long], 2) == learning([long, long], 2)
 
 
 def test_a_pass_has_no_more_pairs_than_there_are(estimate):
@@ -96,7 +101,7 @@ def test_only_the_epochs_that_are_trained_count(estimate, options, first):
     rows = [long, short, short, long]
     found = estimate(rows, **shared, **({"num_train_epochs": 40.0} | options))[0]["activations"].learning
     apart, most = (estimate(pair, **shared)[0]["activations"].learning for pair in ([long, short], [long, long]))
-    assert found == apart if first else most
+    assert found == (apart if first else most)
 
 
 def _meetings(rows):
@@ -155,3 +160,31 @@ def test_recomputed_layers_keep_what_they_begin_with(estimate, monkeypatch):
     one_layer = learning(9, False) - learning(8, False)
     assert one_layer < learning(1, True) < learning(2, False)
     assert learning(8, True) < learning(8, False) / 3
+
+
+def test_a_pass_keeps_as_much_in_fp16_as_in_bf16(estimate):
+    """Of so small a model more than in float32: autocast keeps the weights that it has cast, too."""
+    kept = {half: estimate([(90, 95)], half=half)[0]["activations"].learning for half in ("", "bf16", "fp16")}
+    assert kept["fp16"] == kept["bf16"] != kept[""]
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_only_a_cpu_has_its_own_attention(estimate, monkeypatch, use_cpu):
+    asked = []
+    monkeypatch.setattr(reward, "use_cpu_attention", asked.append)
+    estimate([(3, 4)], use_cpu=use_cpu)
+    assert bool(asked) == use_cpu
+
+
+def test_one_step_is_one_step(estimate):
+    assert "5 pairs, 1 steps of 2" in estimate([(3, 4)] * 5, per_device_train_batch_size=2, max_steps=1)[1]
+
+
+def test_the_checks_of_a_start_are_made(estimate, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reward, "check_engine", lambda accelerator: asked.append("engine"))
+    monkeypatch.setattr(reward, "prepare_offload", lambda plugin, optim: asked.append((plugin, str(optim))))
+    monkeypatch.setattr(reward, "check_writable", lambda folder: asked.append(folder.name))
+    estimate([(3, 4)], optim="sgd")
+    assert [asked[0], asked[1][0], asked[1][1].rpartition(".")[2].lower()] == ["engine", None, "sgd"]
+    assert len(asked) == 3

@@ -132,9 +132,50 @@ def test_a_frozen_model_is_moved_or_refused(quantised):
     if quantised:
         role.to(torch.device("cpu"))  # where it is
         with pytest.raises(
-            UserError, match=r"^LlamaForCausalLM: the quantised model must be on meta, .* but is on cpu"
+            UserError, match=r"^LlamaForCausalLM: the quantised model must be on meta, .* but is on cpu; .*\{'': 0\}$"
         ):
             role.to(torch.device("meta"))
+        with pytest.raises(UserError, match=r"load it with device_map=\{'': 3\}$"):
+            role.to(torch.device("meta", 3))
+        role.to(torch.device("cpu", 0))  # the same kind
     else:
         role.to(torch.device("meta"))
     assert model.device.type == ("cpu" if quantised else "meta")
+
+
+@torch.no_grad()
+def test_the_adapter_that_is_kept_is_the_active_one_and_is_put_back():
+    """Of two; other names are taken, twice."""
+    policy = add_lora(tiny.llama(), LORA)
+    for name in ("second", "reference", "reference_"):
+        policy.add_adapter(name, LORA)
+    policy.set_adapter("second")
+    move_adapters(policy)
+    policy.eval()
+    start = logp(policy)
+    kept = keep_adapter(policy)
+    assert (kept, policy.active_adapter) == ("reference__", "second")
+    assert torch.equal(logp(policy), start)
+    role = FrozenRole(policy, shared=True, adapter=kept)
+    move_adapters(policy)
+    moved = logp(policy)
+    with role.active() as model:
+        assert_close(logp(model), start, atol=1e-6, rtol=0)
+    assert policy.active_adapter == "second"
+    assert torch.equal(logp(policy), moved)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_that_trains_biases_cannot_be_kept(bias):
+    policy = add_lora(tiny.llama(), LORA)
+    policy.peft_config["default"].bias = bias
+    with pytest.raises(UserError, match=f"expected an adapter with bias 'none', found '{bias}'"):
+        keep_adapter(policy)
+
+
+def test_what_is_sharded_one_by_one_is_named_by_both_models_and_there():
+    gpt2, llama = tiny.gpt2(), tiny.llama_reward()
+    assert ActorCritic(gpt2, llama, 0.7)._no_split_modules == ["GPT2Block", "LlamaDecoderLayer"]
+    llama._no_split_modules = {"LlamaDecoderLayer", "Unknown"}
+    assert ActorCritic(gpt2, llama, 0.7)._no_split_modules == ["GPT2Block", "LlamaDecoderLayer"]
+    assert ActorCritic(gpt2, ValueHead(32), 0.7)._no_split_modules == ["GPT2Block"]

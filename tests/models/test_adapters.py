@@ -7,11 +7,13 @@ import pytest
 import tiny
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from rlhf.errors import UserError
 from rlhf.memory_estimate.account import read_config, reward_config
+from rlhf.models import adapters
 from rlhf.models.adapters import adapter_base, check_lora, with_adapters
 from rlhf.models.load import load_causal_lm, load_reward_model, load_tokenizer, new_reward_model
 from rlhf.models.lora import save_adapter
@@ -112,8 +114,22 @@ def without_configs() -> nn.Module:
     return model
 
 
+def none_active() -> nn.Module:
+    model = moved(tiny.llama())
+    model.base_model.set_adapter([])
+    return model
+
+
+def partly_off() -> nn.Module:
+    model = moved(tiny.llama())
+    model.base_model.model.model.layers[0].self_attn.q_proj.enable_adapters(False)
+    return model
+
+
 TASK = {"task_type": "CAUSAL_LM"}
 REFUSED = {
+    "none": (none_active, "expected one active adapter, found none; merge"),
+    "partly off": (partly_off, "expected its adapters on, found them off"),
     "off": (off, "expected its adapters on, found them off"),
     "two": (two_active, "expected one active adapter, found one, two"),
     "no config": (without_configs, "found layers with adapters and no peft_config"),
@@ -178,6 +194,52 @@ def test_an_adapter_with_more_tokens_than_its_base(base: Path) -> None:
     torch.testing.assert_close(logits(load_causal_lm(str(base.parent / "more"))), logits(model), atol=1e-5, rtol=0)
 
 
+def test_an_adapter_with_fewer_tokens_than_its_base(base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(390)
+    model = moved(model, modules_to_save=["embed_tokens", "lm_head"])
+    save_adapter(model, base.parent / "fewer")
+    torch.testing.assert_close(logits(load_causal_lm(str(base.parent / "fewer"))), logits(model), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_is_loaded_in_its_own_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+
+    def ask(result: Any) -> Any:
+        return lambda *_, revision=None, **__: asked.append(revision) or result
+
+    monkeypatch.setattr(adapters.PeftConfig, "from_pretrained", ask(config))
+    monkeypatch.setattr(adapters, "load_peft_weights", ask({}))
+    monkeypatch.setattr(adapters.PeftModel, "from_pretrained", ask("loaded"))
+    assert adapters.load_adapter(tiny.llama(), "our/adapter", "v2") == "loaded"
+    assert asked == ["v2"] * 3
+
+
+def test_an_adapter_that_lacks_weights_says_which(base: Path) -> None:
+    folder, _ = saved(base)
+    weights = load_file(folder / "adapter_model.safetensors")
+    gone = next(name for name in weights if "layers.1" in name)
+    del weights[gone]
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"expected all weights of the adapter, found: .*layers\.1\.self_attn"):
+        load_causal_lm(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("task", "causal", "reward"), [("CAUSAL_LM", "CAUSAL_LM", None), ("SEQ_CLS", "SEQ_CLS", "SEQ_CLS")]
+)
+def test_an_adapters_task_stays_where_the_model_has_the_head_for_it(
+    monkeypatch: pytest.MonkeyPatch, task: str, causal: str, reward: str | None
+) -> None:
+    monkeypatch.setattr(adapters, "load_peft_weights", lambda *_, **__: {})
+    monkeypatch.setattr(adapters.PeftModel, "from_pretrained", lambda *_, config, **__: config.task_type)
+    for model, expected in ((tiny.llama(), causal), (tiny.llama_reward(), reward)):
+        config = LoraConfig(task_type=task, target_modules=["q_proj"])
+        monkeypatch.setattr(adapters.PeftConfig, "from_pretrained", lambda *_, config=config, **__: config)
+        assert adapters.load_adapter(model, "our/adapter") == expected
+
+
 def test_an_adapters_folder_is_a_reward_model(base: Path) -> None:
     folder, expected = saved(base, AutoModelForSequenceClassification, task_type="SEQ_CLS")
     found = load_reward_model(str(folder))
@@ -196,9 +258,14 @@ def test_an_adapter_without_its_head_or_its_weights_is_refused(base: Path) -> No
     (headless / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"weights in adapter_model\.safetensors, found none"):
         load_causal_lm(str(headless))
-    (headless / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="expected the base model in base_model_name_or_path, found None"):
-        load_causal_lm(str(headless))
+    for text, found in (("{}", "None"), ('{"base_model_name_or_path": ""}', "''")):
+        (headless / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=f"expected the base model in base_model_name_or_path, found {found}"):
+            load_causal_lm(str(headless))
+    for text in ("[]", "not JSON"):
+        (headless / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"adapter_config\.json: expected the config of an adapter, found "):
+            load_causal_lm(str(headless))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -183,6 +183,7 @@ def test_the_revision_of_an_adapter_is_not_that_of_its_base(adapter, monkeypatch
         ("", (), ""),
         ("b a", (), "a, b"),
         ("c a b", (), "a, b, c"),
+        ("d c a b", (), "a, b, c and 1 more"),
         ("e d c b a", (), "a, b, c and 2 more"),
         ("score.weight b scores", ("score.",), "b, scores"),
     ],
@@ -231,3 +232,69 @@ def test_a_judges_head_that_is_not_finite_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"expected finite weights, found nan or infinity in score\.weight$"):
         load_reward_model(str(tmp_path))
+
+
+class Words:
+    """A tokenizer with these ids."""
+
+    def __init__(self, ids, **special):
+        self.ids, self.all_special_tokens = ids, []
+        self.eos_token_id, self.bos_token_id, self.pad_token_id = (special.get(x, 0) for x in ("eos", "bos", "pad"))
+
+    def get_vocab(self):
+        return {f"word {i}": i for i in self.ids}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "rows", "fits"),
+    [
+        (Words(range(101)), 100, True),  # one in a hundred without a row, for images
+        (Words(range(102)), 100, False),
+        (Words([*range(50), 150]), 100, False),  # few, but of high ids
+        (Words(range(101), eos=100), 100, False),
+        (Words(range(101), bos=100), 100, False),
+        (Words(range(101), pad=100), 100, False),
+        (Words(range(101), pad=99, bos=None), 100, True),
+        (Words(range(500)), None, True),
+    ],
+)
+def test_a_tokenizer_has_rows_for_its_tokens(monkeypatch, tokenizer, rows, fits):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=rows))
+    monkeypatch.setattr(load, "_adapter_place", lambda name, revision: (name, None))
+    monkeypatch.setattr(load, "_load", lambda kind, *_, **__: config if kind is load.AutoConfig else tokenizer)
+    monkeypatch.setattr(load, "prepare_tokenizer", lambda found: found)
+    if fits:
+        assert load_tokenizer("x") is tokenizer
+    else:
+        needed = max(tokenizer.ids) + 1
+        with pytest.raises(UserError, match=f"expected embeddings for its tokenizer's {needed} tokens, found {rows}$"):
+            load_tokenizer("x")
+
+
+@pytest.mark.parametrize(("ids", "empty"), [([], True), ([1], True), ([1, 2], False)])
+def test_a_tokenizer_of_one_word_mark_is_empty(ids, empty):
+    assert load.is_empty(Words(ids)) == empty
+
+
+def test_files_of_an_adapter_are_asked_for_in_its_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(load, "_adapter_place", lambda name, revision: (name, "our/base"))
+    monkeypatch.setattr(load, "has_file", lambda path, file, revision: asked.append((path, file, revision)) or True)
+    monkeypatch.setattr(load, "_load", lambda *_, **__: (tiny.llama(), {"missing_keys": []}))
+    monkeypatch.setattr(load, "load_adapter", lambda model, *place: asked.append(place) or model)
+    monkeypatch.setattr(load, "saved_whole", lambda model: set())
+    load.tokenizer_place("our/adapter", {"revision": "v2"})
+    load_causal_lm("our/adapter", keep_adapter=True, revision="v2")
+    assert asked == [("our/adapter", "tokenizer_config.json", "v2"), ("our/adapter", "v2")]
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setattr(load, "cache_error", lambda error: UserError("the cache") if "full" in str(error) else None)
+    for said, expected in (("full", "^the cache$"), ("odd", "^model 'x': .* found: odd$")):
+
+        def fail(*_, said=said, **__):
+            raise OSError(said)
+
+        monkeypatch.setattr(load, "resolve_model", fail)
+        with pytest.raises(UserError, match=expected):
+            load_causal_lm("x")

@@ -67,6 +67,9 @@ def train(model: nn.Module, steps: int = 3) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_split_keeps_the_outputs_and_fuse_undoes_it(build: Callable[[], PreTrainedModel], dtype: torch.dtype) -> None:
     model = build().to(dtype)
+    with torch.no_grad():  # a new model's biases are zero, and would be right in any order
+        for block in model.transformer.h:
+            block.attn.c_attn.bias.copy_(torch.linspace(-1, 1, 3 * N))
     kept, before = copy_of(model), logits(model)
     split_attention(model)
     layers = [module for name, module in model.named_modules() if name.endswith("_proj") and "attn.c_attn." in name]
@@ -80,6 +83,15 @@ def test_split_keeps_the_outputs_and_fuse_undoes_it(build: Callable[[], PreTrain
     assert list(fused) == list(kept)
     assert all(torch.equal(fused[name], kept[name]) and fused[name].dtype == dtype for name in kept)
     assert type(model.transformer.h[0].attn.c_attn) is Conv1D
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_split_and_fuse_keep_what_is_trained_and_the_mode(frozen: bool) -> None:
+    model = tiny.gpt2().train(not frozen).requires_grad_(not frozen)
+    for change in (split_attention, fuse_attention):
+        change(model)
+        assert {p.requires_grad for p in model.parameters()} == {not frozen}
+        assert {module.training for module in model.modules()} == {not frozen}
 
 
 def test_split_and_fuse_leave_the_random_stream_alone() -> None:
@@ -233,7 +245,7 @@ def test_adapter_config_of_a_gpt2(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["target_modules"]) == (8, 32, ["c_attn"])
-    assert saved["fan_in_fan_out"]
+    assert saved["fan_in_fan_out"] is saved["inference_mode"] is True
     assert policy.peft_config["default"].r == 4  # that of the trained model stays
 
 
@@ -294,6 +306,7 @@ def one_weight_twice() -> PreTrainedModel:
         (tiny.llama, {"target_modules": "q_prj"}, "found q_prj$"),
         (tiny.gpt2, {"target_modules": r".*\.q_proj"}, r"some of q_proj, k_proj, v_proj on a GPT-2, found \.\*"),
         (tiny.gpt2, {"target_modules": ["c_attn", "q_proj"]}, "c_attn, c_fc, c_proj, lm_head, found q_proj$"),
+        (tiny.gpt2, {"target_modules": ["c_attn.q_proj", "c_fc"]}, "on a GPT-2, found c_attn.q_proj, c_fc$"),
         (tiny.gpt2, {"use_dora": True}, "GPT-2 takes plain LoRA only; target c_attn, or remove use_dora"),
         (tiny.gpt2, {"rank_pattern": {"q_proj": 8}}, "or remove rank_pattern$"),
         (tiny.gpt2, {"alpha_pattern": {"q_proj": 8}}, "or remove alpha_pattern$"),
@@ -343,6 +356,14 @@ def test_a_merge_for_saving_copies_nothing_where_the_model_is(
     embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert (embeddings.weight is head.weight) == tied
+
+
+def test_a_copy_in_main_memory_has_buffers_of_its_own() -> None:
+    policy = add_lora(tiny.llama(), lora_config())
+    merged = merged_model(policy, on_cpu=True)
+    own = {buffer.data_ptr() for buffer in policy.buffers()}
+    assert own
+    assert not own & {buffer.data_ptr() for buffer in merged.buffers()}
 
 
 def test_the_settings_of_a_loaded_adapter_make_one_that_is_trained() -> None:

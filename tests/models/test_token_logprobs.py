@@ -261,6 +261,18 @@ def test_no_more_logits_at_once_than_asked_for(monkeypatch):
     result.sum().backward()
     assert sorted(seen) == [2, 2, 3, 3, 3, 3]  # each once more
     assert_close(x.grad, x.detach().exp())
+    seen.clear()
+    in_chunks(look, 11, x[:3])[0].sum().backward()
+    in_chunks(look, 99, x[:2])[0].sum().backward()  # not one row fits
+    assert seen == [3, 1, 1, 1, 1]
+
+
+def test_the_check_of_a_head_leaves_each_part_in_its_mode():
+    model = tiny.llama().train()
+    model.model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    check_head("model", model)
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
