@@ -1262,12 +1262,6 @@ LINES = [
         "memory_estimate/test_account.py",
     ),
     Mutant(
-        "memory_estimate/ppo.py",
-        "size = 2 if args.bf16 or args.fp16 else 4",
-        "size = 2 if args.bf16 else 4",
-        "memory_estimate/test_ppo_memory.py",
-    ),
-    Mutant(
         "perf/work.py",
         "heads = sum(answers[row] for group in groups for row in group)",
         "heads = sum(answers)",
