@@ -1,5 +1,7 @@
 """What a PPO run would do and how much memory it needs, without loading weights: `train_ppo.py --dry_run true`."""
 
+import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def dry_run(
             check_positions(args, max_positions(config), max(lengths), "train_dataset", role)
     base = base_bytes(args.use_cpu)  # before anything is built here
 
-    def roles(layers: int | None) -> Roles:
+    def roles(layers: int | None, args: PPOConfig = args) -> Roles:
         def build(kind: Any, config: PretrainedConfig) -> Any:
             model = kind.from_config(config if layers is None else shallow(config, layers), dtype=dtype)
             model.name_or_path = config.name_or_path
@@ -80,11 +82,15 @@ def dry_run(
     parts = _models(args, full, sharding)
     width, rows = max(lengths), args.per_device_train_batch_size
 
-    def activations(layers: int) -> int:
-        trained = roles(layers).trained
-        return by_rows(lambda n: _activations(args, trained, n, width), rows)
+    def activations(layers: int, args: PPOConfig = args) -> int:
+        trained = roles(layers, args).trained
+        return by_rows(lambda n: _activations(args, trained, n, _learned_width(args, trained, lengths)), rows)
 
     learning = by_depth(activations, policy.num_hidden_layers)
+    if args.gradient_checkpointing:  # beside what layers begin with, one layer's own
+        whole = copy.copy(args)
+        whole.gradient_checkpointing = False
+        learning += activations(2, whole) - activations(1, whole)
     learning += 2 * rows * _logits(args, policy)  # their gradients
     kept = 0.0 if args.use_cpu or sharding.stage == 3 else _keys_and_values(args, policy, width)
     rollout = _rollout(args, policy, width, kept=bool(kept))
@@ -113,9 +119,18 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
     return parts
 
 
+def _learned_width(args: PPOConfig, trained: ActorCritic, lengths: Sequence[int]) -> int:
+    """The prompt tokens of a row in the largest pass of learning: padded to the longest, or the mean of the longest."""
+    longest = sorted(lengths)[-args.per_device_train_batch_size :]
+    if not trained.packs(longest[-1] + args.response_length):
+        return longest[-1]
+    return math.ceil(sum(longest) / len(longest))
+
+
 def _activations(args: PPOConfig, trained: ActorCritic, rows: int, width: int) -> int:
-    """Bytes that autograd saves for these texts."""
-    prompts, responses = [[0] * width] * rows, [[0] * args.response_length] * rows
+    """Bytes that autograd saves for these texts, of which each begins with a token of its own: nothing is shared."""
+    prompts = [[row] * width for row in range(rows)]
+    responses = [[row] * args.response_length for row in range(rows)]
     (texts,) = texts_of(prompts, responses, [list(range(rows))], args.response_length, "cpu")
     # fp16 takes as many bytes, and not every operator has it on a CPU.
     with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16 or args.fp16)):

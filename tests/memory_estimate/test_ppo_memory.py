@@ -75,16 +75,59 @@ def test_the_cache_by_hand():
     assert _keys_and_values(args, tiny.gpt2().config, 30) == 4 * 64 * 2 * 2 * 32 * 4
 
 
-def test_what_learning_holds_grows_with_the_rows_of_a_pass(tmp_path, monkeypatch):
-    """Each row has the probabilities of 20 tokens and the gradients of twice 21 logits, over a vocabulary of 400."""
-    seen = []
-    monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.append({part.name: part for part in parts}))
-    for rows in (1, 3):
-        args = config(per_device_train_batch_size=rows, response_length=20, max_steps=1)
+@pytest.fixture
+def learning(tmp_path, monkeypatch):
+    """Bytes that learning holds, of 20 response tokens to a prompt of 5 each."""
+    seen = {}
+    monkeypatch.setattr(ppo, "verdict", lambda parts, *_: seen.update({part.name: part for part in parts}))
+
+    def measure(rows=1, layers=2, recompute=False):
+        args = config(
+            per_device_train_batch_size=rows, response_length=20, max_steps=1, gradient_checkpointing=recompute
+        )
         args.output_dir = str(tmp_path)
-        ppo.dry_run(args, tiny.llama().config, tiny.llama_reward().config, [5], "float32", None)
-    one, three = (parts["activations, logits"].learning for parts in seen)
-    assert (three - one) / 2 == pytest.approx(4 * 400 * (20 + 2 * 21), rel=0.1)
+        shapes = [model().config for model in (tiny.llama, tiny.llama_reward)]
+        for shape in shapes:
+            shape.num_hidden_layers = layers
+        ppo.dry_run(args, *shapes, [5], "float32", None)
+        return seen["activations, logits"].learning
+
+    return measure
+
+
+def test_what_learning_holds_grows_with_the_rows_of_a_pass(learning):
+    """Each row has the probabilities of 20 tokens, the gradients of twice 21 logits, over a vocabulary of 400, and what
+    two models keep of its 25 tokens: nothing is shared by texts that begin alike."""
+    shape = tiny.llama().config
+    logits = 400 * (20 + 2 * 21)
+    # What each linear layer reads, and the gate and what it is multiplied with: of each token in each layer.
+    read = 3 * shape.hidden_size + 3 * shape.intermediate_size
+    layers = 2 * shape.num_hidden_layers * 25
+    assert 4 * (logits + layers * read) < (learning(rows=3) - learning()) / 2 < 4 * (logits + 3 * layers * read)
+
+
+def test_recomputed_layers_keep_what_they_begin_with(learning):
+    """Each layer more keeps the states of two models alone: float32 [tokens, d]."""
+    states = 2 * 25 * tiny.llama().config.hidden_size * 4
+    assert learning(layers=9, recompute=True) - learning(layers=8, recompute=True) == states
+    one_layer = learning(layers=9) - learning(layers=8)
+    assert one_layer > 3 * states
+    none = learning(layers=1, recompute=True) - states - one_layer  # logits and what else is once
+    assert 0 < none < learning(layers=1)
+    assert learning(layers=8, recompute=True) == none + one_layer + 8 * states
+
+
+def test_on_a_cpu_prompts_are_as_long_as_they_are(monkeypatch):
+    """The largest pass has the longest prompts; padding makes all of them as long as the longest."""
+    args = config(per_device_train_batch_size=3, response_length=20)
+    trained = build_roles(args, tiny.gpt2(), None, tiny.gpt2_reward(), None, None).trained
+    lengths = [9, 4, 1, 8, 1]
+    assert ppo._learned_width(args, trained, lengths) == 7
+    assert ppo._learned_width(args, trained, [9, 4]) == 7  # 6.5
+    asked = []
+    monkeypatch.setattr(type(trained), "packs", lambda self, longest: asked.append(longest))
+    assert ppo._learned_width(args, trained, lengths) == 9
+    assert asked == [29]
 
 
 def test_states_and_their_copy_are_of_what_is_trained():
