@@ -122,7 +122,7 @@ def _models(args: PPOConfig, roles: Roles, sharding: Sharding) -> list[Part]:
 def _learned_width(args: PPOConfig, trained: ActorCritic, lengths: Sequence[int]) -> int:
     """The prompt tokens of a row in the largest pass of learning: padded to the longest, or the mean of the longest."""
     longest = sorted(lengths)[-args.per_device_train_batch_size :]
-    if not trained.packs(longest[-1] + args.response_length):
+    if not (args.use_cpu and trained.packs(longest[-1] + args.response_length)):
         return longest[-1]
     return math.ceil(sum(longest) / len(longest))
 

@@ -128,6 +128,9 @@ def test_on_a_cpu_prompts_are_as_long_as_they_are(monkeypatch):
     monkeypatch.setattr(type(trained), "packs", lambda self, longest: asked.append(longest))
     assert ppo._learned_width(args, trained, lengths) == 9
     assert asked == [29]
+    monkeypatch.undo()
+    args.use_cpu = False
+    assert ppo._learned_width(args, trained, lengths) == 9  # a GPU pads, whatever the dry run itself computes on
 
 
 def test_states_and_their_copy_are_of_what_is_trained():
