@@ -2921,6 +2921,27 @@ LINES = [
         'next(iter(own.lora_A), "")\n',
         "generation/test_static.py",
     ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "[[row] * width for row in range(rows)]",
+        "[[0] * width] * rows",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "learning += activations(2, whole) - activations(1, whole)",
+        "pass",
+        "memory_estimate/test_ppo_memory.py",
+    ),
+    Mutant(
+        "memory_estimate/ppo.py", "[-args.per_device_train_batch_size :]", "[:]", "memory_estimate/test_ppo_memory.py"
+    ),
+    Mutant(
+        "memory_estimate/ppo.py",
+        "if not (args.use_cpu and trained.packs(",
+        "if not (trained.packs(",
+        "memory_estimate/test_ppo_memory.py",
+    ),
 ]
 
 
