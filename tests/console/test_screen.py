@@ -212,6 +212,26 @@ def test_the_seconds_of_a_stage_end_in_one_column(monkeypatch, capsys):
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [84, 84, 6 + 74 + 3 + 4]
 
 
+def test_the_seconds_of_a_stage_stay_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(screen, "_began", 100.0)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: 175.0)
+    for width in (60, 84, 120):
+        monkeypatch.setattr(screen, "_width", lambda width=width: width)
+        screen.ended("peak 1.0 GB")
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line) for line in lines] == [60, 84, 84]
+    assert all(line.split() == ["peak", "1.0", "GB", "1:15"] for line in lines)
+
+
+def test_a_bar_never_says_more_steps_than_there_are(monkeypatch):
+    seen, bar = [], Steps(("step",), 10, first=4)
+    monkeypatch.setattr(bar, "step", lambda done, now="": seen.append((done, now)))
+    for by in (4, 3):
+        bar.advance(by, f"{by} more")
+    assert seen == [(8, "4 more"), (10, "3 more")]
+    assert bar.done == 10
+
+
 def test_a_bar_goes_before_an_error_is_shown(monkeypatch, capsys):
     gone = []
     monkeypatch.setattr(screen, "on_error", [lambda: gone.append("first"), lambda: gone.append("last")])

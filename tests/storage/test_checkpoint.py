@@ -147,6 +147,9 @@ def test_a_reward_checkpoint_that_was_never_finished_is_no_reason_to_stop(tmp_pa
     checkpoint(tmp_path, "checkpoint-1", step=7)
     with pytest.raises(UserError, match="checkpoint-1: broken checkpoint, found step 7 in it; move them away"):
         newest_whole(tmp_path, REWARD)
+    checkpoint(tmp_path, "checkpoint-9", step=8)
+    with pytest.raises(UserError, match="checkpoint-9: broken checkpoint, found step 8 in it; 1 older"):
+        newest_whole(tmp_path, REWARD)
 
 
 @pytest.mark.parametrize(

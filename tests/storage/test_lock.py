@@ -98,7 +98,8 @@ def test_another_host_is_never_taken_to_be_dead(tmp_path, monkeypatch, job, mine
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if mine:
         monkeypatch.setenv("SLURM_JOB_ID", mine)
-    owned(tmp_path, host="node7", job=job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # of another job, it says nothing
+    owned(tmp_path, host="node7", job=job, restarts=0)
     said = "on host node7 of Slurm job 5;" if job else "on host node7;"
     with pytest.raises(UserError, match=said) as refused:
         FolderLock(tmp_path).take()
