@@ -47,6 +47,7 @@ def test_a_checkpoint_of_our_own_passes(saved):
             "pytorch_model/mp_rank_00_model_states.pt",
             "rng_state.pth",
             "more/deeper/any.pkl",
+            "training_state.bin",
         ),
     ],
 )

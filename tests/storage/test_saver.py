@@ -252,6 +252,18 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch, options, saved):
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step}" for step in saved]
 
 
+def test_the_time_counts_from_the_beginning_of_training(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    clock[0] = 100.0
+    with saver:
+        clock[0] = 159.9
+        assert not saver.is_due(1)
+        clock[0] = 160.0
+        assert saver.is_due(1)
+
+
 def test_the_optimizer_is_read_in_main_memory(saved, tmp_path, monkeypatch):
     """Also if Accelerate would read it on each of several GPUs, next to the states themselves."""
     places = []

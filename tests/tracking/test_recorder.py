@@ -185,6 +185,13 @@ def test_values_of_later_steps_and_one_that_was_cut_off_go(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == [first.name, second.name]
 
 
+def test_a_file_of_which_no_value_is_kept_is_still_one_of_tensorboard(tmp_path):
+    written(tmp_path, range(1, 3))
+    keep_events(tmp_path, -1)
+    (path,) = tmp_path.glob("events.*")
+    assert [event.file_version for event in EventFileLoader(str(path)).Load()] == ["brain.Event:2"]
+
+
 def test_tensorboard_itself_reads_what_is_kept_whatever_the_clock_said(tmp_path, monkeypatch):
     written(tmp_path, range(1, 6))
     keep_events(tmp_path, 3)
