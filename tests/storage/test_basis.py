@@ -274,7 +274,12 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_is_given(tmp_path):
 NO_DATA = {"given": {}, "flags": {}, "data": [], "stages": {}}
 
 
-@pytest.mark.parametrize("broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}, NO_DATA])
+NO_STAGES = {"given": {}, "flags": {}, "data": {}, "stages": ["reward"]}
+
+
+@pytest.mark.parametrize(
+    "broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}, NO_DATA, NO_STAGES]
+)
 def test_a_broken_basis_is_none(tmp_path, broken):
     facts = begun(tmp_path / "ppo_full", asked(tmp_path), basis=broken)
     assert differences(facts, asked(tmp_path)) == []

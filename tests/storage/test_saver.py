@@ -262,6 +262,9 @@ def test_the_time_counts_from_the_beginning_of_training(tmp_path, monkeypatch):
         assert not saver.is_due(1)
         clock[0] = 160.0
         assert saver.is_due(1)
+        saver.write(1, None, {}, lambda _: None)
+        clock[0] = 219.9
+        assert not saver.is_due(1)  # since the last checkpoint
 
 
 def test_the_optimizer_is_read_in_main_memory(saved, tmp_path, monkeypatch):
