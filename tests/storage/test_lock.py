@@ -220,6 +220,16 @@ def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
+def test_an_error_that_says_nothing_of_links_is_one(tmp_path, monkeypatch):
+    def torn(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", torn)
+    with pytest.raises(UserError, match=f"^{tmp_path / NAME}: cannot write: Input/output error$"):
+        FolderLock(tmp_path).take()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_links_and_locks_there_is_an_owner_all_the_same(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.EPERM, "Operation not permitted")

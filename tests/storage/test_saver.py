@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -324,3 +325,27 @@ def test_one_that_failed_leaves_nothing_and_the_next_one_is_written(tmp_path, mo
         saver.write(step, 1, {}, lambda folder: (folder / "more").write_text(""), best="step-1")
     assert names(tmp_path) == ["step-1", "step-3"]
     assert seen[0] == {path.name for path in (tmp_path / "checkpoints" / "step-3").iterdir()} - {"manifest.json"}
+
+
+def test_what_failed_in_a_run_that_ended_is_not_told_by_the_next_one(tmp_path, monkeypatch):
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    with monkeypatch.context() as patch:
+        full_after(patch, 0)
+        with pytest.raises(ZeroDivisionError), saver:
+            saver.write(1, None, {}, lambda _: None)
+            raise ZeroDivisionError
+    with saver:
+        saver.write(2, None, {}, lambda _: None)
+    assert names(tmp_path) == ["step-2"]
+
+
+def test_after_the_run_a_checkpoint_is_waited_for(tmp_path, monkeypatch):
+    write, flushed = module.write_manifest, []
+    monkeypatch.setattr(module, "write_manifest", lambda folder: (time.sleep(0.2), write(folder)))
+    monkeypatch.setattr(module, "flush", lambda folder: flushed.append((folder.name, names(tmp_path))))
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    with saver:
+        pass
+    saver.write(1, None, {}, lambda _: None)
+    assert names(tmp_path) == ["step-1"]
+    assert flushed == [("checkpoints", ["step-1"])]  # after the rename

@@ -34,6 +34,8 @@ def test_a_run_ends_after_so_many_in_a_row_and_each_is_written():
     assert "grad_norm" not in seen[2]
     with pytest.raises(UserError, match="try a lower learning_rate or bounded rewards"):
         Skips(1).report(1, ["gradient"], rows(1))
+    with pytest.raises(UserError, match="loss and score not finite 1 times .*; check the rewards of these prompts"):
+        Skips(1).report(1, ["loss", "score"], rows(1))
 
 
 def test_a_gradient_of_0_is_written_too():
