@@ -73,6 +73,7 @@ def begun(folder, stage, *flags, **facts):
         (1, ["--engine", "fsdp2"], "fsdp2", 1),
         (8, ["--engine", "zero3"], "zero3", 8),
         (8, ["--engine", "multi_cpu", "--num_processes", "3"], "multi_cpu", 3),
+        (0, ["--engine", "zero2", "--num_processes", "2"], "zero2", 2),
     ],
 )
 def test_a_process_for_each_device_unless_told_otherwise(machine, devices, flags, engine, processes):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_other_ranks_say_nothing_but_their_errors(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     screen.say("a line")
     screen.warn("a warning")
+    screen.to_copy("a path")
     screen.error("error: of rank 1")
     assert capsys.readouterr() == ("", "error: of rank 1\n")
 
@@ -146,11 +148,15 @@ def test_a_reader_that_has_gone_does_not_end_the_program(tmp_path):
     assert (tmp_path / "end").read_text() == "reached"
 
 
-@pytest.mark.parametrize(("total", "steps"), [(3, [1, 2, 3]), (10, [1, 2, 4, 6, 8, 10]), (40, [1, 8, 16, 24, 32, 40])])
+@pytest.mark.parametrize(
+    ("total", "steps"),
+    [(3, [1, 2, 3]), (10, [1, 2, 4, 6, 8, 10]), (40, [1, 8, 16, 24, 32, 40]), (11, [1, 3, 6, 9, 11])],
+)
 def test_a_few_rows_of_a_quick_run_stay(capsys, total, steps):
     rows = Steps(("step",), total)
     for step in range(1, total + 1):
         rows.row(step, [str(step)])
+        rows.row(step, ["once more"])
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["step", *map(str, steps)]
 
 
@@ -183,6 +189,40 @@ def test_a_run_that_resumes_shows_its_own_steps(capsys):
         "step",
         *["31", "32", "34", "36", "38", "40"],
     ]
+
+
+def test_lines_are_redrawn_where_nothing_else_prints(monkeypatch):
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: True)
+    for name in ("RANK", quiet.VERBOSE):
+        monkeypatch.delenv(name, raising=False)
+    assert screen.is_live()
+    for name in ("RANK", quiet.VERBOSE):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not screen.is_live()
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: False)
+    assert not screen.is_live()
+
+
+def test_text_is_as_wide_as_the_terminal_and_not_too_wide_to_read(monkeypatch):
+    assert screen._width() is None
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: True)
+    for columns, width in ((60, 60), (120, 120), (200, 120)):
+        monkeypatch.setattr(screen, "_rich", lambda file, columns=columns: SimpleNamespace(width=columns))
+        assert screen._width() == width
+
+
+def test_every_line_of_a_note_stands_in_the_stages_block(capsys):
+    screen.note("a\nb")
+    assert capsys.readouterr().out == "      a\n      b\n"
+
+
+def test_a_bar_is_taken_away_once():
+    steps, gone = Steps(("step",), 3), []
+    steps.bar = SimpleNamespace(stop=lambda: gone.append(1))
+    steps.close()
+    steps.close()
+    assert (gone, steps.bar) == ([1], None)
 
 
 def test_outside_a_command_nothing_is_redirected(tmp_path):

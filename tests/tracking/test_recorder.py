@@ -314,6 +314,37 @@ def test_rows_and_samples_stand_at_their_step_and_go_on_behind_those_that_are_ke
     assert rows("completions.jsonl") == responses
 
 
+class OtherRank:
+    """Stands for the accelerator of a rank whose trackers do nothing."""
+
+    is_main_process, log_with, trackers = False, (), ()
+
+    def init_trackers(self, *_, **__):
+        pass
+
+    log = init_trackers
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    checkpoint, folder = tmp_path / "step-1", tmp_path / "run"
+    for place in (checkpoint, folder):
+        place.mkdir()
+        (place / "metrics.jsonl").write_text(f'{{"step": 7, "of": "{place.name}"}}\n')
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    other = Recorder(OtherRank(), folder)
+    other.start(PPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", run_name="a"), 0)
+    other.load(checkpoint)
+    other.row(1, {"x": 1.0})
+    other.evaluation(1, {"x": 1.0})
+    other.completions([{"prompt": "p", "response": "r", "score": 1.0}])
+    other.samples(1, [{"prompt": "p", "response": "r", "score": 1.0}])
+    monkeypatch.setattr(tracking, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    other.event("skipped.jsonl", {"step": 1}, "a skipped update")
+    with one_tracker_run(SimpleNamespace(report_to=["wandb", "trackio"], run_name=None), folder, 0):
+        assert "WANDB_RESUME" not in os.environ
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
 def test_what_a_checkpoint_relies_on_is_on_the_disk(tmp_path, monkeypatch, recorder):
     flushed = []
     monkeypatch.setattr(tracking, "flush", lambda path: flushed.append(path.name))
