@@ -9,7 +9,7 @@ import pytest
 import yaml
 from limits import HANG
 
-from rlhf.cli.plan import planned
+from rlhf.cli.plan import main, planned
 from rlhf.errors import UserError
 from rlhf.storage.stages import POLICIES, RECIPES, REPORT, STAGES, is_done, recipe_folder, require_stage, stages_of
 
@@ -131,6 +131,24 @@ def test_flags_of_one_stage_are_not_asked_of_the_others(tmp_path):
         planned(RECIPES / "demo", tmp_path, more=flags)
     found = {one.spec.name: one for one in planned(RECIPES / "demo", tmp_path, more=flags, only="ppo_full")}
     assert (found["reward"].state, found["ppo_full"].state) == ("done", "not run")
+
+
+def test_the_plan_of_one_stage_and_settings_that_differ(tmp_path, monkeypatch, capsys):
+    def lines(*argv):
+        monkeypatch.setattr("sys.argv", ["plan", "--runs_dir", str(tmp_path), "--run", "x", *argv])
+        main()
+        return [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+
+    (tmp_path / "x" / "reward").mkdir(parents=True)
+    facts = {"status": "done", "config": {"learning_rate": 0.5}}
+    (tmp_path / "x" / "reward" / "run.json").write_text(json.dumps(facts))
+    monkeypatch.delenv("RLHF_FLAGS", raising=False)
+    assert lines("--stage", "ppo_full") == [["ppo_full", "not_run"]]
+    assert lines()[0] == ["reward", "differs"]
+    with pytest.raises(SystemExit) as end:
+        lines("--check")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: reward: settings differ (learning_rate 0.5 → ")
 
 
 @pytest.mark.parametrize(
