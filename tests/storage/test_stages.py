@@ -133,6 +133,19 @@ def test_flags_of_one_stage_are_not_asked_of_the_others(tmp_path):
     assert (found["reward"].state, found["ppo_full"].state) == ("done", "not run")
 
 
+@pytest.mark.parametrize(("status", "state"), [("done", "stale"), ("stopped", "stopped"), ("failed", "failed")])
+def test_only_what_is_done_is_stale_while_an_earlier_stage_has_still_to_end(tmp_path, status, state):
+    parts = {"given": {}, "flags": {}, "data": {}, "stages": {"reward": "1"}}
+    for stage, facts in (
+        ("reward", {"status": "running", "id": "1"}),
+        ("ppo_full", {"status": status, "basis": parts}),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "run.json").write_text(json.dumps(facts))
+    found = {one.spec.name: one.state for one in planned(RECIPES / "demo", tmp_path, only="evaluation")}
+    assert (found["reward"], found["ppo_full"], found["ppo_lora"]) == ("running", state, "not run")
+
+
 def test_the_plan_of_one_stage_and_settings_that_differ(tmp_path, monkeypatch, capsys):
     def lines(*argv):
         monkeypatch.setattr("sys.argv", ["plan", "--runs_dir", str(tmp_path), "--run", "x", *argv])
