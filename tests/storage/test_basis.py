@@ -26,7 +26,7 @@ from rlhf.storage.basis import (
     verdict,
 )
 from rlhf.storage.run_folder import Stage, StageDone
-from rlhf.storage.stages import read_run, require_stage, stage_ids, stages_read, stale_stages
+from rlhf.storage.stages import read_run, require_stage, stage_ids, stages_read, stale_lines, stale_stages
 
 KINDS = {
     "reward": [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig],
@@ -299,6 +299,10 @@ def test_what_read_a_stage_that_ran_again_is_stale_and_so_is_what_read_that(tmp_
     assert stale_stages(tmp_path) == {}
     begun(tmp_path / "reward", wanted)
     assert stale_stages(tmp_path) == {"ppo_full": ["reward"], "evaluation": ["reward", "ppo_full"]}
+    assert stale_lines(tmp_path) == [
+        f"{tmp_path.name}: ppo_full is stale, since reward changed: run that stage again",
+        f"{tmp_path.name}: evaluation is stale, since reward and ppo_full changed: run that stage again",
+    ]
     assert verdict(tmp_path / "ppo_full", wanted) == verdict(tmp_path / "evaluation", wanted) == "again"
     with pytest.raises(UserError, match="evaluation: stale, since reward and ppo_full changed; run that stage again"):
         require_stage(tmp_path / "evaluation")

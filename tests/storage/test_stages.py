@@ -66,6 +66,7 @@ def test_a_recipe_of_ours_comes_before_a_folder_of_that_name(tmp_path, monkeypat
 
 def test_a_run_that_is_not_there_is_told_by_the_name_of_a_similar_one(tmp_path):
     (tmp_path / "study" / "reward").mkdir(parents=True)
+    (tmp_path / "alpha" / "evaluation").mkdir(parents=True)
     (tmp_path / "studies").mkdir()  # of no stage
     with pytest.raises(UserError, match=r"run that stage first; did you mean 'study'\?$"):
         require_stage(tmp_path / "studi" / "reward")
