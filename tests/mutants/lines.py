@@ -2921,6 +2921,132 @@ LINES = [
         'next(iter(own.lora_A), "")\n',
         "generation/test_static.py",
     ),
+    Mutant(
+        "storage/checkpoint.py",
+        "if spare and (step or any(fault",
+        "if spare and (any(fault",
+        "storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        "left.exists() and fault(checkpoint) is not None and fault(left) is None",
+        "left.exists() and fault(checkpoint) is not None",
+        "storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        'elif facts["step"] != checkpoint_step(checkpoint)',
+        'elif facts["step"] > checkpoint_step(checkpoint)',
+        "storage/test_checkpoint.py",
+    ),
+    Mutant("storage/lock.py", 'and owner["job"] == mine["job"] and _restarts', "and _restarts", "storage/test_lock.py"),
+    Mutant(
+        "tracking/recorder.py", 'event.WhichOneof("what") != "summary" or event', "event", "tracking/test_recorder.py"
+    ),
+    Mutant(
+        "storage/stages.py",
+        '("given", "flags", "data", "stages")] if',
+        '("given", "flags", "data")] if',
+        "storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/saver.py",
+        "self.step, self._since, self._pending = step, time.monotonic(), True",
+        "self.step, self._pending = step, True",
+        "storage/test_saver.py",
+    ),
+    Mutant(
+        "storage/saver.py",
+        "self.step, self._since, self._in_block = 0, time.monotonic(), True",
+        "self.step, self._in_block = 0, True",
+        "storage/test_saver.py",
+    ),
+    Mutant(
+        "storage/safe_load.py",
+        "and path.name not in NEVER_READ",
+        'and not path.name.startswith("training")',
+        "faults/test_security_checkpoints.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        '.isoformat(timespec="seconds")',
+        '.replace(tzinfo=None).isoformat(timespec="seconds")',
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "tracking/skipped_updates.py",
+        '"score" if "score" in what else "gradient"',
+        '"score" if what[0] == "score" else "gradient"',
+        "tracking/test_skipped_updates.py",
+    ),
+    Mutant("console/steps.py", "min(self.done + by, self.total)", "self.done + by", "console/test_screen.py"),
+    Mutant(
+        "console/screen.py", "min(_TIME, _width() or _TIME) - len(took)", "_TIME - len(took)", "console/test_screen.py"
+    ),
+    Mutant(
+        "config/commands.py",
+        'if self.executor == "local" and self.sbatch',
+        "if self.sbatch and not self.seeds",
+        "config/test_edges.py",
+    ),
+    Mutant("config/stages.py", "self.dataset_dir = self.dataset_dir or None", "pass", "config/test_edges.py"),
+    Mutant("config/caches.py", "return inside[-1:]", "return inside[:1]", "config/test_caches.py"),
+    Mutant("config/caches.py", "error.__cause__ or error.__context__", "error.__cause__", "config/test_caches.py"),
+    Mutant("config/caches.py", 'and path != Path("/")]', "]", "config/test_caches.py"),
+    Mutant(
+        "config/old_names.py", '"transformers 5" if name in REMOVED else "TRL 1.12"', '"TRL 1.12"', "test_old_names.py"
+    ),
+    Mutant(
+        "config/ppo.py",
+        "min(every, self.save_steps) >= 1 and self.save_steps % every",
+        "every >= 1 and self.save_steps % every",
+        "config/test_ppo_config.py",
+    ),
+    Mutant(
+        "config/ppo.py",
+        "min(every, self.save_steps) >= 1 and self.save_steps % every",
+        "self.save_steps % every",
+        "config/test_ppo_config.py",
+    ),
+    Mutant(
+        "cli/pipeline.py",
+        'if engine == "multi_cpu" or devices == 0:',
+        'if engine == "multi_cpu":',
+        "cli/test_launching.py",
+    ),
+    Mutant(
+        "cli/train_ppo.py",
+        'policy.dtype or "float32" if model_args.dtype == "auto" else',
+        'policy.dtype or "float32" if model_args.dtype else',
+        "cli/test_train_ppo.py",
+    ),
+    Mutant(
+        "cli/train_ppo.py",
+        "sorted({p.tree_id for p in split.train})",
+        "sorted({p.tree_id for p in train})",
+        "cli/test_train_ppo.py",
+    ),
+    Mutant(
+        "cli/foresight.py",
+        'precision_line(settings[-1]) or precision(settings[-1])["taken"]',
+        'precision(settings[-1])["taken"]',
+        "cli/test_launching.py",
+    ),
+    Mutant(
+        "cli/outcome.py",
+        "if name in POLICIES else None",
+        'if name in POLICIES and name == "full" else None',
+        "cli/test_outcome.py",
+    ),
+    Mutant("cli/plan.py", 'if again and one.state == "done" else one', "if again else one", "storage/test_stages.py"),
+    Mutant("cli/plan.py", "if args.stage in (None, one.spec.name)]", "if True]", "storage/test_stages.py"),
+    Mutant(
+        "cli/prepare.py",
+        '(reward.startswith("pypi:") or is_hub_id(reward))',
+        "is_hub_id(reward)",
+        "cli/test_prepare.py",
+    ),
+    Mutant("cli/train_reward.py", "gold=data.gold)", "gold=False)", "cli/test_train_reward.py"),
 ]
 
 
