@@ -101,6 +101,12 @@ def test_a_zip_that_starts_as_a_pickle_is_refused(checkpoint, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
+    (tmp_path / "optimizer.bin").symlink_to("none")
+    with pytest.raises(UserError, match=r"optimizer\.bin: .*, found No such file or directory$"):
+        check_pickles(tmp_path)
+
+
 def test_links_do_not_lead_out(checkpoint, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (checkpoint / "pytorch_model").symlink_to(tmp_path / "elsewhere")
