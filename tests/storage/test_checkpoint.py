@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from rlhf.errors import UserError
 from rlhf.ppo.checkpointing import digest
 from rlhf.storage import disk
-from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, not_written, read_step, rotate
+from rlhf.storage.checkpoint import PPO, REWARD, checkpoints, newest_whole, not_written, problem_of, read_step, rotate
 from rlhf.storage.disk import MANIFEST, fault, write_manifest, written_aside
 
 FACTS = {"batch_size": 4, "engine": "NO", "processes": 1}
@@ -54,6 +54,14 @@ def test_numbers_decide_not_names_or_clocks(tmp_path):
     (tmp_path / "step-99").write_text("no folder")
     assert newest_whole(tmp_path, PPO) == tmp_path / "step-10"
     assert newest_whole(tmp_path / "none", PPO) is None
+
+
+def test_what_a_stage_needs_of_a_checkpoint_must_be_there(tmp_path):
+    made = checkpoint(tmp_path / "checkpoints", "step-1")
+    checkpoint(tmp_path / "checkpoints", "step-2", manifest=False)
+    assert checkpoints(tmp_path) == [made]
+    assert problem_of(made, lambda facts: facts["batch_size"]) is None
+    assert problem_of(made, lambda facts: facts["episode"]) == "a step.json that cannot be read"
 
 
 def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
@@ -269,10 +277,11 @@ def test_while_files_move_there_is_no_model(tmp_path, monkeypatch):
 
 def test_on_other_ranks_the_first_ones_files_are_left_alone(tmp_path):
     (tmp_path / ".aside").mkdir()
+    (tmp_path / ".aside" / "config.json").write_text("new")
     with written_aside(tmp_path, False) as aside:
         (aside / "shard").write_text("new")
     assert names(tmp_path) == [".aside"]
-    assert names(tmp_path / ".aside") == ["shard"]
+    assert names(tmp_path / ".aside") == ["config.json", "shard"]
 
 
 def test_all_is_on_the_disk_before_a_manifest_or_a_model_says_so(tmp_path, monkeypatch):
