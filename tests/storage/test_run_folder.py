@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate import PartialState
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
@@ -172,7 +173,10 @@ def test_other_processes_than_the_job_has_asked_for_are_refused(tmp_path, monkey
     with pytest.raises(UserError, match=r"RLHF_WORLD_SIZE"):
         Stage(tmp_path, "reward", {}, seed=0)
     monkeypatch.setenv("RLHF_WORLD_SIZE", "1")
-    Stage(tmp_path, "reward", {}, seed=0)
+    assert Stage(tmp_path, "reward", {}, seed=0).facts["world_size"] == 1
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 3)
+    monkeypatch.setenv("RLHF_WORLD_SIZE", "3")
+    assert Stage(tmp_path, "reward", {}, seed=0).facts["world_size"] == 3
 
 
 def test_other_ranks_write_nothing_and_leave_the_lock(tmp_path):
