@@ -3047,6 +3047,199 @@ LINES = [
         "cli/test_prepare.py",
     ),
     Mutant("cli/train_reward.py", "gold=data.gold)", "gold=False)", "cli/test_train_reward.py"),
+    Mutant(
+        "storage/checkpoint.py",
+        '" ".join(str(problem).split())[:200]',
+        '" ".join(str(problem).split())',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        '{"step", "batch_size", "engine", "processes"} <=',
+        '{"step", "batch_size", "processes"} <=',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        '_say([*broken, *unfinished], f"',
+        '_say([*broken], f"',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "    flush_folder(folder)\n    aside",
+        "    aside",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "    flush(aside)\n    os.replace(aside, folder / MANIFEST)",
+        "    os.replace(aside, folder / MANIFEST)",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "            if is_main:\n                flush_folder(aside)\n                _move_in",
+        "            if True:\n                _move_in",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "                flush_folder(aside)\n",
+        "",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "        finally:\n            if is_main:",
+        "        finally:\n            if True:",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/lock.py", "if error.errno not in _NO_LINKS:", "if error.errno == errno.EEXIST:", "storage/test_lock.py"
+    ),
+    Mutant("storage/saver.py", "self._in_block = False\n        if error", "if error", "storage/test_saver.py"),
+    Mutant(
+        "storage/saver.py",
+        "self._pending, self._problem = False, None",
+        "self._pending = False",
+        "storage/test_saver.py",
+    ),
+    Mutant("storage/saver.py", "                flush(target.parent)\n", "", "storage/test_saver.py"),
+    Mutant(
+        "storage/stages.py",
+        "since {' and '.join(changed)} changed: run",
+        "since {changed[0]} changed: run",
+        "storage/test_stages.py storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/stages.py",
+        "did_you_mean(folder.name, sorted(runs))",
+        "did_you_mean(folder.name, sorted(runs)[:1])",
+        "storage/test_stages.py storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "        if self.is_main:\n            write_json",
+        "        if True:\n            write_json",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "            if self.is_main:\n                self._lock",
+        "            if True:\n                self._lock",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "file.write(json.dumps(row, ensure_ascii=False)",
+        "file.write(json.dumps(row)",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py", "result.stdout.strip() or None", "result.stdout or None", "storage/test_run_folder.py"
+    ),
+    Mutant("storage/run_folder.py", "json.dumps(content, indent=2", "json.dumps(content", "storage/test_run_folder.py"),
+    Mutant(
+        "storage/safe_load.py",
+        "error.strerror or type(error).__name__",
+        "type(error).__name__",
+        "faults/test_security_checkpoints.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
+        "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            write_rows",
+        "        if True:\n            write_rows",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if not self.accelerator.is_main_process:\n            return",
+        "        if False:\n            return",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            load_rows",
+        "        if True:\n            load_rows",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
+        "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "    if PartialState().is_main_process:\n        path.parent",
+        "    if True:\n        path.parent",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "if asked and PartialState().is_main_process else {}",
+        "if asked else {}",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "args.run_name, step) if self.accelerator.is_main_process else {}",
+        "args.run_name, step)",
+        "tracking/test_recorder.py",
+    ),
+    Mutant("tracking/board.py", "if state.is_world_process_zero:", "if True:", "tracking/test_board.py"),
+    Mutant(
+        "tracking/progress.py", 'max(1.0, row["eps"] * seconds)', 'row["eps"] * seconds', "tracking/test_progress.py"
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "self.pace or Pace(state.max_steps)",
+        "Pace(state.max_steps)",
+        "tracking/test_progress.py",
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "state.max_steps, state.global_step, self.rows)",
+        "state.max_steps, 0, self.rows)",
+        "tracking/test_progress.py",
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "state.max_steps, state.global_step, self.rows)",
+        "state.max_steps, state.global_step)",
+        "tracking/test_progress.py",
+    ),
+    Mutant("tracking/progress.py", 'if name.startswith("time/")', 'if name != "eps"', "tracking/test_progress.py"),
+    Mutant(
+        "tracking/skipped_updates.py",
+        "if len(rows) > _SHOWN else",
+        "if len(rows) >= _SHOWN else",
+        "tracking/test_skipped_updates.py",
+    ),
+    Mutant(
+        "console/screen.py",
+        "_is_terminal(_out()) and not os.environ.get(quiet.VERBOSE) and not",
+        "_is_terminal(_out()) and not",
+        "console/test_screen.py",
+    ),
+    Mutant("storage/checkpoint.py", "        read(facts)\n", "        pass\n", "storage/test_checkpoint.py"),
+    Mutant("storage/checkpoint.py", "if (path / MANIFEST).is_file()]", "]", "storage/test_checkpoint.py"),
+    Mutant(
+        "storage/disk.py",
+        "        if is_main:\n            shutil.rmtree(aside, ignore_errors=True)\n            aside.mkdir",
+        "        if True:\n            shutil.rmtree(aside, ignore_errors=True)\n            aside.mkdir",
+        "storage/test_checkpoint.py",
+    ),
+    Mutant(
+        "storage/run_folder.py", '"world_size": state.num_processes', '"world_size": 1', "storage/test_run_folder.py"
+    ),
 ]
 
 

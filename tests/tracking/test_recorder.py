@@ -93,6 +93,7 @@ def test_project_and_run_name_reach_every_tracker(tmp_path, monkeypatch, name, k
     assert project == "kindness"
     assert options.get(key) == "first" if key else run.name == "first"
     assert options.get("experiment", "kindness") == "kindness"
+    assert ("experiment" in options) == (name == "aim")  # its word for a project
     (events,) = {path.parent for path in tmp_path.rglob("events*") if path.parent.name == "first"}
     assert events == tmp_path / "tensorboard" / "first"  # TensorBoard calls a run by its folder
 
