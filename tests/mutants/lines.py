@@ -3148,7 +3148,8 @@ LINES = [
     ),
     Mutant(
         "tracking/recorder.py",
-        "        if self.accelerator.is_main_process:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
+        "        if self.accelerator.is_main_process:\n"
+        "            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
         "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
         "tracking/test_recorder.py",
     ),
@@ -3172,7 +3173,8 @@ LINES = [
     ),
     Mutant(
         "tracking/recorder.py",
-        "        if self.accelerator.is_main_process:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
+        "        if self.accelerator.is_main_process:\n"
+        "            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
         "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
         "tracking/test_recorder.py",
     ),
