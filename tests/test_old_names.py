@@ -8,6 +8,7 @@ from tiny_ppo import trainer
 from transformers import TrainerCallback
 
 from rlhf import PPOTrainer
+from rlhf.config import PPOConfig, RewardStageConfig
 from rlhf.config.trl_names import RENAMED_ARGUMENTS
 from rlhf.errors import UserError
 
@@ -23,6 +24,19 @@ def test_an_argument_of_an_older_trl_is_answered_by_the_new_one(method, name, ne
     first = new.split(",")[0].split(" ")[0].rstrip(":")
     arguments = {*inspect.signature(call).parameters, *inspect.signature(PPOTrainer).parameters}
     assert first in arguments | {"nothing"} or new.endswith("of PPOConfig")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        (PPOConfig, "init_kl_coef", r"of TRL 1\.12, found 'init_kl_coef': use kl_coef$"),
+        (PPOConfig, "evaluation_strategy", "of transformers 5, found 'evaluation_strategy': use eval_strategy$"),
+        (RewardStageConfig, "torch_dtype", "of transformers 5, found 'torch_dtype': use dtype$"),
+    ],
+)
+def test_an_old_name_of_a_setting_is_answered_by_whose_it_was(kind, name, words):
+    with pytest.raises(UserError, match=rf"^{kind.__name__}: expected a field {words}"):
+        kind(**{name: 1})
 
 
 def test_the_signature_stays():

@@ -34,7 +34,7 @@ _DEEPSPEED = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 
-_FOUND = re.compile(r"GLOBAL (\S+)|class (\S+) was not")
+_FOUND = re.compile(r"GLOBAL (\S+)")
 
 
 class _Inert:
@@ -79,7 +79,7 @@ def _what(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     found = _FOUND.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    return f"a pickle that calls {found[1] or found[2]}" if found else "what torch cannot load as such"
+    return f"a pickle that calls {found[1]}" if found else "what torch cannot load as such"
 
 
 def _check_latest(path: Path) -> None:

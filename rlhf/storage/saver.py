@@ -51,7 +51,7 @@ class Saver:
             self.check(wait=True)
         elif self._thread is not None:  # the user gets the error that ended the run
             self._thread.join()
-            self._pending = False
+            self._pending, self._problem = False, None
 
     def is_due(self, minutes: float) -> bool:
         """Whether that many minutes have passed since the last checkpoint, by rank 0's clock."""

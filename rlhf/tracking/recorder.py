@@ -281,5 +281,5 @@ def _is_kept(event: Event, last_step: int) -> bool:
 
 
 def _sums_up(event: Event) -> bool:
-    """Whether it belongs to the summary row of transformers' Trainer; only the epoch comes after it."""
-    return any(value.tag.startswith(("train/train_", "train/total_flos")) for value in event.summary.value)
+    """Whether it belongs to the summary row of transformers' Trainer: with the first such tag that row begins."""
+    return any(value.tag.startswith("train/train_") for value in event.summary.value)

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.cli import pipeline
+from rlhf.cli import foresight, pipeline
 from rlhf.cli.foresight import _KINDS
 from rlhf.cli.parsing import read_asked
 from rlhf.errors import UserError
 from rlhf.storage.basis import basis_of
-from rlhf.storage.stages import RECIPES, STAGES
+from rlhf.storage.stages import RECIPES, STAGES, stages_of
 
 
 @pytest.fixture
@@ -73,6 +73,7 @@ def begun(folder, stage, *flags, **facts):
         (1, ["--engine", "fsdp2"], "fsdp2", 1),
         (8, ["--engine", "zero3"], "zero3", 8),
         (8, ["--engine", "multi_cpu", "--num_processes", "3"], "multi_cpu", 3),
+        (0, ["--engine", "zero2", "--num_processes", "2"], "zero2", 2),
     ],
 )
 def test_a_process_for_each_device_unless_told_otherwise(machine, devices, flags, engine, processes):
@@ -314,3 +315,26 @@ def test_slurm_is_told_what_the_command_line_says(machine, monkeypatch, tmp_path
 def test_runs_of_seeds_have_a_name_even_if_there_is_one_seed(machine):
     with pytest.raises(UserError, match=r"^run: give --run a name for these runs, not 'default'$"):
         machine(8, "--run", "default", "--seeds", "2")
+
+
+def test_what_is_foreseen_of_stages_that_train(monkeypatch):
+    asked = []
+
+    def parse(kinds, argv, name):
+        asked.append(argv)
+        return [kinds[-1].__name__]
+
+    monkeypatch.setattr(foresight, "parse", parse)
+    monkeypatch.setattr(foresight, "precision_line", {"PPOStageConfig": "bf16 (measured)"}.get)
+    monkeypatch.setattr(foresight, "precision", lambda args: {"RewardStageConfig": {"taken": "fp32"}}[args])
+    monkeypatch.setattr(foresight, "expected_time", lambda found, names: f"{len(found)} of {len(names)}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    recipe = RECIPES / "demo"
+    stages = stages_of(recipe)[1:-1]  # the first is done
+    assert foresight.foresee(recipe, stages, ["--run", "x"]) == (
+        ["2 CPU threads", "fp32", "bf16 (measured)"],
+        "4 of 6",
+    )
+    assert asked[0] == ["--config", str(recipe / "reward_gold.yaml"), "--run", "x"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert foresight.foresee(recipe, [], [])[0] == ["1 CPU thread"]

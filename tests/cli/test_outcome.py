@@ -53,6 +53,14 @@ def test_each_policy_has_a_row_of_its_own_figures(run, capsys):
     assert any(line.endswith("--logdir runs/study") for line in said)
 
 
+def test_each_policy_has_its_own_time(run, capsys, tmp_path):
+    write(tmp_path / "runs" / "study" / "ppo_lora" / "run.json", {"seconds": 3725.0})
+    show_outcome(run)
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "full 0.10 0.90 +0.80 [+0.50, +1.10] 0.046 1:15 gain, not checked" in said
+    assert "LoRA 0.10 0.00 -0.10 [-0.30, +0.10] 1:02:05 no gain shown" in said
+
+
 def test_a_run_elsewhere_and_files_beside_the_page_are_named(run, capsys, tmp_path):
     (tmp_path / "runs").rename(tmp_path / "my runs")
     report = tmp_path / "my runs" / "study" / "report"

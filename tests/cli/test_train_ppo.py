@@ -37,7 +37,9 @@ def test_an_eval_strategy_is_followed(run_folder, monkeypatch, capsys):  # noqa:
     folder = run_folder / "runs" / "tiny" / "ppo_full"
     rows = [json.loads(line) for line in (folder / "eval_metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert json.loads((folder / "run.json").read_text())["data"]["prompts"]["split_train"] == 7
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["data"]["prompts"]["split_train"] == 7
+    assert len(facts["train_tree_ids"]) == 10  # the evaluation must not ask those held out, either
 
 
 def test_too_few_prompts_to_take_some_out(run_folder, monkeypatch, capsys):  # noqa: F811
@@ -86,6 +88,26 @@ def test_where_the_time_went_is_said_in_order(monkeypatch):
     monkeypatch.setattr(train_ppo, "peak_memory", lambda device: 2_340_000_000)
     trainer = SimpleNamespace(work=work, accelerator=SimpleNamespace(device="cpu"))
     assert cost(trainer) == "peak 2.3 GB · learn 65 %, sample 30 %, score 5 %"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "counted"),
+    [
+        ("float16", "auto", "float16"),
+        ("float16", "bfloat16", "bfloat16"),
+        ("float16", None, "float32"),
+        (None, "auto", "float32"),
+    ],
+)
+def test_a_dry_run_counts_memory_for_the_dtype_that_is_loaded(monkeypatch, own, given, counted):
+    seen = []
+    monkeypatch.setattr(train_ppo, "read_config", lambda name, **_: SimpleNamespace(dtype=own))
+    monkeypatch.setattr(train_ppo, "reward_config", lambda name, **_: name)
+    monkeypatch.setattr(train_ppo, "check_attention", lambda *given: None)
+    monkeypatch.setattr(train_ppo, "dry_run", lambda *given: seen.append(given[2:5]))
+    args = SimpleNamespace(trust_remote_code=False)
+    train_ppo.estimate(args, ModelConfig(dtype=given), ("base", "judge"), [3, 4])
+    assert seen == [("judge", [3, 4], counted)]
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ def test_the_bar_counts_all_pairs_and_the_splits_are_those_of_one_pass(monkeypat
     assert splits == split_pairs(fitting, data.split_seed, 8, 4, 4)
     assert counts["too_long"] == sum(length > limit for length in lengths) > 0
     assert ("tokenise pairs: 100%" in capsys.readouterr().err) != quiet
+    data.gold = True
+    gold = train_reward.split_fitting(pairs, counts, tokenizer, data, args)
+    assert gold == split_pairs(fitting, data.split_seed, 8, 4, 4, gold=True)
+    assert gold["train"] != splits["train"]
 
 
 def test_the_line_of_kept_pairs_names_other_layouts():

@@ -33,6 +33,7 @@ def failed(path, number):
         (".cache/huggingface/hub/x", errno.ENOENT, None),  # not written, but missing
         ("runs/demo", errno.EACCES, None),
         (".cache/rlhf/x", errno.EIO, None),
+        ("/", errno.EACCES, None),
     ],
 )
 def test_the_variable_is_named(home, path, number, names):
@@ -47,6 +48,9 @@ def test_it_is_found_behind_a_librarys_own_error(home):
     error.__cause__ = failed(home / ".cache" / "huggingface" / "token", errno.EACCES)
     assert "set HF_HOME to a folder that can be written" in str(cache_error(error))
     assert cache_error(RuntimeError("other")) is None
+    error = RuntimeError("cannot download")
+    error.__context__ = failed(home / ".cache" / "rlhf" / "x", errno.EACCES)  # raised while that was handled
+    assert "set RLHF_CACHE to a folder" in str(cache_error(error))
 
 
 def test_the_variables_move_the_folders(home, monkeypatch):
@@ -59,6 +63,12 @@ def test_the_variables_move_the_folders(home, monkeypatch):
     }
     assert cache_folder() == home / "mine"
     assert "set HF_HUB_CACHE" in str(cache_error(failed(home / "hub" / "x", errno.EACCES)))
+
+
+def test_of_a_cache_in_another_one_the_inner_ones_variable_is_named(home, monkeypatch):
+    hub = home / ".cache" / "huggingface" / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    assert "set HF_HUB_CACHE to a folder" in str(cache_error(failed(hub / "x", errno.EACCES)))
 
 
 def test_loading_a_model_says_it(home, monkeypatch):

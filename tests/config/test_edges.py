@@ -141,3 +141,15 @@ def test_the_longest_name_of_a_run():
     for name in ("x" * 201, "ä" * 101, "-x"):
         with pytest.raises(UserError, match=r"^run: expected a plain folder name"):
             check_plain_name("run", name)
+
+
+def test_options_of_slurm_belong_to_slurm():
+    for seeds in (None, "1-3"):
+        assert PipelineConfig(executor="slurm", sbatch="--nodes=2", seeds=seeds).sbatch == "--nodes=2"
+        with pytest.raises(UserError, match=r"^sbatch: add --executor slurm"):
+            PipelineConfig(sbatch="--nodes=2", seeds=seeds)
+
+
+def test_an_empty_folder_of_pairs_is_none():
+    assert PreferenceConfig(dataset_dir="").dataset_dir is None  # as --dataset_dir "" says on a command line
+    assert PreferenceConfig(dataset_dir="harmless-base").dataset_dir == "harmless-base"

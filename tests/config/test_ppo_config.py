@@ -190,6 +190,7 @@ def test_without_eval_steps_evaluations_come_as_often_as_rows_are_logged(steps, 
         {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 3},
         {"metric_for_best_model": "eval_rewards/mean", "eval_strategy": "steps"},
         {"metric_for_best_model": "eval_reward", "eval_strategy": "steps"},
+        {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.3},
     ],
 )
 def test_what_is_possible_is_allowed(options):
@@ -197,6 +198,12 @@ def test_what_is_possible_is_allowed(options):
     assert found.greater_is_better is (
         True if "metric_for_best_model" in options or found.load_best_model_at_end else None
     )
+
+
+def test_a_share_of_the_run_is_no_multiple_of_steps():
+    words = "mixing ratio and absolute steps for save_steps 0.5 and eval_steps 2"  # transformers'
+    with pytest.raises(ValueError, match=words):
+        config(load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_steps=0.5)
 
 
 def test_whether_greater_is_better_is_the_users_word_before_the_metrics_name():

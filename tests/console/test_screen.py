@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_other_ranks_say_nothing_but_their_errors(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     screen.say("a line")
     screen.warn("a warning")
+    screen.to_copy("a path")
     screen.error("error: of rank 1")
     assert capsys.readouterr() == ("", "error: of rank 1\n")
 
@@ -146,11 +148,15 @@ def test_a_reader_that_has_gone_does_not_end_the_program(tmp_path):
     assert (tmp_path / "end").read_text() == "reached"
 
 
-@pytest.mark.parametrize(("total", "steps"), [(3, [1, 2, 3]), (10, [1, 2, 4, 6, 8, 10]), (40, [1, 8, 16, 24, 32, 40])])
+@pytest.mark.parametrize(
+    ("total", "steps"),
+    [(3, [1, 2, 3]), (10, [1, 2, 4, 6, 8, 10]), (40, [1, 8, 16, 24, 32, 40]), (11, [1, 3, 6, 9, 11])],
+)
 def test_a_few_rows_of_a_quick_run_stay(capsys, total, steps):
     rows = Steps(("step",), total)
     for step in range(1, total + 1):
         rows.row(step, [str(step)])
+        rows.row(step, ["once more"])
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["step", *map(str, steps)]
 
 
@@ -185,6 +191,40 @@ def test_a_run_that_resumes_shows_its_own_steps(capsys):
     ]
 
 
+def test_lines_are_redrawn_where_nothing_else_prints(monkeypatch):
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: True)
+    for name in ("RANK", quiet.VERBOSE):
+        monkeypatch.delenv(name, raising=False)
+    assert screen.is_live()
+    for name in ("RANK", quiet.VERBOSE):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not screen.is_live()
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: False)
+    assert not screen.is_live()
+
+
+def test_text_is_as_wide_as_the_terminal_and_not_too_wide_to_read(monkeypatch):
+    assert screen._width() is None
+    monkeypatch.setattr(screen, "_is_terminal", lambda file: True)
+    for columns, width in ((60, 60), (120, 120), (200, 120)):
+        monkeypatch.setattr(screen, "_rich", lambda file, columns=columns: SimpleNamespace(width=columns))
+        assert screen._width() == width
+
+
+def test_every_line_of_a_note_stands_in_the_stages_block(capsys):
+    screen.note("a\nb")
+    assert capsys.readouterr().out == "      a\n      b\n"
+
+
+def test_a_bar_is_taken_away_once():
+    steps, gone = Steps(("step",), 3), []
+    steps.bar = SimpleNamespace(stop=lambda: gone.append(1))
+    steps.close()
+    steps.close()
+    assert (gone, steps.bar) == ([1], None)
+
+
 def test_outside_a_command_nothing_is_redirected(tmp_path):
     quiet.log_to(tmp_path / "logs", "x")
     assert quiet.copies is None
@@ -210,6 +250,26 @@ def test_the_seconds_of_a_stage_end_in_one_column(monkeypatch, capsys):
     for width in (70, 73, 74):  # 6 blanks before it, and 4 characters of 1:15
         screen.ended("x" * width)
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [84, 84, 6 + 74 + 3 + 4]
+
+
+def test_the_seconds_of_a_stage_stay_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(screen, "_began", 100.0)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: 175.0)
+    for width in (60, 84, 120):
+        monkeypatch.setattr(screen, "_width", lambda width=width: width)
+        screen.ended("peak 1.0 GB")
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line) for line in lines] == [60, 84, 84]
+    assert all(line.split() == ["peak", "1.0", "GB", "1:15"] for line in lines)
+
+
+def test_a_bar_never_says_more_steps_than_there_are(monkeypatch):
+    seen, bar = [], Steps(("step",), 10, first=4)
+    monkeypatch.setattr(bar, "step", lambda done, now="": seen.append((done, now)))
+    for by in (4, 3):
+        bar.advance(by, f"{by} more")
+    assert seen == [(8, "4 more"), (10, "3 more")]
+    assert bar.done == 10
 
 
 def test_a_bar_goes_before_an_error_is_shown(monkeypatch, capsys):

@@ -47,6 +47,7 @@ def test_a_checkpoint_of_our_own_passes(saved):
             "pytorch_model/mp_rank_00_model_states.pt",
             "rng_state.pth",
             "more/deeper/any.pkl",
+            "training_state.bin",
         ),
     ],
 )
@@ -98,6 +99,12 @@ def test_a_zip_that_starts_as_a_pickle_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="optimizer"):
         check_pickles(checkpoint)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
+    (tmp_path / "optimizer.bin").symlink_to("none")
+    with pytest.raises(UserError, match=r"optimizer\.bin: .*, found No such file or directory$"):
+        check_pickles(tmp_path)
 
 
 def test_links_do_not_lead_out(checkpoint, tmp_path):

@@ -2942,6 +2942,327 @@ LINES = [
         "if not (trained.packs(",
         "memory_estimate/test_ppo_memory.py",
     ),
+    Mutant(
+        "storage/checkpoint.py",
+        "if spare and (step or any(fault",
+        "if spare and (any(fault",
+        "storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        "left.exists() and fault(checkpoint) is not None and fault(left) is None",
+        "left.exists() and fault(checkpoint) is not None",
+        "storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        'elif facts["step"] != checkpoint_step(checkpoint)',
+        'elif facts["step"] > checkpoint_step(checkpoint)',
+        "storage/test_checkpoint.py",
+    ),
+    Mutant("storage/lock.py", 'and owner["job"] == mine["job"] and _restarts', "and _restarts", "storage/test_lock.py"),
+    Mutant(
+        "tracking/recorder.py", 'event.WhichOneof("what") != "summary" or event', "event", "tracking/test_recorder.py"
+    ),
+    Mutant(
+        "storage/stages.py",
+        '("given", "flags", "data", "stages")] if',
+        '("given", "flags", "data")] if',
+        "storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/saver.py",
+        "self.step, self._since, self._pending = step, time.monotonic(), True",
+        "self.step, self._pending = step, True",
+        "storage/test_saver.py",
+    ),
+    Mutant(
+        "storage/saver.py",
+        "self.step, self._since, self._in_block = 0, time.monotonic(), True",
+        "self.step, self._in_block = 0, True",
+        "storage/test_saver.py",
+    ),
+    Mutant(
+        "storage/safe_load.py",
+        "and path.name not in NEVER_READ",
+        'and not path.name.startswith("training")',
+        "faults/test_security_checkpoints.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        '.isoformat(timespec="seconds")',
+        '.replace(tzinfo=None).isoformat(timespec="seconds")',
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "tracking/skipped_updates.py",
+        '"score" if "score" in what else "gradient"',
+        '"score" if what[0] == "score" else "gradient"',
+        "tracking/test_skipped_updates.py",
+    ),
+    Mutant("console/steps.py", "min(self.done + by, self.total)", "self.done + by", "console/test_screen.py"),
+    Mutant(
+        "console/screen.py", "min(_TIME, _width() or _TIME) - len(took)", "_TIME - len(took)", "console/test_screen.py"
+    ),
+    Mutant(
+        "config/commands.py",
+        'if self.executor == "local" and self.sbatch',
+        "if self.sbatch and not self.seeds",
+        "config/test_edges.py",
+    ),
+    Mutant("config/stages.py", "self.dataset_dir = self.dataset_dir or None", "pass", "config/test_edges.py"),
+    Mutant("config/caches.py", "return inside[-1:]", "return inside[:1]", "config/test_caches.py"),
+    Mutant("config/caches.py", "error.__cause__ or error.__context__", "error.__cause__", "config/test_caches.py"),
+    Mutant("config/caches.py", 'and path != Path("/")]', "]", "config/test_caches.py"),
+    Mutant(
+        "config/old_names.py", '"transformers 5" if name in REMOVED else "TRL 1.12"', '"TRL 1.12"', "test_old_names.py"
+    ),
+    Mutant(
+        "config/ppo.py",
+        "min(every, self.save_steps) >= 1 and self.save_steps % every",
+        "every >= 1 and self.save_steps % every",
+        "config/test_ppo_config.py",
+    ),
+    Mutant(
+        "config/ppo.py",
+        "min(every, self.save_steps) >= 1 and self.save_steps % every",
+        "self.save_steps % every",
+        "config/test_ppo_config.py",
+    ),
+    Mutant(
+        "cli/pipeline.py",
+        'if engine == "multi_cpu" or devices == 0:',
+        'if engine == "multi_cpu":',
+        "cli/test_launching.py",
+    ),
+    Mutant(
+        "cli/train_ppo.py",
+        'policy.dtype or "float32" if model_args.dtype == "auto" else',
+        'policy.dtype or "float32" if model_args.dtype else',
+        "cli/test_train_ppo.py",
+    ),
+    Mutant(
+        "cli/train_ppo.py",
+        "sorted({p.tree_id for p in split.train})",
+        "sorted({p.tree_id for p in train})",
+        "cli/test_train_ppo.py",
+    ),
+    Mutant(
+        "cli/foresight.py",
+        'precision_line(settings[-1]) or precision(settings[-1])["taken"]',
+        'precision(settings[-1])["taken"]',
+        "cli/test_launching.py",
+    ),
+    Mutant(
+        "cli/outcome.py",
+        "if name in POLICIES else None",
+        'if name in POLICIES and name == "full" else None',
+        "cli/test_outcome.py",
+    ),
+    Mutant("cli/plan.py", 'if again and one.state == "done" else one', "if again else one", "storage/test_stages.py"),
+    Mutant("cli/plan.py", "if args.stage in (None, one.spec.name)]", "if True]", "storage/test_stages.py"),
+    Mutant(
+        "cli/prepare.py",
+        '(reward.startswith("pypi:") or is_hub_id(reward))',
+        "is_hub_id(reward)",
+        "cli/test_prepare.py",
+    ),
+    Mutant("cli/train_reward.py", "gold=data.gold)", "gold=False)", "cli/test_train_reward.py"),
+    Mutant(
+        "storage/checkpoint.py",
+        '" ".join(str(problem).split())[:200]',
+        '" ".join(str(problem).split())',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        '{"step", "batch_size", "engine", "processes"} <=',
+        '{"step", "batch_size", "processes"} <=',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/checkpoint.py",
+        '_say([*broken, *unfinished], f"',
+        '_say([*broken], f"',
+        "storage/test_checkpoint.py storage/test_left_aside.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "    flush_folder(folder)\n    aside",
+        "    aside",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "    flush(aside)\n    os.replace(aside, folder / MANIFEST)",
+        "    os.replace(aside, folder / MANIFEST)",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "            if is_main:\n                flush_folder(aside)\n                _move_in",
+        "            if True:\n                _move_in",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "                flush_folder(aside)\n",
+        "",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/disk.py",
+        "        finally:\n            if is_main:",
+        "        finally:\n            if True:",
+        "storage/test_checkpoint.py storage/test_storage_disk.py",
+    ),
+    Mutant(
+        "storage/lock.py", "if error.errno not in _NO_LINKS:", "if error.errno == errno.EEXIST:", "storage/test_lock.py"
+    ),
+    Mutant("storage/saver.py", "self._in_block = False\n        if error", "if error", "storage/test_saver.py"),
+    Mutant(
+        "storage/saver.py",
+        "self._pending, self._problem = False, None",
+        "self._pending = False",
+        "storage/test_saver.py",
+    ),
+    Mutant("storage/saver.py", "                flush(target.parent)\n", "", "storage/test_saver.py"),
+    Mutant(
+        "storage/stages.py",
+        "since {' and '.join(changed)} changed: run",
+        "since {changed[0]} changed: run",
+        "storage/test_stages.py storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/stages.py",
+        "did_you_mean(folder.name, sorted(runs))",
+        "did_you_mean(folder.name, sorted(runs)[:1])",
+        "storage/test_stages.py storage/test_basis.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "        if self.is_main:\n            write_json",
+        "        if True:\n            write_json",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "            if self.is_main:\n                self._lock",
+        "            if True:\n                self._lock",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py",
+        "file.write(json.dumps(row, ensure_ascii=False)",
+        "file.write(json.dumps(row)",
+        "storage/test_run_folder.py",
+    ),
+    Mutant(
+        "storage/run_folder.py", "result.stdout.strip() or None", "result.stdout or None", "storage/test_run_folder.py"
+    ),
+    Mutant("storage/run_folder.py", "json.dumps(content, indent=2", "json.dumps(content", "storage/test_run_folder.py"),
+    Mutant(
+        "storage/safe_load.py",
+        "error.strerror or type(error).__name__",
+        "type(error).__name__",
+        "faults/test_security_checkpoints.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n"
+        "            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
+        "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            append",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            write_rows",
+        "        if True:\n            write_rows",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if not self.accelerator.is_main_process:\n            return",
+        "        if False:\n            return",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n            load_rows",
+        "        if True:\n            load_rows",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "        if self.accelerator.is_main_process:\n"
+        "            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
+        "        if True:\n            self.folder.mkdir(parents=True, exist_ok=True)\n            last",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "    if PartialState().is_main_process:\n        path.parent",
+        "    if True:\n        path.parent",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "if asked and PartialState().is_main_process else {}",
+        "if asked else {}",
+        "tracking/test_recorder.py",
+    ),
+    Mutant(
+        "tracking/recorder.py",
+        "args.run_name, step) if self.accelerator.is_main_process else {}",
+        "args.run_name, step)",
+        "tracking/test_recorder.py",
+    ),
+    Mutant("tracking/board.py", "if state.is_world_process_zero:", "if True:", "tracking/test_board.py"),
+    Mutant(
+        "tracking/progress.py", 'max(1.0, row["eps"] * seconds)', 'row["eps"] * seconds', "tracking/test_progress.py"
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "self.pace or Pace(state.max_steps)",
+        "Pace(state.max_steps)",
+        "tracking/test_progress.py",
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "state.max_steps, state.global_step, self.rows)",
+        "state.max_steps, 0, self.rows)",
+        "tracking/test_progress.py",
+    ),
+    Mutant(
+        "tracking/progress.py",
+        "state.max_steps, state.global_step, self.rows)",
+        "state.max_steps, state.global_step)",
+        "tracking/test_progress.py",
+    ),
+    Mutant("tracking/progress.py", 'if name.startswith("time/")', 'if name != "eps"', "tracking/test_progress.py"),
+    Mutant(
+        "tracking/skipped_updates.py",
+        "if len(rows) > _SHOWN else",
+        "if len(rows) >= _SHOWN else",
+        "tracking/test_skipped_updates.py",
+    ),
+    Mutant(
+        "console/screen.py",
+        "_is_terminal(_out()) and not os.environ.get(quiet.VERBOSE) and not",
+        "_is_terminal(_out()) and not",
+        "console/test_screen.py",
+    ),
+    Mutant("storage/checkpoint.py", "        read(facts)\n", "        pass\n", "storage/test_checkpoint.py"),
+    Mutant("storage/checkpoint.py", "if (path / MANIFEST).is_file()]", "]", "storage/test_checkpoint.py"),
+    Mutant(
+        "storage/disk.py",
+        "        if is_main:\n            shutil.rmtree(aside, ignore_errors=True)\n            aside.mkdir",
+        "        if True:\n            shutil.rmtree(aside, ignore_errors=True)\n            aside.mkdir",
+        "storage/test_checkpoint.py",
+    ),
+    Mutant(
+        "storage/run_folder.py", '"world_size": state.num_processes', '"world_size": 1', "storage/test_run_folder.py"
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ from rlhf.storage.basis import (
     verdict,
 )
 from rlhf.storage.run_folder import Stage, StageDone
-from rlhf.storage.stages import read_run, require_stage, stage_ids, stages_read, stale_stages
+from rlhf.storage.stages import read_run, require_stage, stage_ids, stages_read, stale_lines, stale_stages
 
 KINDS = {
     "reward": [StageRunConfig, PreferenceConfig, ModelConfig, RewardStageConfig],
@@ -274,7 +274,12 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_is_given(tmp_path):
 NO_DATA = {"given": {}, "flags": {}, "data": [], "stages": {}}
 
 
-@pytest.mark.parametrize("broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}, NO_DATA])
+NO_STAGES = {"given": {}, "flags": {}, "data": {}, "stages": ["reward"]}
+
+
+@pytest.mark.parametrize(
+    "broken", ["x", 3, [], {}, {"given": [], "flags": {}, "data": {}, "stages": {}}, NO_DATA, NO_STAGES]
+)
 def test_a_broken_basis_is_none(tmp_path, broken):
     facts = begun(tmp_path / "ppo_full", asked(tmp_path), basis=broken)
     assert differences(facts, asked(tmp_path)) == []
@@ -294,6 +299,10 @@ def test_what_read_a_stage_that_ran_again_is_stale_and_so_is_what_read_that(tmp_
     assert stale_stages(tmp_path) == {}
     begun(tmp_path / "reward", wanted)
     assert stale_stages(tmp_path) == {"ppo_full": ["reward"], "evaluation": ["reward", "ppo_full"]}
+    assert stale_lines(tmp_path) == [
+        f"{tmp_path.name}: ppo_full is stale, since reward changed: run that stage again",
+        f"{tmp_path.name}: evaluation is stale, since reward and ppo_full changed: run that stage again",
+    ]
     assert verdict(tmp_path / "ppo_full", wanted) == verdict(tmp_path / "evaluation", wanted) == "again"
     with pytest.raises(UserError, match="evaluation: stale, since reward and ppo_full changed; run that stage again"):
         require_stage(tmp_path / "evaluation")

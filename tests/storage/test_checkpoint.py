@@ -13,7 +13,8 @@ from transformers.trainer_callback import ExportableState
 
 from rlhf.errors import UserError
 from rlhf.ppo.checkpointing import digest
-from rlhf.storage.checkpoint import PPO, REWARD, newest_whole, not_written, read_step, rotate
+from rlhf.storage import disk
+from rlhf.storage.checkpoint import PPO, REWARD, checkpoints, newest_whole, not_written, problem_of, read_step, rotate
 from rlhf.storage.disk import MANIFEST, fault, write_manifest, written_aside
 
 FACTS = {"batch_size": 4, "engine": "NO", "processes": 1}
@@ -55,6 +56,14 @@ def test_numbers_decide_not_names_or_clocks(tmp_path):
     assert newest_whole(tmp_path / "none", PPO) is None
 
 
+def test_what_a_stage_needs_of_a_checkpoint_must_be_there(tmp_path):
+    made = checkpoint(tmp_path / "checkpoints", "step-1")
+    checkpoint(tmp_path / "checkpoints", "step-2", manifest=False)
+    assert checkpoints(tmp_path) == [made]
+    assert problem_of(made, lambda facts: facts["batch_size"]) is None
+    assert problem_of(made, lambda facts: facts["episode"]) == "a step.json that cannot be read"
+
+
 def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
     for step in (1, 2, 3):
         checkpoint(tmp_path, f"step-{step}")
@@ -69,7 +78,11 @@ def test_several_broken_ones_are_passed_over_one_line_each(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "[]", '{"step": 1}', '{"step": 1, "batch_size": 4, "engine": "NO"}', "[" * 100_000]
+    "content",
+    [
+        *(None, "", "[]", '{"step": 1}', '{"step": 1, "batch_size": 4, "engine": "NO"}', "[" * 100_000),
+        '{"step": 1, "batch_size": 4, "processes": 1}',
+    ],
 )
 def test_a_sealed_checkpoint_that_says_no_step_is_broken(tmp_path, content):
     """A manifest shows that files are unchanged, not that rlhf wrote them."""
@@ -120,6 +133,7 @@ def test_the_line_on_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
     assert str(not_written(target, torn)) == (
         f"{target}: cannot write the checkpoint: inline_container.cc: file write failed {end} step-1"
     )
+    assert f": {'x' * 200} (1.5 MB" in str(not_written(target, RuntimeError("x" * 201)))
 
 
 def test_what_an_interrupted_delete_left_is_no_obstacle(tmp_path):
@@ -144,8 +158,18 @@ def test_a_reward_checkpoint_that_was_never_finished_is_no_reason_to_stop(tmp_pa
     assert capsys.readouterr().out.endswith(
         "found no manifest.json, which is written last; starting from the beginning\n"
     )
-    checkpoint(tmp_path, "checkpoint-1", step=7)
+    checkpoint(tmp_path, "checkpoint-1")
+    assert newest_whole(tmp_path, REWARD) == tmp_path / "checkpoint-1"
+    assert capsys.readouterr().out == (
+        f"! skipped {tmp_path / 'checkpoint-2'}: broken checkpoint, found no manifest.json, which is written last; "
+        "resuming from checkpoint-1\n"
+    )
+    rotate(checkpoint(tmp_path, "checkpoint-3", step=7), REWARD, 1)
+    (tmp_path / "checkpoint-3").rename(tmp_path / "checkpoint-1")
     with pytest.raises(UserError, match="checkpoint-1: broken checkpoint, found step 7 in it; move them away"):
+        newest_whole(tmp_path, REWARD)
+    checkpoint(tmp_path, "checkpoint-9", step=8)
+    with pytest.raises(UserError, match="checkpoint-9: broken checkpoint, found step 8 in it; 1 older"):
         newest_whole(tmp_path, REWARD)
 
 
@@ -249,6 +273,29 @@ def test_while_files_move_there_is_no_model(tmp_path, monkeypatch):
     ):
         write(a)
     assert names(tmp_path) == ["adapter", "model.safetensors"]
+
+
+def test_on_other_ranks_the_first_ones_files_are_left_alone(tmp_path):
+    (tmp_path / ".aside").mkdir()
+    (tmp_path / ".aside" / "config.json").write_text("new")
+    with written_aside(tmp_path, False) as aside:
+        (aside / "shard").write_text("new")
+    assert names(tmp_path) == [".aside"]
+    assert names(tmp_path / ".aside") == ["config.json", "shard"]
+
+
+def test_all_is_on_the_disk_before_a_manifest_or_a_model_says_so(tmp_path, monkeypatch):
+    done, flush, replace = [], disk.flush, os.replace
+    monkeypatch.setattr(disk, "flush", lambda path: (done.append(path.name), flush(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"to {b.name}"), replace(a, b)))
+    checkpoint(tmp_path, "step-1")
+    files = ["deep", "weights", "step.json", "step-1"]
+    assert done == [*files, f".{MANIFEST}", f"to {MANIFEST}", "step-1"]
+    done.clear()
+    with written_aside(tmp_path / "model", True) as aside:
+        for name in ("config.json", "weights"):
+            (aside / name).write_text("new")
+    assert done == ["config.json", "weights", ".aside", "model", "to weights", "to config.json", "model"]
 
 
 def test_a_broken_checkpoint_that_was_asked_for_is_refused(tmp_path):

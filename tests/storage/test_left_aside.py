@@ -52,6 +52,21 @@ def test_the_only_whole_one_stays_where_a_run_begins_anew(tmp_path):
     assert names(tmp_path) == ["left-step-2"]
 
 
+def test_of_two_broken_ones_the_later_one_stays(tmp_path):
+    for name in ("left-step-2", "step-2"):
+        (checkpoint(tmp_path, name, manifest=False) / "mark").write_text(name)
+    set_later_aside(tmp_path, PPO, 1)
+    assert (tmp_path / "left-step-2" / "mark").read_text() == "step-2"
+
+
+def test_broken_ones_go_where_a_run_resumes_from_a_whole_one(tmp_path):
+    checkpoint(tmp_path, "step-1")
+    for step in (2, 3):
+        checkpoint(tmp_path, f"step-{step}", manifest=False)
+    set_later_aside(tmp_path, PPO, 1, 1)
+    assert names(tmp_path) == ["left-step-3", "step-1"]
+
+
 def test_a_run_that_goes_on_from_an_earlier_step_leaves_its_later_ones(tmp_path):
     """The limit does not delete the run's own newest checkpoint, and the next start finds it."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}

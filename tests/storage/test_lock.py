@@ -98,7 +98,8 @@ def test_another_host_is_never_taken_to_be_dead(tmp_path, monkeypatch, job, mine
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if mine:
         monkeypatch.setenv("SLURM_JOB_ID", mine)
-    owned(tmp_path, host="node7", job=job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # of another job, it says nothing
+    owned(tmp_path, host="node7", job=job, restarts=0)
     said = "on host node7 of Slurm job 5;" if job else "on host node7;"
     with pytest.raises(UserError, match=said) as refused:
         FolderLock(tmp_path).take()
@@ -217,6 +218,16 @@ def test_one_that_comes_first_at_the_last_moment_is_the_owner(tmp_path, monkeypa
         FolderLock(tmp_path).take()
     assert owner(tmp_path)["pid"] == other.pid
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_an_error_that_says_nothing_of_links_is_one(tmp_path, monkeypatch):
+    def torn(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", torn)
+    with pytest.raises(UserError, match=f"^{tmp_path / NAME}: cannot write: Input/output error$"):
+        FolderLock(tmp_path).take()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_links_and_locks_there_is_an_owner_all_the_same(tmp_path, monkeypatch):

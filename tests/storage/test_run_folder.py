@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate import PartialState
 
 from rlhf.cli.script import run_script
 from rlhf.errors import UserError
-from rlhf.storage.run_folder import Stage, anywhere, append_row, command_line, write_json, write_rows
+from rlhf.storage import run_folder
+from rlhf.storage.run_folder import Stage, anywhere, append_row, command_line, git_commit, write_json, write_rows
 from rlhf.storage.stages import is_done, read_run, require_stage
 from rlhf.tracking.recorder import keep_rows
 
@@ -27,6 +29,7 @@ def test_a_stage_is_running_then_done(tmp_path):
     assert facts["versions"].keys() >= {"torch", "transformers", "trl", "peft", "accelerate"}
     assert 0 <= facts["seconds"] < 600
     assert facts["started"] <= facts["ended"]
+    assert facts["started"][19:] == facts["ended"][19:] == "+00:00"  # whole seconds of a time that all clocks have
     assert facts["peak_memory"]
     assert require_stage(folder) == folder
 
@@ -99,7 +102,9 @@ def test_a_model_is_named_so_that_it_is_found_from_anywhere(tmp_path, monkeypatc
 
 def test_writing_leaves_nothing_beside_the_file(tmp_path):
     write_json(tmp_path / "a" / "x.json", {"text": "ü"})
-    assert "ü" in (tmp_path / "a" / "x.json").read_text(encoding="utf-8")
+    assert (tmp_path / "a" / "x.json").read_text(encoding="utf-8") == '{\n  "text": "ü"\n}\n'
+    append_row(tmp_path / "more.jsonl", {"text": "ü"})
+    assert (tmp_path / "more.jsonl").read_text(encoding="utf-8") == '{"text": "ü"}\n'
     write_rows(tmp_path / "rows.jsonl", [{"text": "ü"}, {"text": "b"}])
     assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == '{"text": "ü"}\n{"text": "b"}\n'
     write_json(tmp_path / "path.json", {"path": tmp_path})
@@ -168,7 +173,27 @@ def test_other_processes_than_the_job_has_asked_for_are_refused(tmp_path, monkey
     with pytest.raises(UserError, match=r"RLHF_WORLD_SIZE"):
         Stage(tmp_path, "reward", {}, seed=0)
     monkeypatch.setenv("RLHF_WORLD_SIZE", "1")
-    Stage(tmp_path, "reward", {}, seed=0)
+    assert Stage(tmp_path, "reward", {}, seed=0).facts["world_size"] == 1
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 3)
+    monkeypatch.setenv("RLHF_WORLD_SIZE", "3")
+    assert Stage(tmp_path, "reward", {}, seed=0).facts["world_size"] == 3
+
+
+def test_other_ranks_write_nothing_and_leave_the_lock(tmp_path):
+    stage = Stage(tmp_path, "reward", {}, seed=0)
+    stage.is_main = False
+    with stage:
+        stage.record(data={"rows": 7})
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_commit_of_a_repository(tmp_path, monkeypatch):
+    said = iter(["abc\n", "\n"])
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "rlhf" / "storage" / "run_folder.py"))
+    monkeypatch.setattr(run_folder.subprocess, "run", lambda *given, **options: SimpleNamespace(stdout=next(said)))
+    assert git_commit() is None
+    (tmp_path / ".git").mkdir()
+    assert (git_commit(), git_commit()) == ("abc", None)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

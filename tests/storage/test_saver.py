@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -252,6 +253,21 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch, options, saved):
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step}" for step in saved]
 
 
+def test_the_time_counts_from_the_beginning_of_training(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    clock[0] = 100.0
+    with saver:
+        clock[0] = 159.9
+        assert not saver.is_due(1)
+        clock[0] = 160.0
+        assert saver.is_due(1)
+        saver.write(1, None, {}, lambda _: None)
+        clock[0] = 219.9
+        assert not saver.is_due(1)  # since the last checkpoint
+
+
 def test_the_optimizer_is_read_in_main_memory(saved, tmp_path, monkeypatch):
     """Also if Accelerate would read it on each of several GPUs, next to the states themselves."""
     places = []
@@ -309,3 +325,28 @@ def test_one_that_failed_leaves_nothing_and_the_next_one_is_written(tmp_path, mo
         saver.write(step, 1, {}, lambda folder: (folder / "more").write_text(""), best="step-1")
     assert names(tmp_path) == ["step-1", "step-3"]
     assert seen[0] == {path.name for path in (tmp_path / "checkpoints" / "step-3").iterdir()} - {"manifest.json"}
+
+
+def test_what_failed_in_a_run_that_ended_is_not_told_by_the_next_one(tmp_path, monkeypatch):
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    with monkeypatch.context() as patch:
+        full_after(patch, 0)
+        saver.__enter__()
+        saver.write(1, None, {}, lambda _: None)
+        error = ZeroDivisionError()
+        saver.__exit__(type(error), error, None)
+    with saver:
+        saver.write(2, None, {}, lambda _: None)
+    assert names(tmp_path) == ["step-2"]
+
+
+def test_after_the_run_a_checkpoint_is_waited_for(tmp_path, monkeypatch):
+    write, flushed = module.write_manifest, []
+    monkeypatch.setattr(module, "write_manifest", lambda folder: (time.sleep(0.2), write(folder)))
+    monkeypatch.setattr(module, "flush", lambda folder: flushed.append((folder.name, names(tmp_path))))
+    saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    with saver:
+        pass
+    saver.write(1, None, {}, lambda _: None)
+    assert names(tmp_path) == ["step-1"]
+    assert flushed == [("checkpoints", ["step-1"])]  # after the rename

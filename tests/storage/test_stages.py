@@ -9,7 +9,7 @@ import pytest
 import yaml
 from limits import HANG
 
-from rlhf.cli.plan import planned
+from rlhf.cli.plan import main, planned
 from rlhf.errors import UserError
 from rlhf.storage.stages import POLICIES, RECIPES, REPORT, STAGES, is_done, recipe_folder, require_stage, stages_of
 
@@ -66,6 +66,7 @@ def test_a_recipe_of_ours_comes_before_a_folder_of_that_name(tmp_path, monkeypat
 
 def test_a_run_that_is_not_there_is_told_by_the_name_of_a_similar_one(tmp_path):
     (tmp_path / "study" / "reward").mkdir(parents=True)
+    (tmp_path / "alpha" / "evaluation").mkdir(parents=True)
     (tmp_path / "studies").mkdir()  # of no stage
     with pytest.raises(UserError, match=r"run that stage first; did you mean 'study'\?$"):
         require_stage(tmp_path / "studi" / "reward")
@@ -131,6 +132,37 @@ def test_flags_of_one_stage_are_not_asked_of_the_others(tmp_path):
         planned(RECIPES / "demo", tmp_path, more=flags)
     found = {one.spec.name: one for one in planned(RECIPES / "demo", tmp_path, more=flags, only="ppo_full")}
     assert (found["reward"].state, found["ppo_full"].state) == ("done", "not run")
+
+
+@pytest.mark.parametrize(("status", "state"), [("done", "stale"), ("stopped", "stopped"), ("failed", "failed")])
+def test_only_what_is_done_is_stale_while_an_earlier_stage_has_still_to_end(tmp_path, status, state):
+    parts = {"given": {}, "flags": {}, "data": {}, "stages": {"reward": "1"}}
+    for stage, facts in (
+        ("reward", {"status": "running", "id": "1"}),
+        ("ppo_full", {"status": status, "basis": parts}),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "run.json").write_text(json.dumps(facts))
+    found = {one.spec.name: one.state for one in planned(RECIPES / "demo", tmp_path, only="evaluation")}
+    assert (found["reward"], found["ppo_full"], found["ppo_lora"]) == ("running", state, "not run")
+
+
+def test_the_plan_of_one_stage_and_settings_that_differ(tmp_path, monkeypatch, capsys):
+    def lines(*argv):
+        monkeypatch.setattr("sys.argv", ["plan", "--runs_dir", str(tmp_path), "--run", "x", *argv])
+        main()
+        return [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+
+    (tmp_path / "x" / "reward").mkdir(parents=True)
+    facts = {"status": "done", "config": {"learning_rate": 0.5}}
+    (tmp_path / "x" / "reward" / "run.json").write_text(json.dumps(facts))
+    monkeypatch.delenv("RLHF_FLAGS", raising=False)
+    assert lines("--stage", "ppo_full") == [["ppo_full", "not_run"]]
+    assert lines()[0] == ["reward", "differs"]
+    with pytest.raises(SystemExit) as end:
+        lines("--check")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: reward: settings differ (learning_rate 0.5 → ")
 
 
 @pytest.mark.parametrize(

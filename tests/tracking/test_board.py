@@ -1,5 +1,7 @@
 """What TensorBoard's own reader finds: one run per stage, what matters first, samples before settings."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -8,7 +10,7 @@ from tiny_ppo import PROMPTS, trainer
 from rlhf.config import RewardStageConfig
 from rlhf.data.hh_rlhf import load_pairs
 from rlhf.reward.trainer import encode_pairs, train_reward_model
-from rlhf.tracking.board import board_tag, verbatim
+from rlhf.tracking.board import BoardCallback, board_tag, verbatim
 from rlhf.tracking.recorder import write_summary
 
 
@@ -91,3 +93,21 @@ def test_tags(name, tag):
 
 def test_text_is_shown_as_it_is_whatever_ends_its_lines():
     assert verbatim("# a\r\nb\rc\nd") == "    # a\n    b\n    c\n    d"
+
+
+def test_a_board_is_rank_0s_and_has_no_row_that_sums_up(tmp_path, monkeypatch):
+    args = SimpleNamespace(to_dict=dict)
+    board = BoardCallback(tmp_path / "other")
+    board.on_train_begin(args, SimpleNamespace(is_world_process_zero=False), None)
+    board.on_log(args, SimpleNamespace(global_step=1), None, {"loss": 1.0})
+    board.on_train_end(args, None, None)
+    assert not (tmp_path / "other").exists()
+    board = BoardCallback(tmp_path / "first")
+    board.on_train_begin(args, SimpleNamespace(is_world_process_zero=True), None)
+    seen = []
+    monkeypatch.setattr(board.writer, "add_scalar", lambda *given: seen.append(given))
+    for logs in ({"eval_loss": 1.0}, {"train_runtime": 2.0, "train_loss": 3.0}, {}, None):
+        board.on_log(args, SimpleNamespace(global_step=5), None, logs)
+    board.on_train_end(args, None, None)
+    assert seen == [("eval/loss", 1.0, 5)]
+    assert board.writer is None

@@ -23,6 +23,24 @@ def test_a_ppo_step_by_hand():
     assert PPORows().cells(TrainerState(), {"eval/scores": 1.0}) == []
     long = row | {"time/learn": 5.0}
     assert PPORows().cells(TrainerState(global_step=1, max_steps=4), long)[4] == "10"
+    none = row | {"eps": 0.0}  # as after a step without time
+    assert PPORows().cells(TrainerState(global_step=1, max_steps=4), none)[0] == "1.00 ± 2.00"
+
+
+def test_the_time_left_is_of_all_steps_so_far():
+    rows, row = PPORows(), dict.fromkeys(("objective/scores", "objective/scores_std", "eps"), 1.0)
+    row |= dict.fromkeys(("objective/kl_per_token", "objective/response_length", "objective/eos_rate"), 1.0)
+    left = [
+        rows.cells(TrainerState(global_step=step, max_steps=10), row | {"time/learn": seconds})[5]
+        for step, seconds in ((1, 100.0), (2, 10.0), (3, 20.0))
+    ]
+    assert left == ["15:00", "1:20", "1:45"]
+
+
+def test_a_run_that_resumes_has_rows_for_the_steps_that_it_does():
+    rows = RewardRows(rows=3)
+    rows.on_train_begin(None, TrainerState(max_steps=40, global_step=30), None)
+    assert (rows.steps.total, rows.steps.done, rows.steps.every) == (40, 30, 5)
 
 
 @pytest.mark.parametrize(("trained", "cells"), [({"loss": 0.5, "accuracy": 0.75}, ["0.500", "75 %"]), ({}, ["–", "–"])])

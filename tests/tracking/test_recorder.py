@@ -93,6 +93,7 @@ def test_project_and_run_name_reach_every_tracker(tmp_path, monkeypatch, name, k
     assert project == "kindness"
     assert options.get(key) == "first" if key else run.name == "first"
     assert options.get("experiment", "kindness") == "kindness"
+    assert ("experiment" in options) == (name == "aim")  # its word for a project
     (events,) = {path.parent for path in tmp_path.rglob("events*") if path.parent.name == "first"}
     assert events == tmp_path / "tensorboard" / "first"  # TensorBoard calls a run by its folder
 
@@ -183,6 +184,13 @@ def test_values_of_later_steps_and_one_that_was_cut_off_go(tmp_path):
     keep_events(tmp_path, 3)
     assert values(tmp_path) == [("x", 1, 10.0), ("x", 2, 20.0), ("x", 3, 30.0)]
     assert [path.name for path in sorted(tmp_path.iterdir())] == [first.name, second.name]
+
+
+def test_a_file_of_which_no_value_is_kept_is_still_one_of_tensorboard(tmp_path):
+    written(tmp_path, range(1, 3))
+    keep_events(tmp_path, -1)
+    (path,) = tmp_path.glob("events.*")
+    assert [event.file_version for event in EventFileLoader(str(path)).Load()] == ["brain.Event:2"]
 
 
 def test_tensorboard_itself_reads_what_is_kept_whatever_the_clock_said(tmp_path, monkeypatch):
@@ -305,6 +313,37 @@ def test_rows_and_samples_stand_at_their_step_and_go_on_behind_those_that_are_ke
     assert rows("samples.jsonl") == [{"step": step, **row} for step in (1, 2) for row in responses]
     assert rows("eval_metrics.jsonl") == []
     assert rows("completions.jsonl") == responses
+
+
+class OtherRank:
+    """Stands for the accelerator of a rank whose trackers do nothing."""
+
+    is_main_process, log_with, trackers = False, (), ()
+
+    def init_trackers(self, *_, **__):
+        pass
+
+    log = init_trackers
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    checkpoint, folder = tmp_path / "step-1", tmp_path / "run"
+    for place in (checkpoint, folder):
+        place.mkdir()
+        (place / "metrics.jsonl").write_text(f'{{"step": 7, "of": "{place.name}"}}\n')
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    other = Recorder(OtherRank(), folder)
+    other.start(PPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", run_name="a"), 0)
+    other.load(checkpoint)
+    other.row(1, {"x": 1.0})
+    other.evaluation(1, {"x": 1.0})
+    other.completions([{"prompt": "p", "response": "r", "score": 1.0}])
+    other.samples(1, [{"prompt": "p", "response": "r", "score": 1.0}])
+    monkeypatch.setattr(tracking, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    other.event("skipped.jsonl", {"step": 1}, "a skipped update")
+    with one_tracker_run(SimpleNamespace(report_to=["wandb", "trackio"], run_name=None), folder, 0):
+        assert "WANDB_RESUME" not in os.environ
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
 
 def test_what_a_checkpoint_relies_on_is_on_the_disk(tmp_path, monkeypatch, recorder):

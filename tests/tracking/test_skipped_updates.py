@@ -34,6 +34,8 @@ def test_a_run_ends_after_so_many_in_a_row_and_each_is_written():
     assert "grad_norm" not in seen[2]
     with pytest.raises(UserError, match="try a lower learning_rate or bounded rewards"):
         Skips(1).report(1, ["gradient"], rows(1))
+    with pytest.raises(UserError, match=r"loss and score not finite 1 times .*; check the rewards of these prompts"):
+        Skips(1).report(1, ["loss", "score"], rows(1))
 
 
 def test_a_gradient_of_0_is_written_too():
@@ -49,6 +51,7 @@ def test_pairs_are_named_as_pairs_and_have_hints_of_their_own():
     assert skip_line(update, "pair") == (
         "step 3: update skipped: loss and gradient not finite, pairs p0, p1, p2, p3, p4, p5, p6, p7; see skipped.jsonl"
     )
+    assert names_of(rows(9, "pair"), "pair").endswith("p7 and 1 more")
     assert skip_line(update | {"rows": rows(1)}) == (
         "step 3: update skipped: loss and gradient not finite, prompts p0; see skipped.jsonl"
     )
