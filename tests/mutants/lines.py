@@ -2921,6 +2921,42 @@ LINES = [
         'next(iter(own.lora_A), "")\n',
         "generation/test_static.py",
     ),
+    Mutant(
+        "distributed/accelerator.py",
+        "sync_each_batch=wants_fsdp()",
+        "sync_each_batch=False",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "cpu=args.use_cpu and not wants_deepspeed()",
+        "cpu=args.use_cpu",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "counted=1)",
+        "counted=args.gradient_accumulation_steps)",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        '"broadcast_buffers": args.ddp_broadcast_buffers',
+        '"broadcast_buffers": args.ddp_find_unused_parameters',
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "enable_full_determinism(args.seed)",
+        "set_seed(args.seed)",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "prepare_offload(accelerator.state.deepspeed_plugin, args.optim)",
+        "pass",
+        "distributed/test_accelerator.py",
+    ),
 ]
 
 
