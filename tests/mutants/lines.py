@@ -3263,6 +3263,92 @@ LINES = [
     Mutant(
         "storage/run_folder.py", '"world_size": state.num_processes', '"world_size": 1', "storage/test_run_folder.py"
     ),
+    Mutant(
+        "distributed/accelerator.py",
+        "sync_each_batch=wants_fsdp()",
+        "sync_each_batch=False",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "cpu=args.use_cpu and not wants_deepspeed()",
+        "cpu=args.use_cpu",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "counted=1)",
+        "counted=args.gradient_accumulation_steps)",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        '"broadcast_buffers": args.ddp_broadcast_buffers',
+        '"broadcast_buffers": args.ddp_find_unused_parameters',
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "enable_full_determinism(args.seed)",
+        "set_seed(args.seed)",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant(
+        "distributed/accelerator.py",
+        "prepare_offload(accelerator.state.deepspeed_plugin, args.optim)",
+        "pass",
+        "distributed/test_accelerator.py",
+    ),
+    Mutant("perf/hardware.py", "if 8 * seconds > _TOO_LONG:", "if seconds > _TOO_LONG:", "perf/test_hardware.py"),
+    Mutant("perf/hardware.py", "< _SPENT:", "< 0:", "perf/test_hardware.py"),
+    Mutant("perf/hardware.py", "len(times) <= _TRIES or", "len(times) < _TRIES or", "perf/test_hardware.py"),
+    Mutant(
+        "perf/hardware.py",
+        "2 * tokens * hidden * inner / best",
+        "tokens * hidden * inner / best",
+        "perf/test_hardware.py",
+    ),
+    Mutant(
+        "perf/hardware.py",
+        "float(module.get_device_properties(device).total_memory)",
+        "float(module.get_device_properties(0).total_memory)",
+        "perf/test_hardware.py",
+    ),
+    Mutant(
+        "perf/hardware.py",
+        "float(module.recommended_max_memory()) if",
+        "float(module.recommended_max_memory()) / 2 if",
+        "perf/test_hardware.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "_Seen.of(self.reward_roles[name].base, read.texts, read.passes, n)",
+        "_Seen.of(self.reward_roles[name].base, texts, groups, n)",
+        "perf/test_work.py",
+    ),
+    Mutant("perf/work.py", "self.dtype.itemsize) / memory_bandwidth", "4) / memory_bandwidth", "perf/test_work.py"),
+    Mutant(
+        "perf/work.py",
+        "with self.reference_role.active() as model:\n            return Flops.of(model)",
+        "return Flops.of(self.reference_role.model)",
+        "perf/test_work.py",
+    ),
+    Mutant(
+        "perf/work.py",
+        "[] if module.disable_adapters or module.merged else",
+        "[] if module.disable_adapters else",
+        "perf/test_flops.py",
+    ),
+    Mutant(
+        "perf/throughput.py", 'device.type != "cpu", meter', 'device.type == "cuda", meter', "perf/test_throughput.py"
+    ),
+    Mutant("perf/throughput.py", "meter.policy.frozen > 0", "meter.policy.trained > 0", "perf/test_throughput.py"),
+    Mutant(
+        "perf/throughput.py",
+        'for name in ("score", "learn") if name in work and work[name].padding',
+        'for name in ("learn",) if name in work and work[name].padding',
+        "perf/test_throughput.py",
+    ),
 ]
 
 

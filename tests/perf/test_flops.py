@@ -131,3 +131,12 @@ def test_a_heads_width_is_the_one_that_is_set():
     assert key_values(LlamaConfig(**sizes, head_dim=32)) == 2 * 3 * 2 * 32
     assert head_width(LlamaConfig(**sizes)) == 16
     assert key_values(GPT2Config(n_embd=64, n_head=4, n_layer=3)) == 2 * 3 * 64
+
+
+def test_merged_adapters_are_in_the_weights_which_move_as_they_are_stored():
+    base, model = Flops.of(tiny.llama()), add_lora(tiny.llama(), LORA)
+    model.merge_adapter()
+    assert Flops.of(model).matrices == base.matrices
+    half = Flops.of(tiny.llama().bfloat16()).layers
+    assert half == tuple((count, 2) for count, size in base.layers)
+    assert {size for _, size in base.layers} == {4}

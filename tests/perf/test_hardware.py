@@ -160,3 +160,42 @@ def test_where_a_device_keeps_no_record_the_process_counts(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 5_000)
     assert [hardware.peak_memory(torch.device(kind)) for kind in ("cuda", "xpu")] == [5_000] * 2
     assert all(hardware.peak_memory(torch.device(kind)) > 10_000_000 for kind in ("cpu", "mps"))
+
+
+def test_a_product_of_twice_the_width_that_would_take_too_long_is_not_tried(monkeypatch):
+    seconds = iter([0.001, 0.006, 0.0001])  # eight times 6 ms are more than 40
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: next(seconds))
+    assert matmul_peak.__wrapped__(CPU, torch.float32) == 2 * 1024**3 / 0.006
+
+
+def times(monkeypatch, *rounds):
+    """A clock by which each look at it and the next are so many seconds apart."""
+    ticks = iter([t for i, seconds in enumerate(rounds) for t in (10.0 * i, 10.0 * i + seconds)])
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+
+
+def test_three_calls_at_least_and_as_many_as_take_long_enough(monkeypatch):
+    calls = []
+    times(monkeypatch, 9.0, 0.5, 0.4, 0.25)
+    assert hardware._fastest(lambda: calls.append(1), CPU) == 0.25
+    assert len(calls) == 4
+    times(monkeypatch, 9.0, *[0.0078125] * 4)  # 31 ms after the first, of ten calls each
+    assert hardware._fastest(lambda: calls.append(1), torch.device("cuda")) == pytest.approx(0.00078125)
+    assert len(calls) == 4 + 5 * 10
+
+
+def test_a_layers_speed_is_of_the_fastest_of_eight(monkeypatch):
+    seconds = iter([2.0, 1.0, 0.5, 1.0, 2.0, 2.0, 2.0, 0.25, 0.125])
+    monkeypatch.setattr(hardware, "_fastest", lambda *_: next(seconds))
+    assert hardware.layer_speed(torch.float32) == 2 * 256 * 768 * 3072 / 0.25
+
+
+def test_a_devices_memory_is_its_own_or_what_is_recommended(monkeypatch):
+    def memory(**functions):
+        monkeypatch.setattr(torch, "get_device_module", lambda device: type("Module", (), functions))
+        return hardware.total_memory(torch.device("cuda", 1))
+
+    assert memory(get_device_properties=lambda device: type("P", (), {"total_memory": 8 + device.index})) == 9.0
+    assert memory(recommended_max_memory=lambda: 6) == 6.0
+    assert memory() is None

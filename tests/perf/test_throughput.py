@@ -78,8 +78,24 @@ SAME, OTHER = "faster, same result: ", "faster, other result: "
             now(lora=False),
             f"{OTHER}LoRA (peft_config; use_peft: true), which has no gradients of the base, 23",
         ),
+        # A quarter of 4 of 10 seconds, of scoring.
+        (
+            phases(2.0, 4.0, 4.0) | {"score": phase(4.0, padding=25)},
+            now(),
+            f"{SAME}micro_batch_tokens, which packs rows of like length up to so many, 10",
+        ),
     ],
-    ids=["padding", "checkpointing", "checkpointing lora", "bf16", "launch-bound", "shared", "epochs", "lora"],
+    ids=[
+        "padding",
+        "checkpointing",
+        "checkpointing lora",
+        "bf16",
+        "launch-bound",
+        "shared",
+        "epochs",
+        "lora",
+        "padding in score",
+    ],
 )
 def test_the_option_that_helps(work, conditions, said):
     words, _, per_cent = said.rpartition(", ")
@@ -162,13 +178,14 @@ def test_bf16_is_measured_where_a_run_computes_in_32_bits(monkeypatch):
     monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: peaks[dtype])
 
     def found(device, dtype, frozen=0, peak=100.0):
-        policy = SimpleNamespace(frozen=frozen)
+        policy = SimpleNamespace(frozen=frozen, trained=1 - frozen)
         return conditions(config(), SimpleNamespace(device=torch.device(device), dtype=dtype, peak=peak, policy=policy))
 
     first = found("cpu", torch.float32)
     assert (first.gpu, first.lora, first.bf16) == (False, False, 3.0)
     second = found("cuda", torch.float16, frozen=1, peak=50.0)
     assert (second.gpu, second.lora, second.bf16) == (True, True, 1.0)
+    assert found("xpu", torch.float16).gpu
     peaks[torch.bfloat16] = math.inf  # there was no memory to measure it
     assert found("cpu", torch.float32, peak=math.inf).bf16 == 1.0
     assert found("cpu", torch.float32).bf16 == 1.0

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from peft import LoraConfig
 from test_metrics_row import ARGS, Rank, learned, targets
 from test_rollout import rollout
 from tiny_ppo import metrics, trainer
 
-from rlhf.models.actor_critic import FrozenRole
+from rlhf.models.actor_critic import FrozenRole, ValueHead
 from rlhf.models.kernels.attention import use_cpu_attention
+from rlhf.models.lora import add_lora
 from rlhf.perf import work as module
-from rlhf.perf.work import Flops, Meter, StepPasses, Work, rates, total
+from rlhf.perf.work import Flops, Meter, StepPasses, TextPasses, Work, rates, total
 from rlhf.ppo import metrics as rows
 from rlhf.ppo.trainer import PhaseTimer
 
@@ -239,3 +241,46 @@ def test_what_is_learned_twice_needs_its_logits_twice(monkeypatch):
     assert (learn.tokens, learn.real, learn.computed) == (30, 2 * 30, 2 * (14 + 5 + 14 + 3))
     needed = policy.training([7, 3, 5, 5, 7, 3], 12) + critic.training([7, 3, 5, 5, 7, 3])
     assert learn.ideal_seconds == pytest.approx(needed / 1000)
+
+
+def test_a_reward_model_reads_its_own_texts_in_its_own_passes(monkeypatch):
+    meter, planned, policy, critic = constructed(monkeypatch, rank=1)
+    reward = tiny.gpt2_reward()
+    meter.reward_roles = {"other": FrozenRole(reward)}
+    read = TextPasses([[7] * n for n in (9, 1, 2)], [[2], [0, 1]])
+    score = meter.step(replace(planned, rewards={"other": read}), {"score": 2.0})["score"]
+    # The last row is padding, there too: 7 and 3 tokens in 14 and 5 places, 9 and 1 in 2 and 18.
+    assert (score.tokens, score.real, score.computed) == (10, 3 * 10 + 10, 3 * (14 + 5) + 2 + 18)
+    needed = 2 * policy.forward([7, 3], 4) + critic.forward([7, 3]) + Flops.of(reward).forward([9, 1])
+    assert Flops.of(reward).matrices != policy.matrices
+    assert score.ideal_seconds == pytest.approx(needed / 1000)
+
+
+def test_weights_are_moved_in_the_precision_of_the_run(monkeypatch):
+    meter, planned, policy, _ = constructed(monkeypatch)
+    meter.dtype = torch.bfloat16
+    [generate] = meter.step(planned, {"generate": 1.0}).values()
+    moved = policy.decoded_bytes([4, 2, 3], [3, 1, 2], 2)
+    assert generate.ideal_seconds == pytest.approx(policy.forward([4, 2, 3], 3) / 1000 + moved / 100)
+    [nothing] = meter.step(replace(planned, n_valid=0), {"generate": 1.0}).values()
+    assert (nothing.tokens, nothing.real, nothing.computed, nothing.ideal_seconds) == (0, 0, 12 + 5, 0)
+
+
+def test_a_head_on_the_policys_trunk_needs_nothing_of_its_own(monkeypatch):
+    meter, planned, policy, _ = constructed(monkeypatch)
+    meter.trained.critic = ValueHead(32)
+    work = meter.step(replace(planned, learned=[[0, 1, 2]]), dict.fromkeys(PHASES, 1.0))
+    score, learn = work["score"], work["learn"]
+    assert score.real == 2 * 15
+    assert (learn.real, learn.computed) == (15, 3 * 7)
+    assert learn.ideal_seconds == pytest.approx(policy.training([7, 3, 5], 6) / 1000)
+
+
+def test_roles_of_one_model_count_with_the_adapter_that_each_has_on(monkeypatch):
+    meter, _, policy, _ = constructed(monkeypatch)
+    model = add_lora(tiny.llama(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    meter.reference_role = FrozenRole(model, shared=True)
+    meter.reward_roles = {"own": FrozenRole(model, shared=True), "whole": FrozenRole(tiny.llama())}
+    assert Flops.of(model).matrices > policy.matrices
+    found = [meter.reference, *meter.rewards.values()]
+    assert [one.matrices for one in found] == [policy.matrices] * 3
