@@ -2921,6 +2921,13 @@ LINES = [
         'next(iter(own.lora_A), "")\n',
         "generation/test_static.py",
     ),
+    Mutant(
+        "ratings/serve.py",
+        "not 0 < int(length) <= MAX_BYTES",
+        "not 0 < int(length) < MAX_BYTES",
+        "ratings/test_serve.py",
+    ),
+    Mutant("ppo/prompts.py", 'f"{prompt_id}\\n{seen[prompt_id]}" if', 'f"{prompt_id}\\n{i}" if', "ppo/test_prompts.py"),
 ]
 
 
