@@ -2928,6 +2928,18 @@ LINES = [
         "ratings/test_serve.py",
     ),
     Mutant("ppo/prompts.py", 'f"{prompt_id}\\n{seen[prompt_id]}" if', 'f"{prompt_id}\\n{i}" if', "ppo/test_prompts.py"),
+    Mutant(
+        "reward/metrics.py",
+        "np.where(first_minus_second > 0, *LABELS)",
+        "np.where(first_minus_second >= 0, *LABELS)",
+        "reward/test_metrics.py",
+    ),
+    Mutant(
+        "reward/metrics.py",
+        "if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:",
+        "if len(x) < 2 or np.ptp(x) == 0:",
+        "evaluation/test_statistics.py",
+    ),
 ]
 
 
