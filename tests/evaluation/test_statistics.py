@@ -153,6 +153,7 @@ def test_rank_correlation_by_hand() -> None:
     # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 * 4 / (4 * 15) = 0.6.
     assert rank_correlation([1, 5, 6, 90], [2, 1, 4, 3]) == pytest.approx(0.6)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    assert rank_correlation([1, 2, 3], [1, 1, 1]) is None
 
 
 def test_gains_by_length_of_the_prompt() -> None:

@@ -3349,6 +3349,25 @@ LINES = [
         'for name in ("learn",) if name in work and work[name].padding',
         "perf/test_throughput.py",
     ),
+    Mutant(
+        "ratings/serve.py",
+        "not 0 < int(length) <= MAX_BYTES",
+        "not 0 < int(length) < MAX_BYTES",
+        "ratings/test_serve.py",
+    ),
+    Mutant("ppo/prompts.py", 'f"{prompt_id}\\n{seen[prompt_id]}" if', 'f"{prompt_id}\\n{i}" if', "ppo/test_prompts.py"),
+    Mutant(
+        "reward/metrics.py",
+        "np.where(first_minus_second > 0, *LABELS)",
+        "np.where(first_minus_second >= 0, *LABELS)",
+        "reward/test_metrics.py",
+    ),
+    Mutant(
+        "reward/metrics.py",
+        "if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:",
+        "if len(x) < 2 or np.ptp(x) == 0:",
+        "evaluation/test_statistics.py",
+    ),
 ]
 
 

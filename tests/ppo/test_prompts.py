@@ -310,3 +310,9 @@ def test_what_a_reward_models_template_writes_counts_for_its_positions(tmp_path)
     trainer(tmp_path, given=given, rows=rows, response_length=100)
     with pytest.raises(UserError, match="that response_length=100 more fit the reward reward's 256 positions"):
         trainer(tmp_path, given=given, rows=rows, response_length=100, chat_template_kwargs={"more": "of " * 200})
+
+
+def test_prompts_of_one_id_draw_by_how_often_it_came_before_not_by_their_place():
+    rows = [{"prompt": "a", "prompt_id": name} for name in ("x", "y", "x", "x", "y")]
+    streams = ["x", "y", "x\n1", "x\n2", "y\n1"]
+    assert [prompt.stream for prompt in read_prompts(rows, tokenizer())] == streams

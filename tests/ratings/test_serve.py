@@ -104,3 +104,11 @@ def test_an_error_of_ours_is_one_line_without_the_request_and_a_client_that_left
         except (ValueError, OSError):
             server.handle_error(None, None)
     assert capsys.readouterr().err == "error: request: ValueError\n"
+
+
+def test_a_sheet_may_be_as_large_as_the_limit(server, monkeypatch):
+    path, body = f"/ratings?token={server.token}", json.dumps(rating_sheets.filled(KEY, "Ann"))
+    monkeypatch.setattr("rlhf.ratings.serve.MAX_BYTES", len(body) - 1)
+    assert ask(server, path, "POST", body) == (413, f"expected 1 to {len(body) - 1:,} bytes")
+    monkeypatch.setattr("rlhf.ratings.serve.MAX_BYTES", len(body))
+    assert ask(server, path, "POST", body) == (200, "received")

@@ -109,6 +109,7 @@ def test_calibrated_scores_have_little_error() -> None:
 def test_ties_and_certainty(seed: int) -> None:
     ties = pair_metrics(np.ones(4), np.ones(4), seed=seed)
     assert ties["accuracy"] == 0.5
+    assert [row[0] for row in ties["confusion_matrix"]] == [0, 0]  # all are predicted to be second
     assert ties["calibration"] == {"ece": 0, "bins": [{"confidence": 0.5, "accuracy": 0.5, "n": 4}]}
     sure = pair_metrics(np.full(4, 1e4), np.zeros(4), seed=seed)
     assert sure["calibration"] == {"ece": 0, "bins": [{"confidence": 1.0, "accuracy": 1.0, "n": 4}]}
