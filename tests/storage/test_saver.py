@@ -329,10 +329,17 @@ def test_one_that_failed_leaves_nothing_and_the_next_one_is_written(tmp_path, mo
 
 def test_what_failed_in_a_run_that_ended_is_not_told_by_the_next_one(tmp_path, monkeypatch):
     saver = module.Saver(Accelerator(cpu=True), tmp_path, torch.nn.Linear(2, 1))
+    written = threading.Event()  # the failure comes after `write` has asked for one
+
+    def fail(folder):
+        written.wait(60)
+        raise OSError("full")
+
     with monkeypatch.context() as patch:
-        full_after(patch, 0)
+        patch.setattr(module, "write_manifest", fail)
         saver.__enter__()
         saver.write(1, None, {}, lambda _: None)
+        written.set()
         error = ZeroDivisionError()
         saver.__exit__(type(error), error, None)
     with saver:
