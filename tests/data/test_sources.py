@@ -240,6 +240,12 @@ def test_which_files_the_data_sets_of_the_papers_are(hub: tuple[Path, list[Any]]
     assert asked[-1][3] == [f"*{suffix}" for suffix in DATA_SUFFIXES]
 
 
+def test_a_data_set_of_the_hub_may_call_a_folder_as_the_red_team_s(hub: tuple[Path, list[Any]]) -> None:
+    folder, _ = hub
+    written(folder / "red-team-attempts/c.jsonl", b"")
+    assert fetch_pairs("our/pairs", None, None) == [folder / "red-team-attempts/c.jsonl"]
+
+
 def test_only_the_red_teams_files_are_no_pairs(tmp_path: Path) -> None:
     written(tmp_path / "red-team-attempts/a.jsonl", b"")
     with pytest.raises(UserError, match=r": expected files of preference pairs, found only red-team-attempts$"):

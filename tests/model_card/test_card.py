@@ -405,6 +405,7 @@ def test_an_adapter_is_loaded_onto_its_base_and_says_where_it_lies(tmp_path):
     folder = tmp_path / "run" / "ppo_lora"
     merged, adapter = adapter_of(folder, model_name_or_path="our/base")
     assert "AutoModelForCausalLM.from_pretrained('our/base')" in blocks(adapter)[0]
+    assert "subfolder" not in blocks(adapter)[0]  # its own path is given
     assert [text.splitlines()[text.splitlines().index("---", 1) + 2] for text in (merged, adapter)] == [
         "# `run/ppo_lora`",
         "# `run/ppo_lora/adapter`",
@@ -456,6 +457,23 @@ def test_what_a_run_says_of_itself_is_in_the_card(tmp_path):
     assert re.search(r"weights of `[^`/]+\.gguf`, dequantised\.", text)
     assert "Not recorded" not in text
     assert "Saved as" not in text
+
+
+def test_the_versions_are_those_of_the_run(tmp_path):
+    policy(tmp_path)
+    facts = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"versions": {"rlhf": "0.0.9"}}))
+    write_card(tmp_path)
+    assert "| `rlhf` | `0.0.9` |" in card(tmp_path)
+
+
+def test_an_adapter_without_a_merged_model_has_its_card(tmp_path):
+    run_json(tmp_path, "ppo_lora", model_name_or_path="our/base")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    write_card(tmp_path)
+    assert "PeftModel" in card(tmp_path / "adapter")
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_a_fused_adapter_says_what_it_is(tmp_path):

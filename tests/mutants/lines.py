@@ -3368,6 +3368,26 @@ LINES = [
         "if len(x) < 2 or np.ptp(x) == 0:",
         "evaluation/test_statistics.py",
     ),
+    Mutant("model_card/card.py", '_kind(folder) == "reward"', '_kind(folder) != "policy"', "model_card/test_card.py"),
+    Mutant("model_card/card.py", "if hub_id and place != folder:", "if place != folder:", "model_card/test_card.py"),
+    Mutant(
+        "model_card/card.py",
+        '{"rlhf": __version__} | dict(facts.get("versions", {}))',
+        'dict(facts.get("versions", {})) | {"rlhf": __version__}',
+        "model_card/test_card.py",
+    ),
+    Mutant(
+        "reporting/report.py",
+        'run.evaluation.get("confidence", 0.95))\n    figures |=',
+        "0.95)\n    figures |=",
+        "reporting/test_report.py",
+    ),
+    Mutant(
+        "data/hh_rlhf.py",
+        "if data_dir is not None or is_hub_id(source):\n        return files",
+        "if data_dir is not None:\n        return files",
+        "data/test_sources.py",
+    ),
 ]
 
 

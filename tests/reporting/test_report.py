@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import rating_sheets
+from matplotlib.text import Text
 
 from rlhf.cli import report
 from rlhf.errors import UserError
@@ -367,6 +368,12 @@ def test_plots_are_files_too(run_dir: Path) -> None:
     html = page.read_bytes()
     assert set(re.findall(r'data-plot="(\w+)"', html.decode())) == PLOTS == set(draw(read_run(run_dir)))
     assert build_report(run_dir).read_bytes() == html  # the same run, the same page
+
+
+def test_the_plot_of_gains_has_the_confidence_of_the_evaluation(run_dir: Path) -> None:
+    write(run_dir / "evaluation" / "evaluation.json", evaluation_result() | {"confidence": 0.9})
+    figure = draw(read_run(run_dir))["evaluation_gains"]
+    assert any("90%" in text.get_text() for text in figure.findobj(Text))
 
 
 def test_a_plot_of_the_audit(run_dir: Path) -> None:
